@@ -1,0 +1,1 @@
+"""The kernel: words every room shares. Standard library only, nothing here waits or starts anything."""

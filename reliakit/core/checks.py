@@ -1,0 +1,65 @@
+"""Eager checks of settings, with one style of message: what was given, to whom, and what to give instead."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, TypeVar
+
+from reliakit.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["choice", "count", "named", "seconds", "share"]
+
+T = TypeVar("T")
+
+
+def seconds(argument: str, value: float, *, zero: bool = False) -> float:
+    """Return a duration as a float, refusing anything that is not a finite, positive number.
+
+    Args:
+        argument: The argument's name, for the message.
+        value: The duration in seconds.
+        zero: Whether 0 is a meaningful duration here.
+    """
+    good = _is_number(value) and math.isfinite(value) and (value > 0 or (zero and value == 0))
+    if not good:
+        kind = "zero or a positive number" if zero else "a positive number"
+        raise ConfigurationError(f"{argument} must be {kind} of seconds, got {value!r}")
+    return float(value)
+
+
+def count(argument: str, value: int, *, least: int = 1) -> int:
+    """Return a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{argument} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+def share(argument: str, value: float, *, zero: bool = False) -> float:
+    """Return a share of a whole: above 0 (or from 0, with `zero`) up to 1."""
+    good = _is_number(value) and (0 < value <= 1 or (zero and value == 0))
+    if not good:
+        start = "from 0" if zero else "above 0"
+        raise ConfigurationError(f"{argument} must be a share {start} up to 1, got {value!r}")
+    return float(value)
+
+
+def choice(argument: str, value: T, choices: Iterable[T]) -> T:
+    """Return one of `choices`."""
+    known = tuple(choices)
+    if value not in known:
+        raise ConfigurationError(f"{argument} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
+
+
+def named(argument: str, value: str) -> str:
+    """Return a non-empty name."""
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{argument} must be a non-empty text, got {value!r}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

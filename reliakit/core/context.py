@@ -1,0 +1,102 @@
+"""Who asked, and under which id: what every log line, event and outgoing call of one request shares."""
+
+from __future__ import annotations
+
+import secrets
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+__all__ = ["RequestContext", "current_request", "request_context"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What is known of the request that is being served.
+
+    Attributes:
+        request_id: Its id, kept from the caller or made here.
+        principal: Who asked, once that is known.
+        trace_id: The id of the distributed trace, 32 hexadecimal digits, or None.
+        fields: Anything else; shown in log records.
+    """
+
+    request_id: str
+    principal: str | None = None
+    trace_id: str | None = None
+    fields: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+_current: ContextVar[RequestContext | None] = ContextVar("reliakit_request", default=None)
+
+
+def current_request() -> RequestContext | None:
+    """Return the context of the request that this thread or task serves, or None outside of one."""
+    return _current.get()
+
+
+class request_context:  # noqa: N801 - reads as the statement it is used in
+    """Run a block as part of a request: `with request_context(request_id="a1", principal="7", tenant="x"): ...`.
+
+    What is left out is inherited from an outer context; fields add up, the inner value wins. Without a `request_id`
+    anywhere a new one is made. Tasks started in the block inherit it; threads do so where their pool copies the
+    context, as `asyncio.to_thread` does.
+
+    Args:
+        request_id: The request's id.
+        principal: Who asked.
+        trace_id: The id of the distributed trace.
+        fields: Anything else worth a place in each log record.
+    """
+
+    __slots__ = ("_entered", "_fields", "_principal", "_request_id", "_trace_id")
+
+    def __init__(
+        self,
+        *,
+        request_id: str | None = None,
+        principal: str | None = None,
+        trace_id: str | None = None,
+        **fields: object,
+    ) -> None:
+        self._request_id = request_id
+        self._principal = principal
+        self._trace_id = trace_id
+        self._fields = fields
+        self._entered: list[tuple[RequestContext | None, Token[RequestContext | None]]] = []
+
+    def __enter__(self) -> RequestContext:
+        outer = _current.get()
+        here = self._within(outer)
+        self._entered.append((outer, _current.set(here)))
+        return here
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outer, token = self._entered.pop()
+        try:
+            _current.reset(token)
+        except ValueError:
+            # A generator may be closed in another context than it began in.
+            _current.set(outer)
+
+    def _within(self, outer: RequestContext | None) -> RequestContext:
+        if outer is None:
+            return RequestContext(
+                self._request_id or secrets.token_hex(16),
+                self._principal,
+                self._trace_id,
+                MappingProxyType(self._fields),
+            )
+        return RequestContext(
+            self._request_id or outer.request_id,
+            self._principal if self._principal is not None else outer.principal,
+            self._trace_id or outer.trace_id,
+            MappingProxyType({**outer.fields, **self._fields}),
+        )

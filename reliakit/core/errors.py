@@ -1,0 +1,218 @@
+"""Every error that reliakit raises itself.
+
+```
+ReliakitError
+├─ ConfigurationError (ValueError)      a wrong argument or wrong use
+├─ RejectedError                        the call was not tried
+│  ├─ CircuitOpenError
+│  ├─ RateLimitedError
+│  │  └─ LoginBlockedError
+│  ├─ BulkheadFullError
+│  ├─ OverloadedError
+│  └─ RetryBudgetExceededError
+├─ DeadlineExceededError (TimeoutError) the call was tried and cut, or could not start in time
+├─ TransactionError
+│  ├─ TransactionRolledBackError        COMMIT was answered with ROLLBACK
+│  ├─ CommitUnknownError                the outcome of COMMIT is not known
+│  ├─ TransactionTimeoutError (DeadlineExceededError)
+│  └─ TransactionUsageError             a rule of transactions was broken by the code, not by the data
+├─ ValidationError (ValueError)
+├─ StoreError
+└─ NoInstanceError
+```
+
+The caller's own exceptions, psycopg's included, pass through unchanged. Every error keeps its fields through
+`pickle` and `copy`, so it survives a process pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "BulkheadFullError",
+    "CircuitOpenError",
+    "CommitUnknownError",
+    "ConfigurationError",
+    "DeadlineExceededError",
+    "LoginBlockedError",
+    "NoInstanceError",
+    "OverloadedError",
+    "Problem",
+    "RateLimitedError",
+    "RejectedError",
+    "ReliakitError",
+    "RetryBudgetExceededError",
+    "StoreError",
+    "TransactionError",
+    "TransactionRolledBackError",
+    "TransactionTimeoutError",
+    "TransactionUsageError",
+    "ValidationError",
+]
+
+
+class ReliakitError(Exception):
+    """The root of everything that reliakit raises itself."""
+
+
+class ConfigurationError(ReliakitError, ValueError):
+    """A wrong argument or a wrong use; raised at construction or decoration and naming the way out."""
+
+
+class RejectedError(ReliakitError):
+    """The call was not tried, so nothing happened and it is safe to try again later.
+
+    Attributes:
+        name: The component that refused.
+        retry_after: Seconds until another try can succeed, or None when that is not known.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.retry_after = retry_after
+
+
+class CircuitOpenError(RejectedError):
+    """The circuit breaker is open: its dependency failed too often to be called now."""
+
+
+class RateLimitedError(RejectedError):
+    """The key has spent its limit.
+
+    Attributes:
+        decision: The limiter's `Decision`, or None where there is none.
+    """
+
+    def __init__(
+        self, message: str = "", *, name: str = "", retry_after: float | None = None, decision: object = None
+    ) -> None:
+        super().__init__(message, name=name, retry_after=retry_after)
+        self.decision = decision
+
+
+class LoginBlockedError(RateLimitedError):
+    """This account or source failed to log in too often; the password was not looked at."""
+
+
+class BulkheadFullError(RejectedError):
+    """As many calls as allowed are running, and the queue is full."""
+
+
+class OverloadedError(RejectedError):
+    """The service sheds load before it breaks."""
+
+
+class RetryBudgetExceededError(RejectedError):
+    """The share of calls that may be retries is spent."""
+
+
+class DeadlineExceededError(ReliakitError, TimeoutError):
+    """The time budget ran out: the call was cut, or could not start in time.
+
+    Attributes:
+        seconds: The budget that ran out, in seconds, or None where it is not known.
+    """
+
+    def __init__(self, message: str = "", *, seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class TransactionError(ReliakitError):
+    """A transaction did not end as its caller asked.
+
+    Attributes:
+        name: The operation or the database.
+        attempts: How many attempts were made, at least 1 once one began.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "", attempts: int = 0) -> None:
+        super().__init__(message)
+        self.name = name
+        self.attempts = attempts
+
+
+class TransactionRolledBackError(TransactionError):
+    """COMMIT was answered with ROLLBACK, or joined code had doomed the transaction: nothing was written."""
+
+
+class CommitUnknownError(TransactionError):
+    """COMMIT was sent and its answer never came: the work is either wholly done or wholly undone.
+
+    Attributes:
+        transaction_id: The server's id of the transaction, to ask for its outcome later; None for one that
+            wrote nothing or whose id could not be learnt.
+    """
+
+    def __init__(
+        self, message: str = "", *, name: str = "", attempts: int = 0, transaction_id: str | None = None
+    ) -> None:
+        super().__init__(message, name=name, attempts=attempts)
+        self.transaction_id = transaction_id
+
+
+class TransactionTimeoutError(TransactionError, DeadlineExceededError):
+    """The transaction's time budget ran out; it did not commit and never will."""
+
+    def __init__(self, message: str = "", *, name: str = "", attempts: int = 0, seconds: float | None = None) -> None:
+        super().__init__(message, name=name, attempts=attempts)
+        self.seconds = seconds
+
+
+class TransactionUsageError(TransactionError):
+    """Wrong thread or task, after a fork, a broken propagation rule, or a checkout that must deadlock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a value, told without repeating the value.
+
+    Attributes:
+        pointer: JSON Pointer to the offending place, such as "/projects/0/name"; "" is the whole value.
+        keyword: The rule that was broken, such as "maximum".
+        code: Stable machine-readable code.
+        message: A sentence for people; never contains the offending value.
+        params: The rule's own parameters, such as `{"limit": 5}`.
+        location: Which part of a request it was: "body", "query", "path" or "header".
+    """
+
+    pointer: str
+    keyword: str
+    code: str
+    message: str
+    params: Mapping[str, object] = field(default_factory=dict[str, object])
+    location: str = "body"
+
+
+class ValidationError(ReliakitError, ValueError):
+    """A value does not fit its schema.
+
+    Attributes:
+        problems: Everything that is wrong, in document order.
+    """
+
+    def __init__(self, message: str = "", problems: Iterable[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems: list[Problem] = list(problems)
+
+
+class StoreError(ReliakitError):
+    """A shared store could not be reached or did not answer in time.
+
+    Attributes:
+        store: Which store.
+    """
+
+    def __init__(self, message: str = "", *, store: str = "") -> None:
+        super().__init__(message)
+        self.store = store
+
+
+class NoInstanceError(ReliakitError):
+    """Discovery knows no instance that could serve the call."""

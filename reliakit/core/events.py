@@ -1,0 +1,311 @@
+"""The vocabulary of what happens: small frozen values that components emit and listeners receive.
+
+A component emits an event after its own locks are released and only if somebody listens; metrics, logs, error
+tracking and status pages are listeners. An event never holds a secret, a statement's parameters or a request body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "AttemptFailed",
+    "CallEnded",
+    "CallRejected",
+    "CheckoutOverdue",
+    "CircuitChanged",
+    "ConnectionLeaked",
+    "DeadlineOverrun",
+    "ErrorSeen",
+    "Event",
+    "HookFailed",
+    "LimitDecided",
+    "LogDropped",
+    "PoolWaited",
+    "RequestEnded",
+    "RequestStarted",
+    "SecretsMasked",
+    "SecurityNoticed",
+    "StoreFailed",
+    "StoreRecovered",
+    "TransactionEnded",
+    "TransactionStarted",
+    "ValidationFailed",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened in one component.
+
+    Attributes:
+        name: The component, such as a breaker's or a database's name.
+        at: The component's monotonic clock when it happened, in seconds.
+        sequence: Counts this component's events from 1; gaps are events that nobody listened for.
+    """
+
+    name: str
+    at: float
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionStarted(Event):
+    """BEGIN was answered: one attempt of a transaction runs."""
+
+    service: str | None
+    operation: str
+    attempt: int
+    isolation: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionEnded(Event):
+    """One attempt of a transaction is over.
+
+    Attributes:
+        status: How it ended; "retry" is an attempt that is tried again.
+        duration: Seconds from asking for a connection to the answer of COMMIT or ROLLBACK.
+        wait: Seconds of it spent waiting for a connection.
+        statements: How many statements were run, BEGIN and COMMIT left out.
+        rows: Rows returned or changed by them.
+        sqlstate: The server's error code, where an error ended it.
+        error_type: The class name of the error that ended it, or None.
+        deliberate: The code asked for the rollback with `set_rollback_only()`.
+    """
+
+    service: str | None
+    operation: str
+    attempt: int
+    status: Literal["commit", "rollback", "timeout", "unknown", "retry"]
+    duration: float
+    wait: float
+    statements: int
+    rows: int
+    sqlstate: str | None = None
+    error_type: str | None = None
+    deliberate: bool = False
+    transaction_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolWaited(Event):
+    """A connection was asked for: got after `wait` seconds, or not at all."""
+
+    wait: float
+    granted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckoutOverdue(Event):
+    """A connection has been held for longer than `leak_after`; `line` took it."""
+
+    age: float
+    line: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLeaked(Event):
+    """A connection was lost to its pool for good."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookFailed(Event):
+    """An after_commit or after_rollback hook raised; the outcome of the transaction stands."""
+
+    operation: str
+    hook: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitChanged(Event):
+    """A circuit breaker moved to another state.
+
+    Attributes:
+        previous: The state it left.
+        state: The state it entered.
+        cause: Why, in a few words.
+        retry_after: Seconds until a probe is let through, where that is known.
+    """
+
+    previous: str
+    state: str
+    cause: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallEnded(Event):
+    """A guarded call ran to its end; `verdict` says how its guard counted it."""
+
+    verdict: Literal["success", "failure", "ignored"]
+    duration: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRejected(Event):
+    """A guard refused a call, so it was not tried; `reason` is the error's class name."""
+
+    reason: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed(Event):
+    """An attempt failed and another one follows after `delay` seconds."""
+
+    attempt: int
+    delay: float
+    error_type: str
+    sqlstate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineOverrun(Event):
+    """Code that cannot be interrupted returned after its deadline; its result was kept."""
+
+    seconds: float
+    elapsed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitDecided(Event):
+    """A rate limiter decided. `key` is the caller's key and may be personal: listeners mask or fold it.
+
+    Attributes:
+        allowed: What the caller was told.
+        enforced: False in shadow mode, where `denied` may differ from what the caller was told.
+        denied: What the limits say.
+        degraded: The store did not answer and a stand-in decided.
+    """
+
+    key: str
+    allowed: bool
+    denied: bool
+    enforced: bool
+    degraded: bool
+    cost: int
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFailed(Event):
+    """A shared store stopped answering; told once per outage."""
+
+    store: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRecovered(Event):
+    """A shared store answers again."""
+
+    store: str
+    outage: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityNoticed(Event):
+    """Something that security people count: a failed login, an invalid token, a limit hit.
+
+    Attributes:
+        event: What it was, such as "failed_login", "rate_limit" or "invalid_token".
+        source: Where it came from, usually a client address; listeners bound its number of values.
+        service: The service that noticed.
+        fields: More for the log line, masked there.
+    """
+
+    event: str
+    source: str
+    service: str | None = None
+    fields: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorSeen(Event):
+    """An exception left a transaction, a breaker, a policy, a web request or a logger call.
+
+    Emitted once for each exception object, by whoever sees it first.
+
+    Attributes:
+        service: The service it happened in, where known.
+        status: The HTTP status it leads to, as text, or None.
+        category: Its category, see `classify`.
+        retry: Whether trying again can help, see `classify`.
+        sqlstate: PostgreSQL's error code, or None.
+        fingerprint: Equal for errors with the same cause, see `classify`.
+        error: The exception itself; do not keep it, its traceback holds on to frames.
+    """
+
+    service: str | None
+    status: str | None
+    error_type: str
+    category: str
+    retry: str
+    sqlstate: str | None
+    fingerprint: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationFailed(Event):
+    """A value was refused by a schema; `keywords` are the broken rules."""
+
+    keywords: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStarted(Event):
+    """A request arrived."""
+
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEnded(Event):
+    """A request is over; the access record is made of this.
+
+    Attributes:
+        service: The service that answered.
+        method: The HTTP method, "_OTHER" for an unknown one.
+        route: The route's template, or "unmatched"; never the raw path.
+        status: The status that was sent, or None when none was.
+        outcome: What became of the exchange.
+        duration: Seconds until the last byte was handed to the server.
+        request_id: The id that the response carried.
+        response_bytes: Bytes of body sent.
+        error_type: The class name of the exception that ended it, or None.
+    """
+
+    service: str | None
+    method: str
+    route: str
+    status: int | None
+    outcome: Literal["completed", "client_disconnect", "cancelled", "timeout", "error"]
+    duration: float
+    request_id: str
+    response_bytes: int = 0
+    error_type: str | None = None
+    client: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretsMasked(Event):
+    """A log record held secrets, and they were masked; `failed` means a placeholder stands for the whole."""
+
+    count: int
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogDropped(Event):
+    """A log record could not be written."""
+
+    reason: str
+    count: int = 1

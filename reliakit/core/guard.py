@@ -1,0 +1,228 @@
+"""The one place where a guarded call has a colour.
+
+```
+permit = guard.enter()          may raise a RejectedError: the call is not tried
+value  = fn(...)                the caller's code, one frame away
+guard.leave(permit, error, value)
+```
+
+A guard decides and never waits, so one object serves threads and tasks at once. Which shell a function gets is
+decided once, when it is decorated: plain, `async def`, generator or async generator. Anything whose colour would be
+guessed wrong is refused loudly: a class, a coroutine object, a plain function that returns an awaitable.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from functools import partial, wraps
+from types import CoroutineType
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
+
+from reliakit.core.errors import ConfigurationError
+
+__all__ = ["Colour", "Guard", "acall", "call", "colour_of", "guarded", "is_awaitable", "refuse_awaitable"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+Colour = Literal["plain", "async", "generator", "async generator"]
+
+
+class Guard(Protocol[T]):
+    """What a pattern decides around a call. Never waits; safe from threads and tasks."""
+
+    def enter(self) -> T:
+        """Let the call pass and return its permit, or raise a RejectedError."""
+        ...
+
+    def leave(self, permit: T, error: BaseException | None, result: object, /) -> None:
+        """Take the permit back with what the call came to. Called exactly once for each permit; never raises."""
+        ...
+
+
+def colour_of(fn: object, *, by: str) -> Colour:
+    """Tell how a function must be called.
+
+    Args:
+        fn: What was handed to a decorator or to `call`.
+        by: Who asks, for the message.
+
+    Raises:
+        ConfigurationError: It is a class, a coroutine object or no callable at all.
+    """
+    if inspect.iscoroutine(fn):
+        fn.close()
+        raise ConfigurationError(f"{by} takes a function, got a coroutine object: leave out the parentheses after it")
+    if isinstance(fn, type):
+        raise ConfigurationError(
+            f"{by} takes a function, got the class {fn.__qualname__}: decorate its methods instead"
+        )
+    if not callable(fn):
+        raise ConfigurationError(f"{by} takes a function, got {type(fn).__name__}")
+    target: object = fn
+    while isinstance(target, partial):
+        target = cast("partial[object]", target).func
+    if not inspect.isroutine(target):
+        target = type(target).__call__  # an object with its own __call__
+    if inspect.iscoroutinefunction(target):
+        return "async"
+    if inspect.isasyncgenfunction(target):
+        return "async generator"
+    if inspect.isgeneratorfunction(target):
+        return "generator"
+    return "plain"
+
+
+def guarded(guard: Guard[Any], fn: Callable[P, R], *, by: str) -> Callable[P, R]:
+    """Return `fn` behind the guard, in its own colour and with its own signature.
+
+    Args:
+        guard: Decides around each call.
+        fn: A function, method, partial, staticmethod or classmethod of any colour.
+        by: Who decorates, for messages.
+
+    Raises:
+        ConfigurationError: `fn` is nothing whose calls can be guarded.
+    """
+    if isinstance(fn, staticmethod | classmethod):
+        method = cast("staticmethod[..., Any] | classmethod[Any, ..., Any]", fn)
+        return cast("Callable[P, R]", type(method)(guarded(guard, method.__func__, by=by)))
+    shell = _SHELLS[colour_of(fn, by=by)]
+    return cast("Callable[P, R]", shell(guard, cast("Callable[..., Any]", fn), by))
+
+
+def call(guard: Guard[Any], fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a plain function once behind the guard."""
+    permit = guard.enter()
+    try:
+        result = fn(*args, **kwargs)
+        if is_awaitable(result):
+            refuse_awaitable(fn, result, "call")
+    except BaseException as error:
+        guard.leave(permit, error, None)
+        raise
+    guard.leave(permit, None, result)
+    return result
+
+
+async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Await one call behind the guard."""
+    permit = guard.enter()
+    try:
+        result = await fn(*args, **kwargs)
+    except BaseException as error:
+        guard.leave(permit, error, None)
+        raise
+    guard.leave(permit, None, result)
+    return result
+
+
+def is_awaitable(result: object) -> bool:
+    """Return whether this is something to be awaited. Looks at the class alone, about 40 ns."""
+    return hasattr(type(result), "__await__")
+
+
+def refuse_awaitable(fn: object, result: object, by: str) -> None:
+    """Raise for a plain function that returned an awaitable: nothing would have been guarded.
+
+    Raises:
+        ConfigurationError: Always.
+    """
+    if isinstance(result, CoroutineType):
+        result.close()
+    name = getattr(fn, "__qualname__", repr(fn))
+    raise ConfigurationError(
+        f"{name} is a plain function that returned an awaitable, so {by} would guard nothing: "
+        "make it `async def` and await inside, or use acall"
+    )
+
+
+def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:
+    enter, leave = guard.enter, guard.leave
+
+    @wraps(fn)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        permit = enter()
+        try:
+            result = fn(*args, **kwargs)
+            if is_awaitable(result):
+                refuse_awaitable(fn, result, by)
+        except BaseException as error:
+            leave(permit, error, None)
+            raise
+        leave(permit, None, result)
+        return result
+
+    return run
+
+
+def _async(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:  # noqa: ARG001 - one signature for all shells
+    enter, leave = guard.enter, guard.leave
+
+    @wraps(fn)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        permit = enter()
+        try:
+            result = await fn(*args, **kwargs)
+        except BaseException as error:
+            leave(permit, error, None)
+            raise
+        leave(permit, None, result)
+        return result
+
+    return run
+
+
+def _generator(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:  # noqa: ARG001
+    enter, leave = guard.enter, guard.leave
+
+    @wraps(fn)
+    def run(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        # The body of a generator starts at its first step: one that is never iterated holds no permit.
+        permit = enter()
+        try:
+            result = yield from cast("Generator[Any, Any, Any]", fn(*args, **kwargs))
+        except BaseException as error:
+            leave(permit, error, None)
+            raise
+        leave(permit, None, result)
+        return result
+
+    return run
+
+
+def _async_generator(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:  # noqa: ARG001
+    enter, leave = guard.enter, guard.leave
+
+    @wraps(fn)
+    async def run(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        permit = enter()
+        try:
+            inner = fn(*args, **kwargs)
+            step = await anext(inner)
+            while True:
+                try:
+                    sent = yield step
+                except GeneratorExit:
+                    await inner.aclose()
+                    raise
+                except BaseException as thrown:  # noqa: BLE001 - handed on to where the caller meant it
+                    step = await inner.athrow(thrown)
+                else:
+                    step = await inner.asend(sent)
+        except StopAsyncIteration:
+            leave(permit, None, None)
+        except BaseException as error:
+            leave(permit, error, None)
+            raise
+
+    return run
+
+
+_SHELLS: dict[Colour, Callable[[Guard[Any], Callable[..., Any], str], Callable[..., Any]]] = {
+    "plain": _plain,
+    "async": _async,
+    "generator": _generator,
+    "async generator": _async_generator,
+}

@@ -1,0 +1,196 @@
+"""The event spine: components emit, listeners receive, and neither knows the other.
+
+```
+breaker ──┐                          ┌── metrics
+database ─┼─ Emitter ── subscribe() ─┼── logs
+limiter ──┘     └────── listeners= ──┴── yours
+```
+
+The list of process-wide listeners is the only mutable state that reliakit keeps at module level.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.errors import ConfigurationError
+from reliakit.core.events import Event
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Emitter", "Listener", "Subscription", "subscribe"]
+
+E = TypeVar("E", bound=Event)
+Listener = Callable[[Any], None]
+
+_log = logging.getLogger("reliakit")
+
+
+class _Route:
+    """One listener, the types it wants, and whether it has raised before."""
+
+    __slots__ = ("failed", "listener", "types")
+
+    def __init__(self, listener: Listener, types: tuple[type[Event], ...]) -> None:
+        self.listener = listener
+        self.types = types
+        self.failed = False
+
+    def deliver(self, event: Event) -> None:
+        try:
+            self.listener(event)
+        except Exception:  # noqa: BLE001
+            # A listener's fault is not the caller's: told once, then contained in silence.
+            if not self.failed:
+                self.failed = True
+                _log.exception(
+                    "listener %r raised on %s; its next errors are not reported",
+                    self.listener,
+                    type(event).__name__,
+                )
+
+
+class _Listeners:
+    """All process-wide listeners, copied on write so that emitting takes no lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.routes: tuple[_Route, ...] = ()
+
+    def add(self, route: _Route) -> None:
+        with self._lock:
+            self.routes = (*self.routes, route)
+
+    def remove(self, route: _Route) -> None:
+        with self._lock:
+            self.routes = tuple(known for known in self.routes if known is not route)
+
+
+_everybody = _Listeners()
+
+
+class Subscription:
+    """A listener's place in the process-wide list; close it, or leave its `with` block, to stop listening."""
+
+    __slots__ = ("_route",)
+
+    def __init__(self, route: _Route) -> None:
+        self._route: _Route | None = route
+
+    def close(self) -> None:
+        """Stop listening. Closing twice is harmless."""
+        if self._route is not None:
+            _everybody.remove(self._route)
+            self._route = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._route is None:
+            return "<Subscription closed>"
+        wanted = ", ".join(kind.__name__ for kind in self._route.types) or "every event"
+        return f"<Subscription {self._route.listener!r} to {wanted}>"
+
+
+def subscribe(listener: Listener, *event_types: type[Event]) -> Subscription:
+    """Call `listener` with every event in this process, or with those of the given types.
+
+    A listener is called in the thread or task that made the event, after the component's locks are released.
+    It must not block. What it raises is logged once and contained. Safe from any thread.
+
+    Args:
+        listener: A plain callable that takes the event.
+        event_types: Event classes; a class stands for its subclasses too. None given means every event.
+
+    Returns:
+        The subscription, which is also a context manager.
+
+    Raises:
+        ConfigurationError: The listener is not a plain callable, or a type is no event class.
+    """
+    route = _route(listener, event_types)
+    _everybody.add(route)
+    return Subscription(route)
+
+
+class Emitter:
+    """One component's mouth: names it, numbers its events, and builds an event only if somebody listens.
+
+    Args:
+        name: The component's name, carried by every event.
+        listeners: Listeners of this component alone, called before the process-wide ones.
+        clock: Where `at` comes from.
+    """
+
+    __slots__ = ("_clock", "_next", "_own", "_table", "name")
+
+    def __init__(self, name: str, listeners: Iterable[Listener] = (), clock: Clock = SYSTEM_CLOCK) -> None:
+        self.name = name
+        self._clock = clock
+        self._own = tuple(_route(listener, ()) for listener in listeners)
+        self._next = itertools.count(1).__next__
+        # The process-wide routes that the table was made from, and who of all wants which type.
+        self._table: tuple[tuple[_Route, ...], dict[type[Event], tuple[_Route, ...]]] = ((), {})
+
+    def hears(self, kind: type[Event]) -> bool:
+        """Return whether anybody listens for this type. Two attribute reads and a lookup, no lock."""
+        return bool(self._routes(kind))
+
+    def emit(self, kind: type[E], /, **fields: Any) -> None:
+        """Build and deliver one event, if anybody listens for its type. Never raises a listener's error."""
+        routes = self._routes(kind)
+        if routes:
+            event = kind(name=self.name, at=self._clock.monotonic(), sequence=self._next(), **fields)
+            for route in routes:
+                route.deliver(event)
+
+    def _routes(self, kind: type[Event]) -> tuple[_Route, ...]:
+        everybody = _everybody.routes
+        made_from, table = self._table
+        if made_from is not everybody:
+            table = {}
+            self._table = (everybody, table)
+        try:
+            return table[kind]
+        except KeyError:
+            routes = table[kind] = _interested(kind, self._own, everybody)
+            return routes
+
+    def __repr__(self) -> str:
+        return f"<Emitter {self.name!r}>"
+
+
+def _interested(kind: type[Event], own: tuple[_Route, ...], everybody: tuple[_Route, ...]) -> tuple[_Route, ...]:
+    """Return who wants this type, each listener once, however often it was given."""
+    chosen: list[_Route] = []
+    for route in (*own, *everybody):
+        wanted = not route.types or issubclass(kind, route.types)
+        if wanted and not any(route.listener == known.listener for known in chosen):
+            chosen.append(route)
+    return tuple(chosen)
+
+
+def _route(listener: object, types: tuple[type[Event], ...]) -> _Route:
+    if not callable(listener):
+        raise ConfigurationError(f"listener must be a callable that takes an event, got {listener!r}")
+    if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
+        raise ConfigurationError(
+            f"listener must be a plain function, {listener!r} is async: hand over to a task yourself"
+        )
+    for kind in types:
+        if not (isinstance(kind, type) and issubclass(kind, Event)):
+            raise ConfigurationError(f"event_types must be event classes, got {kind!r}")
+    return _Route(cast("Listener", listener), types)

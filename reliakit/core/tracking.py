@@ -1,0 +1,45 @@
+"""Each exception object is told to listeners once, by whoever sees it first on its way out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reliakit.core.categories import classify
+from reliakit.core.events import ErrorSeen
+
+if TYPE_CHECKING:
+    from reliakit.core.spine import Emitter
+
+__all__ = ["report"]
+
+_MARK = "__reliakit_seen__"
+
+
+def report(emitter: Emitter, error: BaseException, *, service: str | None = None, status: str | None = None) -> None:
+    """Emit `ErrorSeen` for this exception object unless that has been done before.
+
+    The mark is kept on the object itself, so it lives exactly as long as the error does. Nothing is classified and
+    nothing is marked while nobody listens. Cancellation, KeyboardInterrupt, SystemExit and GeneratorExit are no
+    errors and are left out.
+
+    Args:
+        emitter: The mouth of the component that sees the error.
+        error: The exception on its way to the caller.
+        service: The service it happens in, where known.
+        status: The HTTP status that it leads to, where known.
+    """
+    if not isinstance(error, Exception) or not emitter.hears(ErrorSeen) or _MARK in error.__dict__:
+        return
+    error.__dict__[_MARK] = True
+    found = classify(error)
+    emitter.emit(
+        ErrorSeen,
+        service=service,
+        status=status,
+        error_type=type(error).__name__,
+        category=found.category,
+        retry=found.retry,
+        sqlstate=found.sqlstate,
+        fingerprint=found.fingerprint,
+        error=error,
+    )
