@@ -1,0 +1,45 @@
+"""The public test kit: what users of reliakit need to test their own code as we test ours.
+
+    ManualClock            time and chance under the test's control, for threads and tasks
+    RecordingListener      the events that were emitted, in order
+    EmbeddedPostgres       a real PostgreSQL on a machine that may have none
+    FaultProxy             latency, black holes, resets and cuts between a client and its server
+
+As a pytest plugin it is registered by installation: fixtures `manual_clock`, `recording_listener`,
+`reliakit_postgres`, `reliakit_dsn` and `fault_proxy`. Names load when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reliakit.testing.clock import ManualClock
+    from reliakit.testing.fault_proxy import Cut, Fault, FaultProxy, ProxyStats
+    from reliakit.testing.listeners import RecordingListener
+    from reliakit.testing.postgres import EmbeddedPostgres
+
+__all__ = ["Cut", "EmbeddedPostgres", "Fault", "FaultProxy", "ManualClock", "ProxyStats", "RecordingListener"]
+
+_HOMES = {
+    "Cut": "fault_proxy",
+    "EmbeddedPostgres": "postgres",
+    "Fault": "fault_proxy",
+    "FaultProxy": "fault_proxy",
+    "ManualClock": "clock",
+    "ProxyStats": "fault_proxy",
+    "RecordingListener": "listeners",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,243 @@
+"""Time and chance in a test's hands: nothing passes until the test says so.
+
+```
+test:        advance(5.0) ─────────────────┐
+                                           v
+component:   sleep(5.0) / await asleep(5.0)  returns
+```
+
+One clock drives threads and the tasks of any number of event loops at once. `advance` wakes whoever is due, in
+due order; who sleeps again sleeps from the new time. The idea is that of trio's MockClock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import math
+import random as chance
+import threading
+from typing import TYPE_CHECKING
+
+from reliakit.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["ManualClock"]
+
+_EPOCH = 1_700_000_000.0
+
+
+class _Sleeper:
+    """Somebody who waits until `due`; equal dues wake in the order in which they began."""
+
+    __slots__ = ("due", "order", "wake")
+
+    def __init__(self, due: float, order: int, wake: Callable[[], object]) -> None:
+        self.due = due
+        self.order = order
+        self.wake = wake
+
+    def __lt__(self, other: _Sleeper) -> bool:
+        return (self.due, self.order) < (other.due, other.order)
+
+
+class ManualClock:
+    """A `Clock` that stands still until `advance()`, for tests without waiting and without luck.
+
+    Safe from any thread and any event loop.
+
+    Args:
+        start: What `monotonic()` says first.
+        wall: What `time()` says first, in seconds since the Unix epoch.
+        auto_advance: Whether a sleep moves the clock to its own end instead of waiting for `advance()`: for code
+            that sleeps in the thread of the test. Tasks that sleep at the same time wake in due order.
+        random: What `random()` draws: an int seeds a generator, a number in [0, 1) is drawn every time, a sequence
+            of such numbers is drawn in turn and then again from its beginning.
+    """
+
+    def __init__(
+        self,
+        start: float = 0.0,
+        *,
+        wall: float = _EPOCH,
+        auto_advance: bool = False,
+        random: int | float | Sequence[float] = 0,  # noqa: PYI041 - an int is a seed, a float is not
+    ) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._now = float(start)
+        self._wall_offset = float(wall) - self._now
+        self._auto_advance = auto_advance
+        self._draw = _drawing(random)
+        self._sleepers: list[_Sleeper] = []
+        self._order = itertools.count()
+        self._watchers: list[tuple[int, Callable[[], object]]] = []
+
+    def monotonic(self) -> float:
+        """Return the seconds that `advance` has made."""
+        return self._now
+
+    def time(self) -> float:
+        """Return the wall clock, which moves along and can be stepped by `set_wall`."""
+        return self._now + self._wall_offset
+
+    def random(self) -> float:
+        """Return the next number of the draw given at construction."""
+        with self._lock:
+            return self._draw()
+
+    def sleep(self, seconds: float, /) -> None:
+        """Block this thread until the clock has moved that far."""
+        if seconds <= 0:
+            return
+        due = self._now + seconds
+        if self._auto_advance:
+            with self._lock:
+                woken = self._move_locked(due)
+            _call(woken)
+            return
+        awake = threading.Event()
+        sleeper = self._lie_down(due, awake.set)
+        try:
+            awake.wait()
+        finally:
+            self._get_up(sleeper)
+
+    async def asleep(self, seconds: float, /) -> None:
+        """Suspend this task until the clock has moved that far."""
+        if seconds <= 0:
+            await asyncio.sleep(0)  # noqa: TID251 - a bare yield, which takes no time
+            return
+        loop = asyncio.get_running_loop()
+        awake: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not awake.done():
+                awake.set_result(None)
+
+        sleeper = self._lie_down(self._now + seconds, lambda: loop.call_soon_threadsafe(wake))
+        if self._auto_advance:
+            # Two rounds of the loop, so that tasks which are ready now can lie down with an earlier due.
+            loop.call_soon(loop.call_soon, self._wake_first)
+        try:
+            await awake
+        finally:
+            self._get_up(sleeper)
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock and wake everybody who is due, in due order.
+
+        Args:
+            seconds: How far, 0 or more.
+        """
+        if not (seconds >= 0 and math.isfinite(seconds)):
+            raise ConfigurationError(
+                f"advance({seconds}) must be a number of seconds, 0 or more; a clock never goes back"
+            )
+        with self._lock:
+            due = self._move_locked(self._now + seconds)
+        _call(due)
+
+    def set_wall(self, at: float) -> None:
+        """Step the wall clock to `at`, forwards or backwards, as a correction of the machine's clock would."""
+        with self._lock:
+            self._wall_offset = at - self._now
+
+    @property
+    def sleepers(self) -> int:
+        """How many threads and tasks sleep now."""
+        return len(self._sleepers)
+
+    def wait_for_sleepers(self, count: int = 1, *, timeout: float = 10.0) -> None:
+        """Block until at least that many threads and tasks sleep, so that `advance` finds them.
+
+        Args:
+            count: How many.
+            timeout: Real seconds after which the test has gone wrong.
+
+        Raises:
+            TimeoutError: They did not come.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self._sleepers) >= count, timeout):
+                raise TimeoutError(f"{len(self._sleepers)} of {count} sleepers came within {timeout} s")
+
+    async def await_for_sleepers(self, count: int = 1, *, timeout: float = 10.0) -> None:
+        """Suspend this task until at least that many sleep; the async twin of `wait_for_sleepers`."""
+        loop = asyncio.get_running_loop()
+        enough: asyncio.Future[None] = loop.create_future()
+
+        def come() -> None:
+            if not enough.done():
+                enough.set_result(None)
+
+        watcher = (count, lambda: loop.call_soon_threadsafe(come))
+        with self._lock:
+            if len(self._sleepers) >= count:
+                return
+            self._watchers.append(watcher)
+        try:
+            async with asyncio.timeout(timeout):
+                await enough
+        except TimeoutError:
+            raise TimeoutError(f"{self.sleepers} of {count} sleepers came within {timeout} s") from None
+        finally:
+            with self._lock:
+                self._watchers.remove(watcher)
+
+    def _lie_down(self, due: float, wake: Callable[[], object]) -> _Sleeper:
+        with self._changed:
+            sleeper = _Sleeper(due, next(self._order), wake)
+            # Another thread may have advanced between our reading of the clock and here.
+            late = due <= self._now
+            if not late:
+                heapq.heappush(self._sleepers, sleeper)
+            came = [tell for count, tell in self._watchers if len(self._sleepers) >= count]
+            self._changed.notify_all()
+        if late:
+            wake()
+        _call(came)
+        return sleeper
+
+    def _get_up(self, sleeper: _Sleeper) -> None:
+        """Forget a sleeper that was cancelled or interrupted; one that was woken is forgotten already."""
+        with self._lock:
+            if sleeper in self._sleepers:
+                self._sleepers.remove(sleeper)
+                heapq.heapify(self._sleepers)
+
+    def _wake_first(self) -> None:
+        with self._lock:
+            due = self._move_locked(self._sleepers[0].due) if self._sleepers else []
+        _call(due)
+
+    def _move_locked(self, now: float) -> list[Callable[[], object]]:
+        """Move the clock and return who must be woken once the lock is released."""
+        self._now = max(self._now, now)
+        due: list[Callable[[], object]] = []
+        while self._sleepers and self._sleepers[0].due <= self._now:
+            due.append(heapq.heappop(self._sleepers).wake)
+        return due
+
+    def __repr__(self) -> str:
+        return f"<ManualClock at {self._now}, {self.sleepers} sleeping>"
+
+
+def _call(wakers: list[Callable[[], object]]) -> None:
+    for wake in wakers:
+        # The loop of a task that slept may be closed by now.
+        with contextlib.suppress(RuntimeError):
+            wake()
+
+
+def _drawing(random: int | float | Sequence[float]) -> Callable[[], float]:  # noqa: PYI041
+    if isinstance(random, int):
+        return chance.Random(random).random  # noqa: S311 - to be foreseen is the point
+    numbers = [random] if isinstance(random, float) else list(random)
+    if not numbers or not all(0 <= number < 1 for number in numbers):
+        raise ConfigurationError(f"random={random!r} must be a seed (int), or numbers in [0, 1)")
+    return itertools.cycle(numbers).__next__

