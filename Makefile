@@ -1,0 +1,34 @@
+.DEFAULT_GOAL := help
+.PHONY: help install check lint types test matrix docs demo bench ci
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install:  ## Make .venv with everything a contributor needs
+	python3 -m venv .venv && .venv/bin/pip install --upgrade pip && .venv/bin/pip install -e '.[test]' --group dev
+
+check: lint types test docs  ## All that should be green before a commit
+
+lint:  ## Style, format and the import contract
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports
+
+types:  ## mypy and pyright, both strict
+	.venv/bin/mypy && .venv/bin/pyright
+
+test:  ## The suite on this Python
+	.venv/bin/pytest
+
+matrix:  ## The suite on every supported Python
+	.venv/bin/nox -s tests --error-on-missing-interpreters
+
+docs:  ## Build the site into site/
+	.venv/bin/zensical build --strict --clean
+
+demo:  ## Three services on a real PostgreSQL, with faults
+	.venv/bin/python -m examples.demo
+
+bench:  ## Every benchmark beside its peers
+	for script in benchmarks/*.py; do .venv/bin/python $$script || exit 1; done
+
+ci:  ## What CI runs, from a bare machine
+	bash .ci/run
