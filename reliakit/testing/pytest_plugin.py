@@ -1,0 +1,85 @@
+"""Fixtures for pytest, registered by installing reliakit. Nothing is imported before a test asks for it.
+
+manual_clock           a ManualClock
+recording_listener     a RecordingListener that hears every event in the process
+reliakit_postgres      the session's EmbeddedPostgres
+reliakit_dsn           conninfo of an empty database of this test's own
+fault_proxy            a factory: fault_proxy(target) is an open FaultProxy
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from reliakit.testing import EmbeddedPostgres, FaultProxy, ManualClock, RecordingListener
+
+
+@pytest.fixture
+def manual_clock() -> ManualClock:
+    """A clock that stands at 0 until the test advances it."""
+    from reliakit.testing import ManualClock  # noqa: PLC0415
+
+    return ManualClock()
+
+
+@pytest.fixture
+def recording_listener() -> Iterator[RecordingListener]:
+    """A listener that records every event in the process while the test runs."""
+    from reliakit.core.spine import subscribe  # noqa: PLC0415
+    from reliakit.testing import RecordingListener  # noqa: PLC0415
+
+    recorder = RecordingListener()
+    with subscribe(recorder):
+        yield recorder
+
+
+@pytest.fixture(scope="session")
+def reliakit_postgres() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL server for the whole session, the one of RELIAKIT_DSN or one of its own.
+
+    A test that needs one and cannot have it fails; it is never skipped.
+    """
+    from reliakit.core.errors import ConfigurationError  # noqa: PLC0415
+    from reliakit.testing import EmbeddedPostgres  # noqa: PLC0415
+
+    server = EmbeddedPostgres()
+    try:
+        server.start()
+    except ConfigurationError as error:
+        pytest.fail(str(error), pytrace=False)
+    with server:
+        yield server
+
+
+@pytest.fixture
+def reliakit_dsn(reliakit_postgres: EmbeddedPostgres) -> Iterator[str]:
+    """Conninfo of an empty database that only this test uses; dropped afterwards, about 30 ms in all."""
+    # A test before this one, or this one itself, may have killed the server.
+    reliakit_postgres.start()
+    conninfo = reliakit_postgres.database()
+    yield conninfo
+    reliakit_postgres.start()
+    reliakit_postgres.drop_database(conninfo)
+
+
+@pytest.fixture
+def fault_proxy() -> Iterator[Callable[[str | tuple[str, int]], FaultProxy]]:
+    """A function that opens a FaultProxy to a target; all of them are closed after the test."""
+    from reliakit.testing import FaultProxy  # noqa: PLC0415
+
+    opened: list[FaultProxy] = []
+
+    def open_proxy(target: str | tuple[str, int]) -> FaultProxy:
+        proxy = FaultProxy(target)
+        proxy.open()
+        opened.append(proxy)
+        return proxy
+
+    yield open_proxy
+    for proxy in opened:
+        proxy.close()
