@@ -14,8 +14,7 @@ that returns too late keeps its result and emits `DeadlineOverrun`.
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Self
 
 from reliakit.core import checks
@@ -31,33 +30,50 @@ if TYPE_CHECKING:
 __all__ = ["checkpoint", "deadline", "remaining"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Limit:
-    """The instant at which the budget is spent, on the clock that measures it."""
+class _Budget:
+    """One running block's share of time, linked to the block around it."""
 
-    until: float
-    seconds: float
-    clock: Clock
+    __slots__ = ("clock", "inherited", "outer", "over", "seconds", "until")
+
+    def __init__(self, seconds: float, clock: Clock, outer: _Budget | None) -> None:
+        self.outer = outer
+        self.over = False
+        self.inherited = False
+        self.seconds = seconds
+        self.clock = clock
+        self.until: float = clock.monotonic() + seconds
+        if outer is not None and outer.remaining() <= seconds:
+            self.inherited = True
+            self.seconds, self.clock, self.until = outer.seconds, outer.clock, outer.until
 
     def remaining(self) -> float:
         return self.until - self.clock.monotonic()
 
 
-_current: ContextVar[_Limit | None] = ContextVar("reliakit_deadline", default=None)
+_current: ContextVar[_Budget | None] = ContextVar("reliakit_deadline", default=None)
 _emitter = Emitter("deadline")
+
+
+def _binding() -> _Budget | None:
+    # A generator may be closed in another context than it began in, or after the block around it: its budget then
+    # stays behind in the context. Asking each budget whether its block still runs makes that harmless.
+    budget = _current.get()
+    while budget is not None and budget.over:
+        budget = budget.outer
+    return budget
 
 
 def remaining() -> float | None:
     """Return the seconds that are left of the innermost deadline, never below 0, or None without a deadline."""
-    limit = _current.get()
-    return None if limit is None else max(0.0, limit.remaining())
+    budget = _binding()
+    return None if budget is None else max(0.0, budget.remaining())
 
 
 def checkpoint() -> None:
     """Raise DeadlineExceededError if the deadline has passed. For loops in code that nothing can interrupt."""
-    limit = _current.get()
-    if limit is not None and limit.remaining() <= 0:
-        raise exceeded(limit.seconds)
+    budget = _binding()
+    if budget is not None and budget.remaining() <= 0:
+        raise exceeded(budget.seconds)
 
 
 def exceeded(seconds: float) -> DeadlineExceededError:
@@ -68,6 +84,9 @@ def exceeded(seconds: float) -> DeadlineExceededError:
 class deadline:  # noqa: N801 - reads as the statement it is used in
     """Give a block so many seconds, for `with` and `async with`.
 
+    Tasks started in the block share its budget while the block runs, and so do threads where their pool copies the
+    context, as `asyncio.to_thread` does. A block that has ended binds nobody. One object serves one block at a time.
+
     Args:
         seconds: The budget; 0 is one that is spent at once. An outer deadline that comes first wins.
         clock: What measures it.
@@ -77,57 +96,50 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
         DeadlineExceededError: `async with` cut the block, or a wait or `checkpoint()` in it came too late.
     """
 
-    __slots__ = ("_clock", "_emitter", "_limit", "_outer", "_seconds", "_timeout", "_token", "_watchdog")
+    __slots__ = ("_budget", "_clock", "_seconds", "_timeout", "_watchdog")
 
     def __init__(self, seconds: float, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._seconds = checks.seconds("seconds", seconds, zero=True)
         self._clock = clock
-        self._limit: _Limit | None = None
-        self._outer: _Limit | None = None
-        self._token: Token[_Limit | None] | None = None
+        self._budget: _Budget | None = None
         self._timeout: asyncio.Timeout | None = None
         self._watchdog: asyncio.Task[None] | None = None
 
     def remaining(self) -> float:
-        """Return the seconds that are left, negative once it has passed."""
-        return self._seconds if self._limit is None else self._limit.remaining()
+        """Return the seconds that are left to this block, never below 0."""
+        return self._seconds if self._budget is None else max(0.0, self._budget.remaining())
 
     def __enter__(self) -> Self:
-        if self._limit is not None:
+        if self._budget is not None:
             raise ConfigurationError("this deadline is running already: make a new one for each block")
-        outer = self._outer = _current.get()
-        until = self._clock.monotonic() + self._seconds
-        if outer is not None and outer.remaining() <= self._seconds:
-            self._limit = outer
-        else:
-            self._limit = _Limit(until, self._seconds, self._clock)
-        self._token = _current.set(self._limit)
+        self._budget = _Budget(self._seconds, self._clock, _binding())
+        _current.set(self._budget)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        limit = self._leave()
-        left = limit.remaining()
-        if error is None and left < 0 and limit is not self._outer:
-            _emitter.emit(DeadlineOverrun, seconds=limit.seconds, elapsed=limit.seconds - left)
+        budget = self._leave()
+        left = budget.remaining()
+        if error is None and left < 0 and not budget.inherited:
+            _emitter.emit(DeadlineOverrun, seconds=budget.seconds, elapsed=budget.seconds - left)
 
     async def __aenter__(self) -> Self:
         import asyncio  # noqa: PLC0415 - only programs that await pay for the import
 
         self.__enter__()
-        limit = self._limit
-        assert limit is not None
+        budget = self._budget
+        assert budget is not None
         # Also where an outer deadline comes first: that one may be a plain `with`, or belong to a parent task.
-        measured_by_loop = limit.clock is SYSTEM_CLOCK
+        measured_by_loop = budget.clock is SYSTEM_CLOCK
         try:
-            self._timeout = asyncio.timeout(limit.remaining() if measured_by_loop else None)
+            self._timeout = asyncio.timeout(budget.remaining() if measured_by_loop else None)
             await self._timeout.__aenter__()
         except BaseException:
             self._leave()
             raise
         if not measured_by_loop:
-            self._watchdog = asyncio.create_task(self._watch(limit, self._timeout))
+            self._watchdog = asyncio.create_task(self._watch(budget, self._timeout))
         return self
 
     async def __aexit__(
@@ -137,36 +149,28 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
         watchdog, self._watchdog = self._watchdog, None
         if watchdog is not None:
             watchdog.cancel()
-        limit = self._limit
-        assert limit is not None
+        assert timeout is not None
         try:
-            if timeout is not None:
-                await timeout.__aexit__(kind, error, trace)
+            await timeout.__aexit__(kind, error, trace)
         except TimeoutError as cut:
-            self._leave()
-            raise exceeded(limit.seconds) from cut.__cause__
+            raise exceeded(self._leave().seconds) from cut.__cause__
         self.__exit__(kind, error, trace)
 
     @staticmethod
-    async def _watch(limit: _Limit, timeout: asyncio.Timeout) -> None:
+    async def _watch(budget: _Budget, timeout: asyncio.Timeout) -> None:
         import asyncio  # noqa: PLC0415
 
-        await limit.clock.asleep(max(0.0, limit.remaining()))
+        await budget.clock.asleep(max(0.0, budget.remaining()))
         timeout.reschedule(asyncio.get_running_loop().time())
 
-    def _leave(self) -> _Limit:
-        limit, token = self._limit, self._token
-        assert limit is not None
-        assert token is not None
-        self._limit = self._token = None
-        try:
-            _current.reset(token)
-        except ValueError:
-            # A generator may be closed in another context than it began in.
-            _current.set(self._outer)
-        return limit
+    def _leave(self) -> _Budget:
+        budget, self._budget = self._budget, None
+        assert budget is not None
+        budget.over = True
+        _current.set(_binding())
+        return budget
 
     def __repr__(self) -> str:
-        if self._limit is None:
+        if self._budget is None:
             return f"deadline({self._seconds:g})"
-        return f"<deadline({self._seconds:g}) with {self._limit.remaining():.3g} s left>"
+        return f"<deadline({self._seconds:g}) with {self.remaining():.3g} s left>"
