@@ -43,7 +43,8 @@ class Event:
     Attributes:
         name: The component, such as a breaker's or a database's name.
         at: The component's monotonic clock when it happened, in seconds.
-        sequence: Counts this component's events from 1; gaps are events that nobody listened for.
+        sequence: Counts the events that this component built, from 1. What nobody listens for is neither built nor
+            counted; a listener of some types sees gaps where the others went.
     """
 
     name: str

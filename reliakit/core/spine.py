@@ -11,11 +11,13 @@ The list of process-wide listeners is the only mutable state that reliakit keeps
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from types import BuiltinMethodType, CoroutineType, MethodType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["Emitter", "Listener", "Subscription", "subscribe"]
 
 E = TypeVar("E", bound=Event)
-Listener = Callable[[Any], None]
+_LAZY = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
+Listener = Callable[[Any], object]
 
 _log = logging.getLogger("reliakit")
+_failing = threading.Lock()
 
 
 class _Route:
@@ -45,16 +49,39 @@ class _Route:
 
     def deliver(self, event: Event) -> None:
         try:
-            self.listener(event)
+            answer = self.listener(event)
+            if answer is not None and hasattr(type(answer), "__await__"):
+                _refuse_answer(answer)
         except Exception:  # noqa: BLE001
             # A listener's fault is not the caller's: told once, then contained in silence.
-            if not self.failed:
-                self.failed = True
-                _log.exception(
-                    "listener %r raised on %s; its next errors are not reported",
-                    self.listener,
-                    type(event).__name__,
-                )
+            if self._is_first_failure():
+                _tell(self.listener, event)
+
+    def _is_first_failure(self) -> bool:
+        with _failing:
+            first, self.failed = not self.failed, True
+        return first
+
+
+def _refuse_answer(answer: object) -> None:
+    if isinstance(answer, CoroutineType):
+        answer.close()
+    raise TypeError("a listener must be a plain function, this one returned an awaitable that nobody awaits")
+
+
+def _tell(listener: Listener, event: Event) -> None:
+    # A log handler that raises leaves nobody to tell, and the caller's result still comes first.
+    with contextlib.suppress(Exception):
+        _log.exception(
+            "listener %s raised on %s; its next errors are not reported", _shown(listener), type(event).__name__
+        )
+
+
+def _shown(listener: object) -> str:
+    try:
+        return repr(listener)
+    except Exception:  # noqa: BLE001 - the message matters more than a broken repr
+        return f"<{type(listener).__name__}>"
 
 
 class _Listeners:
@@ -102,14 +129,16 @@ class Subscription:
         if self._route is None:
             return "<Subscription closed>"
         wanted = ", ".join(kind.__name__ for kind in self._route.types) or "every event"
-        return f"<Subscription {self._route.listener!r} to {wanted}>"
+        return f"<Subscription {_shown(self._route.listener)} to {wanted}>"
 
 
 def subscribe(listener: Listener, *event_types: type[Event]) -> Subscription:
     """Call `listener` with every event in this process, or with those of the given types.
 
     A listener is called in the thread or task that made the event, after the component's locks are released.
-    It must not block. What it raises is logged once and contained. Safe from any thread.
+    It must not block. What it raises is logged once and contained. The same listener given twice hears an event
+    once. Safe from any thread, and from inside a listener; who subscribes or closes while an event is being delivered
+    changes the next one.
 
     Args:
         listener: A plain callable that takes the event.
@@ -178,17 +207,23 @@ def _interested(kind: type[Event], own: tuple[_Route, ...], everybody: tuple[_Ro
     chosen: list[_Route] = []
     for route in (*own, *everybody):
         wanted = not route.types or issubclass(kind, route.types)
-        if wanted and not any(route.listener == known.listener for known in chosen):
+        if wanted and not any(_is_same(route.listener, known.listener) for known in chosen):
             chosen.append(route)
     return tuple(chosen)
+
+
+def _is_same(one: Listener, other: Listener) -> bool:
+    # Bound methods are made anew at each access. Any other `==` may mean equal contents, not the same listener.
+    return one is other or (isinstance(one, MethodType | BuiltinMethodType) and one == other)
 
 
 def _route(listener: object, types: tuple[type[Event], ...]) -> _Route:
     if not callable(listener):
         raise ConfigurationError(f"listener must be a callable that takes an event, got {listener!r}")
-    if iscoroutinefunction(listener) or iscoroutinefunction(type(listener).__call__):
+    called = (listener, type(listener).__call__)
+    if any(is_lazy(target) for target in called for is_lazy in _LAZY):
         raise ConfigurationError(
-            f"listener must be a plain function, {listener!r} is async: hand over to a task yourself"
+            f"listener must be a plain function, {listener!r} is async or a generator: hand over to a task yourself"
         )
     for kind in types:
         if not (isinstance(kind, type) and issubclass(kind, Event)):
