@@ -28,9 +28,8 @@ def report(emitter: Emitter, error: BaseException, *, service: str | None = None
         service: The service it happens in, where known.
         status: The HTTP status that it leads to, where known.
     """
-    if not isinstance(error, Exception) or not emitter.hears(ErrorSeen) or _MARK in error.__dict__:
+    if not isinstance(error, Exception) or not emitter.hears(ErrorSeen) or not _first_to_see(error):
         return
-    error.__dict__[_MARK] = True
     found = classify(error)
     emitter.emit(
         ErrorSeen,
@@ -43,3 +42,13 @@ def report(emitter: Emitter, error: BaseException, *, service: str | None = None
         fingerprint=found.fingerprint,
         error=error,
     )
+
+
+def _first_to_see(error: Exception) -> bool:
+    mine = object()
+    try:
+        # One atomic step: two threads may hold the same exception, a future's for example.
+        return vars(error).setdefault(_MARK, mine) is mine
+    except Exception:  # noqa: BLE001
+        # An exception class may hide its __dict__. Told more than once is better than never.
+        return True
