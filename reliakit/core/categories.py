@@ -6,17 +6,22 @@ codes that must be retried and codes that must not (PostgreSQL documentation, ap
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import sys
 import sysconfig
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from reliakit.core import errors
 
 if TYPE_CHECKING:
-    from types import CodeType, TracebackType
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    _Group = BaseExceptionGroup[BaseException]
 
 __all__ = ["Category", "ErrorClass", "RetryAdvice", "classify", "fingerprint", "sqlstate_of"]
 
@@ -37,6 +42,7 @@ Category = Literal[
 ]
 RetryAdvice = Literal["never", "same_transaction_again", "reconnect", "backoff", "unknown_outcome"]
 Kind = tuple[Category, RetryAdvice]
+_UNKNOWN: Kind = ("internal", "never")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +88,19 @@ _SQLSTATES: dict[str, Kind] = {
     "42501": ("permission", "never"),
     "P0002": ("not_found", "never"),
     "02": ("not_found", "never"),
+    "0A": ("programming", "never"),
     "08": ("dependency", "reconnect"),
     "21": ("programming", "never"),
     "22": ("data", "never"),
+    "24": ("programming", "never"),
     "23": ("validation", "never"),
     "25": ("programming", "never"),
     "26": ("programming", "never"),
     "28": ("auth", "never"),
+    "34": ("programming", "never"),
+    "3B": ("programming", "never"),
+    "3D": ("programming", "never"),
+    "3F": ("programming", "never"),
     "40": ("conflict", "never"),
     "42": ("programming", "never"),
     "44": ("validation", "never"),
@@ -139,21 +151,35 @@ _TYPES: dict[type[BaseException], Kind] = {
     GeneratorExit: ("cancelled", "never"),
 }
 
-# Told by name, because their modules must not be imported here.
+# Told by top-level package and class name, because these modules must not be imported here.
 _NAMES: dict[tuple[str, str], Kind] = {
-    ("asyncio.exceptions", "CancelledError"): ("cancelled", "never"),
-    ("concurrent.futures._base", "CancelledError"): ("cancelled", "never"),
-    ("psycopg_pool.errors", "PoolTimeout"): ("resource", "backoff"),
-    ("psycopg_pool.errors", "TooManyRequests"): ("resource", "backoff"),
-    ("psycopg_pool.errors", "PoolClosed"): ("programming", "never"),
-    ("psycopg.errors", "ConnectionTimeout"): ("dependency", "reconnect"),
+    ("asyncio", "CancelledError"): ("cancelled", "never"),
+    ("concurrent", "CancelledError"): ("cancelled", "never"),
+    ("psycopg_pool", "PoolTimeout"): ("resource", "backoff"),
+    ("psycopg_pool", "TooManyRequests"): ("resource", "backoff"),
+    ("psycopg_pool", "PoolClosed"): ("programming", "never"),
+    ("psycopg", "PipelineAborted"): ("programming", "never"),
     ("psycopg", "OperationalError"): ("dependency", "reconnect"),
     ("psycopg", "InterfaceError"): ("programming", "never"),
     ("psycopg", "ProgrammingError"): ("programming", "never"),
+    ("psycopg", "NotSupportedError"): ("programming", "never"),
+    ("psycopg", "IntegrityError"): ("validation", "never"),
     ("psycopg", "DataError"): ("data", "never"),
+    ("socket", "gaierror"): ("dependency", "reconnect"),
+    ("ssl", "SSLCertVerificationError"): ("dependency", "never"),
+    ("ssl", "SSLError"): ("dependency", "reconnect"),
+    ("urllib", "URLError"): ("dependency", "reconnect"),
+    ("redis", "AuthenticationError"): ("auth", "never"),
+    ("redis", "ResponseError"): ("programming", "never"),
+    ("jwt", "InvalidTokenError"): ("auth", "never"),
 }
 
-_HTTP_CLIENTS = frozenset({"httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp"})
+# Network clients share no base class, but their classes share words.
+_CLIENTS = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp", "redis"})
+_MISUSE = ("Unsupported", "LocalProtocol", "Invalid")
+_UNREACHABLE = ("Connect", "Network", "Protocol", "Disconnected", "Transport", "Proxy")
+
+_NO_ROUTE = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
 
 _STATUSES: dict[int, Kind] = {
     400: ("validation", "never"),
@@ -176,8 +202,9 @@ _STATUSES: dict[int, Kind] = {
 def classify(error: BaseException) -> ErrorClass:
     """Tell what kind of error this is and whether trying again can help.
 
-    SQLSTATE decides where there is one; then reliakit's and Python's own types; then an HTTP status that the
-    error or its response carries. Never raises. A few microseconds, no traceback is rendered.
+    SQLSTATE decides where there is one; then an HTTP status that the error or its response carries; then
+    reliakit's, Python's and well-known clients' own types. A group is what all of its errors are, if they agree.
+    Never raises. A few microseconds, no traceback is rendered.
 
     Args:
         error: Any exception, raised or not.
@@ -190,27 +217,57 @@ def classify(error: BaseException) -> ErrorClass:
 def sqlstate_of(error: BaseException) -> str | None:
     """Return the SQLSTATE of a PostgreSQL driver's error, also inside SQLAlchemy's wrapper, or None."""
     for holder in (error, _attribute(error, "orig")):
-        state = _attribute(holder, "sqlstate")
-        if isinstance(state, str) and len(state) == 5:
-            return state
+        for name in ("sqlstate", "pgcode"):
+            state = _attribute(holder, name)
+            if isinstance(state, str) and len(state) == 5 and state.isalnum() and state.isascii():
+                return state
     return None
 
 
 def _kind(error: BaseException, sqlstate: str | None) -> Kind:
     if sqlstate is not None:
-        return _SQLSTATES.get(sqlstate) or _SQLSTATES.get(sqlstate[:2]) or ("internal", "never")
+        return _SQLSTATES.get(sqlstate) or _SQLSTATES.get(sqlstate[:2]) or _UNKNOWN
+    if isinstance(error, BaseExceptionGroup):
+        kinds = {_kind(leaf, sqlstate_of(leaf)) for leaf in _leaves(cast("_Group", error))}
+        return kinds.pop() if len(kinds) == 1 else _UNKNOWN
     status = None if isinstance(error, errors.ReliakitError) else _status(error)
     if status is not None:
-        server_side: Kind = ("dependency", "backoff")
-        return _STATUSES.get(status) or (("validation", "never") if status < 500 else server_side)
+        return _status_kind(status)
+    kind = _type_kind(error)
+    if kind is None:
+        wrapped = _attribute(error, "orig")
+        kind = _type_kind(wrapped) if isinstance(wrapped, BaseException) else None
+    return kind or _UNKNOWN
+
+
+def _leaves(group: _Group) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    groups = [group]
+    while groups:
+        for member in groups.pop().exceptions:
+            if isinstance(member, BaseExceptionGroup):
+                groups.append(cast("_Group", member))
+            else:
+                leaves.append(member)
+    return leaves
+
+
+def _type_kind(error: BaseException) -> Kind | None:
+    if isinstance(error, OSError) and error.errno in _NO_ROUTE:
+        return ("dependency", "reconnect")
     for cls in type(error).__mro__:
-        module, _, _ = cls.__module__.partition(".")
-        kind = _TYPES.get(cls) or _NAMES.get((cls.__module__, cls.__name__))
-        if kind is None and module in _HTTP_CLIENTS:
+        package = _package(cls)
+        kind = _TYPES.get(cls) or _NAMES.get((package, cls.__name__))
+        if kind is None and package in _CLIENTS:
             kind = _client_kind(cls.__name__)
         if kind is not None:
             return kind
-    return ("internal", "never")
+    return None
+
+
+def _package(cls: type) -> str:
+    module: object = cls.__module__
+    return module.partition(".")[0] if isinstance(module, str) else ""
 
 
 def _status(error: BaseException) -> int | None:
@@ -231,11 +288,19 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
+def _status_kind(status: int) -> Kind:
+    known = _STATUSES.get(status)
+    if known is not None:
+        return known
+    return ("validation", "never") if status < 500 else ("dependency", "backoff")
+
+
 def _client_kind(name: str) -> Kind | None:
-    """Return what an HTTP client's exception class means; the clients share no base class but do share words."""
+    if any(word in name for word in _MISUSE):
+        return ("programming", "never")
     if "Timeout" in name:
         return ("timeout", "backoff")
-    if any(word in name for word in ("Connect", "Network", "Protocol", "Disconnected", "Transport", "Proxy")):
+    if any(word in name for word in _UNREACHABLE):
         return ("dependency", "reconnect")
     return None
 
@@ -251,39 +316,51 @@ def _attribute(holder: object, name: str) -> object:
 def fingerprint(error: BaseException, sqlstate: str | None = None) -> str:
     """Return 16 hexadecimal digits that are equal for errors with the same cause.
 
-    Made of the type, the application's functions that the error passed through (by module and qualified name,
-    without lines), the SQLSTATE and the violated constraint.
+    Made of the type, the functions that the error passed through (by module and qualified name, each once, without
+    lines), the SQLSTATE and the violated constraint. The standard library and reliakit are left out, and installed
+    packages too, unless there is nothing else: a service may be an installed package itself.
     """
-    kind = type(error)
-    parts = [kind.__module__, kind.__qualname__]
-    last = ""
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None:
-        frame = trace.tb_frame
-        place = _place(frame.f_code, frame.f_globals.get("__name__", ""))
-        if place is not None and place != last:  # recursion of any depth is one place
-            parts.append(place)
-            last = place
-        trace = trace.tb_next
+    parts = [str(type(error).__module__), type(error).__qualname__]
+    parts += _places(error.__traceback__)
     if sqlstate is not None:
-        parts += (sqlstate, str(_attribute(_attribute(error, "diag"), "constraint_name") or ""))
+        parts += (sqlstate, _constraint(error) or _constraint(_attribute(error, "orig")))
     return hashlib.blake2b("\n".join(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-def _place(code: CodeType, module: str) -> str | None:
-    """Return where a frame is, or None for the standard library, installed packages and reliakit."""
-    return f"{module}:{code.co_qualname}" if _is_application(code.co_filename) else None
+def _places(trace: TracebackType | None) -> Iterable[str]:
+    # Each place once, so that recursion of any depth is one place. A dict keeps the order.
+    own: dict[str, None] = {}
+    installed: dict[str, None] = {}
+    while trace is not None:
+        frame = trace.tb_frame
+        owner = _owner(frame.f_code.co_filename)
+        if owner != "ours":
+            place = f"{frame.f_globals.get('__name__')}:{frame.f_code.co_qualname}"
+            (own if owner == "application" else installed)[place] = None
+        trace = trace.tb_next
+    return own or installed
 
 
-_LIBRARIES = tuple(
+def _constraint(error: object) -> str:
+    name = _attribute(_attribute(error, "diag"), "constraint_name")
+    return name if isinstance(name, str) else ""
+
+
+_OWN = __file__.removesuffix(os.path.join("core", "categories.py"))  # noqa: PTH118 - pathlib costs 3 ms to import
+_STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
+_INSTALLED = tuple(
     {
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        *(sysconfig.get_path(name) for name in ("purelib", "platlib")),
         *(f"{prefix}/lib/python" for prefix in (sys.prefix, sys.base_prefix)),
-        __file__.removesuffix("core/categories.py"),
     }
 )
 
 
 @lru_cache(maxsize=4096)
-def _is_application(filename: str) -> bool:
-    return not (filename.startswith(_LIBRARIES) or filename.startswith("<frozen") or "site-packages" in filename)
+def _owner(filename: str) -> Literal["application", "installed", "ours"]:
+    """Tell whose code a file is; "ours" is reliakit or the standard library."""
+    if "site-packages" in filename or "dist-packages" in filename:
+        return "ours" if filename.startswith(_OWN) else "installed"
+    if filename.startswith((_OWN, *_STANDARD, "<frozen")):
+        return "ours"
+    return "installed" if filename.startswith(_INSTALLED) else "application"
