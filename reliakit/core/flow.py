@@ -88,6 +88,9 @@ def run_blocking(flow: Coroutine[Any, Any, T]) -> T:
         flow.send(None)
     except StopIteration as done:
         return cast("T", done.value)
-    finally:
+    refusal = RuntimeError("this flow suspends: give it adapters that block, or await it")
+    try:
         flow.close()
-    raise RuntimeError("this flow suspends: give it adapters that block, or await it")
+    except Exception as error:  # its own cleanup suspends too, or fails
+        raise refusal from error
+    raise refusal

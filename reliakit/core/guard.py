@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from functools import partial, wraps
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from reliakit.core.errors import ConfigurationError
@@ -26,6 +26,7 @@ __all__ = ["Colour", "Guard", "acall", "call", "colour_of", "guarded", "is_await
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+_GENERATORS = frozenset({GeneratorType, AsyncGeneratorType})
 Colour = Literal["plain", "async", "generator", "async generator"]
 
 
@@ -63,14 +64,13 @@ def colour_of(fn: object, *, by: str) -> Colour:
     target: object = fn
     while isinstance(target, partial):
         target = cast("partial[object]", target).func
-    if not inspect.isroutine(target):
-        target = type(target).__call__  # an object with its own __call__
-    if inspect.iscoroutinefunction(target):
-        return "async"
-    if inspect.isasyncgenfunction(target):
-        return "async generator"
-    if inspect.isgeneratorfunction(target):
-        return "generator"
+    for called in (target, type(target).__call__):  # a function, or an object with its own __call__
+        if inspect.iscoroutinefunction(called):
+            return "async"
+        if inspect.isasyncgenfunction(called):
+            return "async generator"
+        if inspect.isgeneratorfunction(called):
+            return "generator"
     return "plain"
 
 
@@ -93,12 +93,18 @@ def guarded(guard: Guard[Any], fn: Callable[P, R], *, by: str) -> Callable[P, R]
 
 
 def call(guard: Guard[Any], fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a plain function once behind the guard."""
+    """Call a plain function once behind the guard.
+
+    Raises:
+        ConfigurationError: `fn` is no plain function: it returned an awaitable, or is a generator function.
+    """
     permit = guard.enter()
     try:
         result = fn(*args, **kwargs)
         if is_awaitable(result):
             refuse_awaitable(fn, result, "call")
+        if type(result) in _GENERATORS:
+            _refuse_generator_function(fn)
     except BaseException as error:
         guard.leave(permit, error, None)
         raise
@@ -107,10 +113,17 @@ def call(guard: Guard[Any], fn: Callable[P, R], *args: P.args, **kwargs: P.kwarg
 
 
 async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Await one call behind the guard."""
+    """Await one call behind the guard.
+
+    Raises:
+        ConfigurationError: What `fn` returned is nothing to await.
+    """
     permit = guard.enter()
     try:
-        result = await fn(*args, **kwargs)
+        pending = fn(*args, **kwargs)
+        if not is_awaitable(pending):
+            _refuse_value(fn, pending)
+        result = await pending
     except BaseException as error:
         guard.leave(permit, error, None)
         raise
@@ -131,11 +144,29 @@ def refuse_awaitable(fn: object, result: object, by: str) -> None:
     """
     if isinstance(result, CoroutineType):
         result.close()
-    name = getattr(fn, "__qualname__", repr(fn))
+    if inspect.iscoroutinefunction(fn):
+        raise ConfigurationError(f"{_name_of(fn)} is async, so {by} would guard nothing: await acall instead")
     raise ConfigurationError(
-        f"{name} is a plain function that returned an awaitable, so {by} would guard nothing: "
+        f"{_name_of(fn)} is a plain function that returned an awaitable, so {by} would guard nothing: "
         "make it `async def` and await inside, or use acall"
     )
+
+
+def _refuse_generator_function(fn: object) -> None:
+    # A plain function may well return a generator that somebody else drives; a generator function does nothing yet.
+    if colour_of(fn, by="call") != "plain":
+        raise ConfigurationError(
+            f"{_name_of(fn)} is a generator function, so call would guard only its creation: decorate it instead"
+        )
+
+
+def _refuse_value(fn: object, result: object) -> None:
+    if not inspect.isawaitable(result):  # a generator-based coroutine is one, though its class does not say so
+        raise ConfigurationError(f"{_name_of(fn)} returned nothing to await: use call for a plain function")
+
+
+def _name_of(fn: object) -> str:
+    return str(getattr(fn, "__qualname__", None) or repr(fn))
 
 
 def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:
