@@ -48,7 +48,7 @@ class Backoff:
     def pause(self, attempt: int) -> float:
         """Return the pause after the given attempt, counted from 1, before jitter, in seconds."""
         try:
-            grown = self.base * self.factor ** (attempt - 1)
+            grown = self.base * float(self.factor) ** (attempt - 1)
         except OverflowError:
             return self.cap if self.base else 0.0
         return min(self.cap, grown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import TYPE_CHECKING, TypeVar
 
 from reliakit.core.errors import ConfigurationError
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["choice", "count", "named", "seconds", "share"]
 
 T = TypeVar("T")
+_LARGEST = sys.float_info.max
 
 
 def seconds(argument: str, value: float, *, zero: bool = False) -> float:
@@ -23,7 +24,7 @@ def seconds(argument: str, value: float, *, zero: bool = False) -> float:
         value: The duration in seconds.
         zero: Whether 0 is a meaningful duration here.
     """
-    good = _is_number(value) and math.isfinite(value) and (value > 0 or (zero and value == 0))
+    good = _is_number(value) and 0 <= value <= _LARGEST and (zero or value > 0)
     if not good:
         kind = "zero or a positive number" if zero else "a positive number"
         raise ConfigurationError(f"{argument} must be {kind} of seconds, got {value!r}")

@@ -58,6 +58,7 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
 
     def __init__(
         self,
+        /,
         *,
         request_id: str | None = None,
         principal: str | None = None,
@@ -68,23 +69,24 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
         self._principal = principal
         self._trace_id = trace_id
         self._fields = fields
-        self._entered: list[tuple[RequestContext | None, Token[RequestContext | None]]] = []
+        self._entered: list[tuple[RequestContext, RequestContext | None, Token[RequestContext | None]]] = []
 
     def __enter__(self) -> RequestContext:
         outer = _current.get()
         here = self._within(outer)
-        self._entered.append((outer, _current.set(here)))
+        self._entered.append((here, outer, _current.set(here)))
         return here
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        outer, token = self._entered.pop()
+        here, outer, token = self._entered.pop()
         try:
             _current.reset(token)
         except ValueError:
-            # A generator may be closed in another context than it began in.
-            _current.set(outer)
+            # A generator may be closed in another context than it began in: what that one set itself stays.
+            if _current.get() is here:
+                _current.set(outer)
 
     def _within(self, outer: RequestContext | None) -> RequestContext:
         if outer is None:
