@@ -10,6 +10,7 @@ delay(n) = grown * (1 - jitter) + grown * jitter * U    U uniform in [0, 1)
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ class Backoff:
         checks.seconds("base", self.base, zero=True)
         checks.seconds("cap", self.cap, zero=True)
         checks.share("jitter", self.jitter, zero=True)
-        if not isinstance(self.factor, int | float) or not 1 <= self.factor < float("inf"):
+        if not isinstance(self.factor, int | float) or not 1 <= self.factor <= sys.float_info.max:
             raise ConfigurationError(f"factor must be a number of at least 1, got {self.factor!r}")
 
     def pause(self, attempt: int) -> float:
