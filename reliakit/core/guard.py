@@ -9,6 +9,10 @@ guard.leave(permit, error, value)
 A guard decides and never waits, so one object serves threads and tasks at once. Which shell a function gets is
 decided once, when it is decorated: plain, `async def`, generator or async generator. Anything whose colour would be
 guessed wrong is refused loudly: a class, a coroutine object, a plain function that returns an awaitable.
+
+A guard may keep an express lane, see `ExpressGuard`: while it has nothing to decide and nothing to count, a call
+costs two attribute reads instead of two method calls (1.3 instead of 2.0 to 3.6 times a bare wrapper, see
+benchmarks/resilience.py).
 """
 
 from __future__ import annotations
@@ -21,7 +25,17 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from reliakit.core.errors import ConfigurationError
 
-__all__ = ["Colour", "Guard", "acall", "call", "colour_of", "guarded", "is_awaitable", "refuse_awaitable"]
+__all__ = [
+    "Colour",
+    "ExpressGuard",
+    "Guard",
+    "acall",
+    "call",
+    "colour_of",
+    "guarded",
+    "is_awaitable",
+    "refuse_awaitable",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,6 +54,24 @@ class Guard(Protocol[T]):
     def leave(self, permit: T, error: BaseException | None, result: object, /) -> None:
         """Take the permit back with what the call came to. Called exactly once for each permit; never raises."""
         ...
+
+
+class ExpressGuard(Guard[T], Protocol[T]):
+    """A guard that most of the time lets every call pass and learns nothing from its success.
+
+    Attributes:
+        passing: While it is not None, it is the permit of every call that begins, and a call that succeeds while it
+            is still the same object need not be reported: `leave` is called for errors only. `enter` never
+            returns None.
+    """
+
+    passing: T | None
+
+
+class _NoLane:
+    """Stands for the express lane of a guard without one."""
+
+    passing = None
 
 
 def colour_of(fn: object, *, by: str) -> Colour:
@@ -92,7 +124,7 @@ def guarded(guard: Guard[Any], fn: Callable[P, R], *, by: str) -> Callable[P, R]
     return cast("Callable[P, R]", shell(guard, cast("Callable[..., Any]", fn), by))
 
 
-def call(guard: Guard[Any], fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def call(guard: Guard[Any], fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a plain function once behind the guard.
 
     Raises:
@@ -112,7 +144,7 @@ def call(guard: Guard[Any], fn: Callable[P, R], *args: P.args, **kwargs: P.kwarg
     return result
 
 
-async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """Await one call behind the guard.
 
     Raises:
@@ -132,7 +164,7 @@ async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], *args: P.args,
 
 
 def is_awaitable(result: object) -> bool:
-    """Return whether this is something to be awaited. Looks at the class alone, about 40 ns."""
+    """Return whether this is something to be awaited. Looks at the class alone; a no costs 150 ns on Python 3.11."""
     return hasattr(type(result), "__await__")
 
 
@@ -171,35 +203,58 @@ def _name_of(fn: object) -> str:
 
 def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:
     enter, leave = guard.enter, guard.leave
+    lane = guard if hasattr(guard, "passing") else _NoLane
+    # The class of the last result that proved to be no awaitable: looking it up anew costs more than the guard.
+    known: type = _NoLane
+
+    def finish(permit: Any, result: Any) -> Any:
+        nonlocal known
+        if type(result) is not known:
+            try:
+                if is_awaitable(result):
+                    refuse_awaitable(fn, result, by)
+            except BaseException as error:
+                leave(permit, error, None)
+                raise
+            known = type(result)
+            if permit is lane.passing and permit is not None:
+                return result
+        leave(permit, None, result)
+        return result
 
     @wraps(fn)
     def run(*args: Any, **kwargs: Any) -> Any:
-        permit = enter()
+        permit = lane.passing
+        if permit is None:
+            permit = enter()
         try:
             result = fn(*args, **kwargs)
-            if is_awaitable(result):
-                refuse_awaitable(fn, result, by)
         except BaseException as error:
             leave(permit, error, None)
             raise
-        leave(permit, None, result)
-        return result
+        if type(result) is known and permit is lane.passing and permit is not None:
+            return result
+        return finish(permit, result)
 
     return run
 
 
 def _async(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:  # noqa: ARG001 - one signature for all shells
     enter, leave = guard.enter, guard.leave
+    lane = guard if hasattr(guard, "passing") else _NoLane
 
     @wraps(fn)
     async def run(*args: Any, **kwargs: Any) -> Any:
-        permit = enter()
+        permit = lane.passing
+        if permit is None:
+            permit = enter()
         try:
             result = await fn(*args, **kwargs)
         except BaseException as error:
             leave(permit, error, None)
             raise
-        leave(permit, None, result)
+        if permit is not lane.passing or permit is None:
+            leave(permit, None, result)
         return result
 
     return run

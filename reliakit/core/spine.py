@@ -18,16 +18,18 @@ import threading
 from collections.abc import Callable, Iterable
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from types import BuiltinMethodType, CoroutineType, MethodType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
+from weakref import WeakSet
 
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import Event
+from reliakit.core.fork import renew_lock_after_fork
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Emitter", "Listener", "Subscription", "subscribe"]
+__all__ = ["Emitter", "Listener", "Subscription", "Watcher", "subscribe", "watch"]
 
 E = TypeVar("E", bound=Event)
 _LAZY = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
@@ -84,20 +86,35 @@ def _shown(listener: object) -> str:
         return f"<{type(listener).__name__}>"
 
 
+class Watcher(Protocol):
+    """A component that keeps out of the events' way while nobody listens, and so wants to know when somebody does."""
+
+    def listeners_changed(self) -> None:
+        """Take notice that the process-wide listeners are not the same as before. Must neither raise nor block."""
+
+
 class _Listeners:
     """All process-wide listeners, copied on write so that emitting takes no lock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.routes: tuple[_Route, ...] = ()
+        self.watchers: WeakSet[Watcher] = WeakSet()
+        renew_lock_after_fork(self)
 
     def add(self, route: _Route) -> None:
         with self._lock:
             self.routes = (*self.routes, route)
+        self._tell()
 
     def remove(self, route: _Route) -> None:
         with self._lock:
             self.routes = tuple(known for known in self.routes if known is not route)
+        self._tell()
+
+    def _tell(self) -> None:
+        for watcher in tuple(self.watchers):
+            watcher.listeners_changed()
 
 
 _everybody = _Listeners()
@@ -153,6 +170,11 @@ def subscribe(listener: Listener, *event_types: type[Event]) -> Subscription:
     route = _route(listener, event_types)
     _everybody.add(route)
     return Subscription(route)
+
+
+def watch(watcher: Watcher) -> None:
+    """Tell this component from now on when the process-wide listeners change. It is held weakly."""
+    _everybody.watchers.add(watcher)
 
 
 class Emitter:
