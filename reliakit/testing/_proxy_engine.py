@@ -199,8 +199,8 @@ class Link:
             flow.send(lambda: self._go_black(cut))
             return
         (self.to_client if flow is self.to_server else self.to_server).stop()
-        # The side that was still spoken to sees an orderly end, so that it reads all it was sent.
-        flow.send(lambda: self.reset(spare=flow.sink))
+        # A receiver that shall have everything sees an orderly end: RST may overtake what it has not read.
+        flow.send(lambda: self.reset(spare=flow.sink if cut.after else None))
 
     def _go_black(self, cut: CutRule) -> None:
         self.black_by = cut
@@ -317,14 +317,15 @@ class Engine:
         self.round_trips = 0
         self.bytes: dict[Direction, int] = dict.fromkeys(DIRECTIONS, 0)
         self.port = 0
-        self._listening: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._accepting: set[asyncio.Task[None]] = set()
         self._placeholder: socket.socket | None = None
 
     async def run(self, opened: Callable[[], None]) -> None:
         """Serve until cancelled."""
         self.loop = asyncio.get_running_loop()
         self._reserve_port()
-        await self._listen()
+        self._listen()
         opened()
         try:
             await self.loop.create_future()
@@ -332,10 +333,11 @@ class Engine:
             self._stop_listening()
             if self._placeholder is not None:
                 self._placeholder.close()
-            while self.links:
+            # Until the last connection was told, those too that are being made right now.
+            while self.links or len(asyncio.all_tasks()) > 1:
                 for link in list(self.links):
                     link.reset()
-                await asyncio.sleep(0)  # noqa: TID251 - a bare yield, in which connections are told
+                await asyncio.sleep(0)  # noqa: TID251 - a bare yield
 
     async def change_weather(self, weather: Weather) -> None:
         """Let these faults hold from now on."""
@@ -343,7 +345,7 @@ class Engine:
         if weather.refusing:
             self._stop_listening()
         elif self._listening is None:
-            await self._listen()
+            self._listen()
         for link in list(self.links):
             link.weather_changed()
 
@@ -362,15 +364,29 @@ class Engine:
         self._placeholder = _bound(0)
         self.port = self._placeholder.getsockname()[1]
 
-    async def _listen(self) -> None:
-        self._listening = await self.loop.create_server(self._new_client, sock=_bound(self.port))
+    def _listen(self) -> None:
+        # Not asyncio's own server: it may lose a connection that it is accepting while it is closed.
+        self._listening = _bound(self.port)
+        self._listening.setblocking(False)
+        self._listening.listen(128)
+        self.loop.add_reader(self._listening, self._accept, self._listening)
 
-    def _new_client(self) -> End:
-        link = Link(self)
-        return End(link, link.to_server)
+    def _accept(self, listening: socket.socket) -> None:
+        # The client may have given up already, or this process has no descriptor left: the next one may do.
+        with contextlib.suppress(OSError):
+            client, _ = listening.accept()
+            client.setblocking(False)
+            link = Link(self)
+            task = self.loop.create_task(self._welcome(link, client))
+            self._accepting.add(task)
+            task.add_done_callback(self._accepting.discard)
+
+    async def _welcome(self, link: Link, client: socket.socket) -> None:
+        await self.loop.connect_accepted_socket(lambda: End(link, link.to_server), client)
 
     def _stop_listening(self) -> None:
         if self._listening is not None:
+            self.loop.remove_reader(self._listening)
             self._listening.close()
             self._listening = None
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["ManualClock"]
 
 _EPOCH = 1_700_000_000.0
+# Rounds of the event loop after which a task that was ready has surely begun its own sleep.
+_SETTLED = 10
 
 
 class _Sleeper:
@@ -120,10 +122,9 @@ class ManualClock:
                 awake.set_result(None)
 
         sleeper = self._lie_down(self._now + seconds, lambda: loop.call_soon_threadsafe(wake))
-        if self._auto_advance:
-            # Two rounds of the loop, so that tasks which are ready now can lie down with an earlier due.
-            loop.call_soon(loop.call_soon, self._wake_first)
         try:
+            if self._auto_advance:
+                await self._settle_and_jump(sleeper, awake)
             await awake
         finally:
             self._get_up(sleeper)
@@ -191,9 +192,9 @@ class ManualClock:
 
     def _lie_down(self, due: float, wake: Callable[[], object]) -> _Sleeper:
         with self._changed:
-            sleeper = _Sleeper(due, next(self._order), wake)
+            sleeper = _Sleeper(round(due, 9), next(self._order), wake)
             # Another thread may have advanced between our reading of the clock and here.
-            late = due <= self._now
+            late = sleeper.due <= self._now
             if not late:
                 heapq.heappush(self._sleepers, sleeper)
             came = [tell for count, tell in self._watchers if len(self._sleepers) >= count]
@@ -210,14 +211,21 @@ class ManualClock:
                 self._sleepers.remove(sleeper)
                 heapq.heapify(self._sleepers)
 
-    def _wake_first(self) -> None:
+    async def _settle_and_jump(self, sleeper: _Sleeper, awake: asyncio.Future[None]) -> None:
+        """Move the clock once this sleeper stays the first one: who is ready now may lie down with an earlier due."""
+        rounds = 0
+        while not awake.done() and rounds < _SETTLED:
+            await asyncio.sleep(0)  # noqa: TID251
+            with self._lock:
+                rounds = rounds + 1 if self._sleepers and self._sleepers[0] is sleeper else 0
         with self._lock:
-            due = self._move_locked(self._sleepers[0].due) if self._sleepers else []
+            due = self._move_locked(sleeper.due)
         _call(due)
 
     def _move_locked(self, now: float) -> list[Callable[[], object]]:
         """Move the clock and return who must be woken once the lock is released."""
-        self._now = max(self._now, now)
+        # To the nanosecond, so that ten steps of 0.1 make one second.
+        self._now = max(self._now, round(now, 9))
         due: list[Callable[[], object]] = []
         while self._sleepers and self._sleepers[0].due <= self._now:
             due.append(heapq.heappop(self._sleepers).wake)

@@ -274,8 +274,8 @@ class FaultProxy:
             after: False cuts before the receiver has the whole pattern. True cuts when the piece that ends the
                 pattern has been delivered: end it where the message ends, as in b"COMMIT\0", to be sure that the
                 receiver acts on it. Nothing comes back to the sender any more.
-            how: "reset" sends RST to the sender and an orderly end to the receiver; "black_hole" leaves both without
-                a word.
+            how: "reset" sends RST to both sides, but with `after` an orderly end to the receiver, so that it reads
+                everything; "black_hole" leaves both without a word.
             times: After how many cuts it lets everything pass, None for never.
         """
         if not pattern:
