@@ -112,7 +112,7 @@ def test_problems_are_a_list_of_your_own() -> None:
 
 
 def test_a_problem_is_a_value() -> None:
-    assert PROBLEM == Problem("/a/0", "maximum", "maximum", "must be at most 5", {"limit": 5}, "body")
+    assert Problem("/a/0", "maximum", "maximum", "must be at most 5", {"limit": 5}, "body") == PROBLEM
     assert Problem("", "type", "type", "m").params == {}
     assert pickle.loads(pickle.dumps(PROBLEM)) == PROBLEM
     with pytest.raises(AttributeError):
