@@ -11,28 +11,30 @@ from __future__ import annotations
 import os
 import threading
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-__all__ = ["renew_lock_after_fork"]
+__all__ = ["renew_locks_after_fork"]
 
-# Part of the process like the listeners' list: who owns a lock that a child must not inherit.
-_owners: WeakSet[Any] = WeakSet()
+# Part of the process like the listeners' list: who owns locks that a child must not inherit.
+_owners: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
 
 
-def renew_lock_after_fork(owner: object) -> None:
-    """Give this object a new `_lock` in every child process. It is held weakly.
+def renew_locks_after_fork(owner: object, *attributes: str) -> None:
+    """Give this object new locks in every child process. It is held weakly.
 
-    What the lock guards may be read half-written by the child, so write what readers decide by last.
+    What a lock guards may be read half-written by the child, so write what readers decide by last.
 
     Args:
-        owner: An object with a `threading.Lock` in its attribute `_lock`.
+        owner: An object that owns a `threading.Lock` in each of these attributes.
+        attributes: The attributes' names.
     """
-    _owners.add(owner)
+    _owners[owner] = attributes
 
 
 def _renew() -> None:
-    for owner in tuple(_owners):
-        owner._lock = threading.Lock()  # noqa: SLF001 - it asked for it
+    for owner, attributes in tuple(_owners.items()):
+        for attribute in attributes:
+            setattr(owner, attribute, threading.Lock())
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

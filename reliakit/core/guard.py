@@ -203,9 +203,9 @@ def _name_of(fn: object) -> str:
 
 def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:
     enter, leave = guard.enter, guard.leave
-    lane = guard if hasattr(guard, "passing") else _NoLane
+    lane: Any = guard if hasattr(guard, "passing") else _NoLane
     # The class of the last result that proved to be no awaitable: looking it up anew costs more than the guard.
-    known: type = _NoLane
+    known: type[object] = _NoLane
 
     def finish(permit: Any, result: Any) -> Any:
         nonlocal known
@@ -216,7 +216,7 @@ def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., 
             except BaseException as error:
                 leave(permit, error, None)
                 raise
-            known = type(result)
+            known = cast("type[object]", type(result))
             if permit is lane.passing and permit is not None:
                 return result
         leave(permit, None, result)
@@ -241,7 +241,7 @@ def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., 
 
 def _async(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:  # noqa: ARG001 - one signature for all shells
     enter, leave = guard.enter, guard.leave
-    lane = guard if hasattr(guard, "passing") else _NoLane
+    lane: Any = guard if hasattr(guard, "passing") else _NoLane
 
     @wraps(fn)
     async def run(*args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ from weakref import WeakSet
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import Event
-from reliakit.core.fork import renew_lock_after_fork
+from reliakit.core.fork import renew_locks_after_fork
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -100,7 +100,7 @@ class _Listeners:
         self._lock = threading.Lock()
         self.routes: tuple[_Route, ...] = ()
         self.watchers: WeakSet[Watcher] = WeakSet()
-        renew_lock_after_fork(self)
+        renew_locks_after_fork(self, "_lock")
 
     def add(self, route: _Route) -> None:
         with self._lock:

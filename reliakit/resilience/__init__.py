@@ -1,0 +1,1 @@
+"""What stands between a caller and a dependency that may fail."""
