@@ -209,9 +209,12 @@ def classify(error: BaseException) -> ErrorClass:
     Args:
         error: Any exception, raised or not.
     """
-    sqlstate = sqlstate_of(error)
-    category, retry = _kind(error, sqlstate)
-    return ErrorClass(category, retry, sqlstate, fingerprint(error, sqlstate))
+    try:
+        sqlstate = sqlstate_of(error)
+        category, retry = _kind(error, sqlstate)
+        return ErrorClass(category, retry, sqlstate, fingerprint(error, sqlstate))
+    except Exception:  # noqa: BLE001 - an exception class may raise at every touch, and is still to be counted
+        return ErrorClass(*_UNKNOWN, None, _digest([type(error).__name__]))
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -324,6 +327,10 @@ def fingerprint(error: BaseException, sqlstate: str | None = None) -> str:
     parts += _places(error.__traceback__)
     if sqlstate is not None:
         parts += (sqlstate, _constraint(error) or _constraint(_attribute(error, "orig")))
+    return _digest(parts)
+
+
+def _digest(parts: list[str]) -> str:
     return hashlib.blake2b("\n".join(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
