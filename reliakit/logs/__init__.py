@@ -1,0 +1,30 @@
+"""Logs that never show a secret: masked JSON lines for every logger in the process.
+
+```
+log.info(...) ─┐                       ┌─ at once ──┐
+logging.info() ┼─ mask ── JSON line ───┤            ├── stream
+events ────────┘  (in the call)        └─ queue ────┘
+```
+"""
+
+from __future__ import annotations
+
+from reliakit.logs.configure import LoggingHandle, configure_logging
+from reliakit.logs.context import log_context
+from reliakit.logs.detectors import DEFAULT, IP_ADDRESSES, Detector
+from reliakit.logs.formatter import MaskingFormatter
+from reliakit.logs.logger import Logger, get_logger
+from reliakit.logs.masker import Masker
+
+__all__ = [
+    "DEFAULT",
+    "IP_ADDRESSES",
+    "Detector",
+    "Logger",
+    "LoggingHandle",
+    "Masker",
+    "MaskingFormatter",
+    "configure_logging",
+    "get_logger",
+    "log_context",
+]

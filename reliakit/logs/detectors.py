@@ -1,0 +1,223 @@
+"""What secrets look like in text, whatever field they stand in.
+
+Each detector is a cheap question (can this text hold one at all?) and a substitution that runs in time linear in the
+text: starts are anchored, repetitions are possessive or short, and no pattern ignores case.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from reliakit.logs import bodies, personal, vendors
+from reliakit.logs.words import KeyRules
+
+__all__ = ["DEFAULT", "IP_ADDRESSES", "MARKER", "Detector", "Hide"]
+
+MARKER = "***"
+Hide = Callable[[str], str]
+"""Takes a secret, returns what stands in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """One kind of secret that is known by its looks. Calling it masks a text.
+
+    Attributes:
+        name: What it finds.
+        find: Takes the text, what to put in a secret's place, and the rules for field names; returns the text.
+    """
+
+    name: str
+    find: Callable[[str, Hide, KeyRules], str]
+
+    def __call__(self, text: str) -> str:
+        """Return the text with what this detector finds replaced by the marker."""
+        return self.find(text, _marker, _DEFAULT_RULES)
+
+    def __repr__(self) -> str:
+        return f"<Detector {self.name!r}>"
+
+
+def _marker(_secret: str) -> str:
+    return MARKER
+
+
+_DEFAULT_RULES = KeyRules()
+
+_PEM_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+_PEM_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+
+
+def _pem(text: str, hide: Hide, _rules: KeyRules) -> str:
+    if "-----BEGIN " not in text:
+        return text
+    parts: list[str] = []
+    at = 0
+    while (begin := _PEM_BEGIN.search(text, at)) is not None:
+        end = _PEM_END.search(text, begin.end())
+        # A key that was cut off in the middle is still a key.
+        stop = end.start() if end else len(text)
+        parts += (text[at : begin.end()], hide(text[begin.end() : stop]), end.group() if end else "")
+        at = end.end() if end else len(text)
+    return "".join((*parts, text[at:]))
+
+
+_JWT = re.compile(r"(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}+(?:\.[A-Za-z0-9_\-]*+){1,4}+")
+
+
+def _jwt(text: str, hide: Hide, _rules: KeyRules) -> str:
+    return _JWT.sub(lambda found: hide(found[0]), text) if "eyJ" in text else text
+
+
+_SCHEME = re.compile(
+    r"(?<![A-Za-z0-9])([Bb]earer|BEARER|[Bb]asic|BASIC|[Nn]egotiate|NTLM|ApiKey|[Tt]oken)"
+    r"([ \t:=]{1,3}|%20|\+)([A-Za-z0-9._~+/\-]{8,}+=*+)"
+)
+
+
+def _scheme(text: str, hide: Hide, _rules: KeyRules) -> str:
+    if "earer" in text or "asic" in text or "BE" in text or "BA" in text or "egoti" in text or "NTLM" in text:
+        return _SCHEME.sub(lambda found: _credentials(found, hide), text)
+    return _SCHEME.sub(lambda found: _credentials(found, hide), text) if "oken " in text or "ApiKey" in text else text
+
+
+def _credentials(found: re.Match[str], hide: Hide) -> str:
+    scheme, gap, value = found.groups()
+    if scheme.lower() == "basic":
+        secret = _decodes_to_pair(value) or _looks_drawn(value, 16)
+    else:
+        secret = _looks_drawn(value, 12 if scheme[0] in "Tt" else 8) or len(value) >= 24
+    return f"{scheme}{gap}{hide(value)}" if secret else found[0]
+
+
+def _decodes_to_pair(value: str) -> bool:
+    try:
+        return b":" in base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _looks_drawn(value: str, least: int) -> bool:
+    """Return whether a text looks drawn at random rather than written: letters and digits in one piece."""
+    return len(value) >= least and any(map(str.isdigit, value)) and any(map(str.isalpha, value))
+
+
+_HASH = re.compile(
+    r"\$(?:2[abxy]|argon2(?:id|i|d)|scrypt|bcrypt-sha256|pbkdf2(?:-[a-z0-9]{1,8})?|[156y]|apr1|P)\$[A-Za-z0-9./+=,$\-]{16,}+"
+    r"|(?<![A-Za-z0-9])(?:pbkdf2_sha(?:1|256|512)|scrypt|argon2|bcrypt_sha256|pbkdf2:sha256|scrypt:\d{1,8}:\d{1,4}:\d{1,4})"
+    r"[:$][A-Za-z0-9./+=,$:\-]{16,}+"
+)
+
+
+def _password_hash(text: str, hide: Hide, _rules: KeyRules) -> str:
+    return _HASH.sub(lambda found: hide(found[0]), text) if "$" in text else text
+
+
+# What follows `://` up to where a URL surely ends.
+_AUTHORITY = re.compile(r"(?<=://)[^\s\"'<>`\\]{1,2048}+")
+
+
+def _userinfo(text: str, hide: Hide, _rules: KeyRules) -> str:
+    if "://" not in text or "@" not in text:
+        return text
+    parts: list[str] = []
+    at = 0
+    for found in _AUTHORITY.finditer(text):
+        begin, end = _userinfo_extent(text, found)
+        if end > begin:
+            user, colon, password = text[begin:end].partition(":")
+            # A long "user" is a token that was put in its place.
+            shown = hide(user) if len(user) >= 20 or not password else user
+            shown_user = shown if colon or _is_token_user(text, begin, user) else user
+            parts += (text[at:begin], shown_user, colon, hide(password) if password else "")
+            at = end
+    return "".join((*parts, text[at:])) if parts else text
+
+
+_HOST_END = re.compile(r"[/?#]")
+
+
+def _userinfo_extent(text: str, found: re.Match[str]) -> tuple[int, int]:
+    """Return where user and password stand, or an empty range."""
+    begin, stop = found.span()
+    cut = _HOST_END.search(text, begin, stop)
+    authority_end = cut.start() if cut else stop
+    at = text.rfind("@", begin, authority_end)
+    if at >= 0:
+        return begin, at
+    # A password with an unescaped slash: what follows the colon is no port, and an @ comes later.
+    colon = text.find(":", begin, authority_end)
+    if colon >= 0 and not text[colon + 1 : authority_end].isdigit():
+        at = text.rfind("@", begin, stop)
+        if at > colon:
+            return begin, at
+    return begin, begin
+
+
+def _is_token_user(text: str, begin: int, user: str) -> bool:
+    """Return whether `https://user@host` names a token: web clients log in with it, git and ssh name a user."""
+    return text[max(0, begin - 8) : begin].endswith(("http://", "https://")) and len(user) >= 16
+
+
+_PG_KEY = re.compile(r"Key \([^()\n]{1,200}\)=\(")
+_PG_KEY_END = re.compile(
+    r"\)(?= already exists| is not present| is still referenced| conflicts with|\.|$)", re.MULTILINE
+)
+_PG_ROW = re.compile(r"(Failing row contains \()([^\n]*+)")
+_SQL_PARAMETERS = re.compile(r"(\[parameters: )([^\n]*+)")
+
+
+def _database_detail(text: str, hide: Hide, _rules: KeyRules) -> str:
+    """Hide the data that database errors repeat: values of a violated key, a refused row, bound parameters."""
+    if "Key (" in text:
+        text = _hide_key_values(text, hide)
+    if "Failing row" in text:
+        text = _PG_ROW.sub(lambda found: f"{found[1]}{hide(found[2])}", text)
+    if "[parameters: " in text:
+        text = _SQL_PARAMETERS.sub(lambda found: f"{found[1]}{hide(found[2])}", text)
+    return text
+
+
+def _hide_key_values(text: str, hide: Hide) -> str:
+    parts: list[str] = []
+    at = 0
+    while (head := _PG_KEY.search(text, at)) is not None:
+        tail = _PG_KEY_END.search(text, head.end())
+        stop = tail.start() if tail else len(text)
+        parts += (text[at : head.end()], hide(text[head.end() : stop]))
+        at = stop
+    return "".join((*parts, text[at:]))
+
+
+_IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.]\d)")
+_IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+
+
+def _ip_addresses(text: str, hide: Hide, _rules: KeyRules) -> str:
+    text = _IPV4.sub(lambda found: hide(found[0]), text)
+    return _IPV6.sub(lambda found: hide(found[0]) if sum(map(str.isalnum, found[0])) else found[0], text)
+
+
+DEFAULT: tuple[Detector, ...] = (
+    Detector("private key", _pem),
+    Detector("url userinfo", _userinfo),
+    Detector("field in text", bodies.mask_fields),
+    Detector("authorization scheme", _scheme),
+    Detector("json web token", _jwt),
+    Detector("vendor token", vendors.mask_tokens),
+    Detector("password hash", _password_hash),
+    Detector("database detail", _database_detail),
+    Detector("e-mail address", personal.mask_emails),
+    Detector("card number", personal.mask_cards),
+    Detector("iban", personal.mask_ibans),
+    Detector("national id", personal.mask_national_ids),
+    Detector("phone number", personal.mask_phones),
+)
+"""What a `Masker` looks for unless told otherwise; take some away or add your own."""
+
+IP_ADDRESSES = Detector("ip address", _ip_addresses)
+"""Masks IP addresses; not among the defaults, because operators need them more often than not."""

@@ -1,0 +1,178 @@
+"""Log records to masked JSON lines, on python-json-logger's formatter."""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
+
+from reliakit.core.context import current_request
+from reliakit.logs.context import context_fields
+from reliakit.logs.encode import encode
+from reliakit.logs.failures import error_fields, shown_fields
+from reliakit.logs.masker import Masker
+from reliakit.logs.walk import FAILED, Walk
+from reliakit.logs.words import Verdict
+
+__all__ = ["MaskingFormatter"]
+
+FIELDS = "_reliakit_fields"
+ERROR = "_reliakit_error"
+FOUND = "_reliakit_found"
+REQUEST_ID = "_reliakit_event"
+_RESERVED = frozenset({*RESERVED_ATTRS, "taskName", FIELDS, ERROR, FOUND, REQUEST_ID})
+
+# `%s` right behind a sensitive word: once formatted, nothing tells the word and the secret apart.
+_NAMED_ARGUMENT = re.compile(r"([\w.\-]++)[\"']?[ \t]*+(?:=>|[:=]|is |was |to )?[ \t]*+[\"']?\Z")
+_PLACE = re.compile(r"%(?:%|[-#0+ ]*(?:\*|\d+)?(?:\.(?:\*|\d+))?[hlL]?[diouxXeEfFgGcrsa])")
+
+
+class MaskingFormatter(BaseJsonFormatter):
+    """Make one line of JSON of a log record, with every secret masked. Never raises, never shows what it failed on.
+
+    Args:
+        service: The service's name, in every line.
+        env: Where it runs, in every line.
+        masker: What masks.
+    """
+
+    def __init__(self, *, service: str, env: str, masker: Masker) -> None:
+        super().__init__()
+        self._service = service
+        self._env = env
+        self._masker = masker
+        self._second: tuple[int, str] = (-1, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line."""
+        try:
+            walk = Walk(self._masker, plain=True)
+            line = self.serialize_log_record(self.process_log_record(self._data(record, walk)))
+            if walk.found or walk.failed:
+                record.__dict__[FOUND] = (walk.found, walk.failed)
+            return line
+        except Exception:  # noqa: BLE001 - the record is told of, nothing of what is in it
+            record.__dict__[FOUND] = (0, True)
+            return self.jsonify_log_record(self._stand_in(record))
+
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        """Return the data as one line of JSON."""
+        return encode(log_data)
+
+    def _data(self, record: logging.LogRecord, walk: Walk) -> dict[str, Any]:
+        attributes = record.__dict__
+        own = attributes.get(FIELDS)
+        given = _extras(attributes) if own is None else own
+        around = context_fields()
+        if around:
+            given = {**around, **given}
+        request = current_request()
+        if request is not None:
+            given = _with_request(request.fields, request.principal, given)
+        data: dict[str, Any] = {
+            "timestamp": self._timestamp(record.created),
+            "level": record.levelname,
+            "logger": walk.text(record.name),
+            "message": walk.text(_message(record, walk)),
+            "service": self._service,
+            "env": self._env,
+        }
+        request_id = (
+            attributes.get(REQUEST_ID)
+            or given.get("request_id")
+            or (request.request_id if request is not None else None)
+        )
+        if request_id:
+            data["request_id"] = walk.text(str(request_id))
+        trace_id = given.get("trace_id") or (request.trace_id if request is not None else None)
+        if trace_id:
+            data["trace_id"] = walk.text(str(trace_id))
+        data["context"] = walk.fields(given) if given else {}
+        error = error_of(record)
+        if error is not None:
+            data["error"] = (
+                error_fields(error, walk) if isinstance(error, BaseException) else shown_fields(error, walk)
+            )
+        elif record.exc_text:
+            data["error"] = {"type": None, "message": None, "stack": walk.text(record.exc_text)}
+        if record.stack_info:
+            data["stack_info"] = walk.text(str(record.stack_info))
+        return data
+
+    def _timestamp(self, created: float) -> str:
+        """Return RFC 3339 in UTC with milliseconds; the part up to the second is kept from record to record."""
+        second = int(created // 1)
+        known, text = self._second
+        if known != second:
+            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._second = (second, text)
+        return f"{text}.{int((created - second) * 1000):03d}Z"
+
+    def _stand_in(self, record: logging.LogRecord) -> dict[str, Any]:
+        """Return what is said of a record that could not be masked."""
+        return {
+            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": logging.getLevelName(record.levelno) if isinstance(record.levelno, int) else "ERROR",
+            "logger": FAILED,
+            "message": FAILED,
+            "service": self._service,
+            "env": self._env,
+            "context": {},
+        }
+
+
+def error_of(record: logging.LogRecord) -> object:
+    """Return the exception that a record tells of, what was given as `error=` instead of one, or None."""
+    given: object = record.__dict__.get(ERROR)
+    if given is not None:
+        return given
+    found = record.exc_info
+    if isinstance(found, tuple):
+        return found[1]
+    return found if isinstance(found, BaseException) else None
+
+
+def _with_request(fields: Any, principal: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    if principal is not None:
+        return {**fields, "principal": principal, **given}
+    return {**fields, **given} if fields else given
+
+
+def _extras(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return what a plain logging call gave as `extra`."""
+    return {key: value for key, value in attributes.items() if key not in _RESERVED}
+
+
+def _message(record: logging.LogRecord, walk: Walk) -> str:
+    """Return the formatted message; one that does not fit its arguments goes without them."""
+    message: object = record.msg
+    try:
+        if type(message) is not str:
+            message = str(message)
+        if not record.args:
+            return str(message)
+        return str(message) % _hidden(str(message), record.args, walk)
+    except Exception:  # noqa: BLE001 - wrong arguments must not cost the record; they are not shown either
+        return message if isinstance(message, str) else f"[unprintable {type(record.msg).__name__}]"
+
+
+def _hidden(template: str, args: Any, walk: Walk) -> Any:
+    """Return the arguments with those hidden that stand right behind a sensitive word."""
+    if not isinstance(args, tuple):
+        return walk.value(args, 0) if isinstance(args, dict) else args
+    hidden = list(args)
+    number = 0
+    for place in _PLACE.finditer(template):
+        if place[0] == "%%" or number >= len(hidden):
+            continue
+        number += place[0].count("*")
+        name = _NAMED_ARGUMENT.search(template, max(0, place.start() - 80), place.start())
+        if name is not None and number < len(hidden) and type(hidden[number]) is str:
+            verdict = walk.verdict(name[1])
+            if verdict is not Verdict.SAFE:
+                hidden[number] = walk.sensitive(verdict, hidden[number], 0)
+        number += 1
+    return tuple(hidden)

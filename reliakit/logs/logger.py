@@ -1,0 +1,160 @@
+"""The logger that applications hold: fields as keyword arguments, and everything that the standard one takes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from reliakit.core.spine import Emitter
+from reliakit.core.tracking import report
+from reliakit.logs.formatter import ERROR, FIELDS, error_of
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["Logger", "get_logger"]
+
+_emitter = Emitter("logs")
+
+
+class Logger:
+    """A logger whose calls take fields: `log.info("Login attempt", email=address, user_id=7)`.
+
+    The message is positional; `%s` arguments may follow it. Four names have the meaning that they have in the
+    standard library, `exc_info`, `extra`, `stack_info` and `stacklevel`, and `error` takes an exception to tell of.
+    Every other name is a field, `message`, `name` and `level` included. No call raises. A call below the level
+    costs less than a tenth of a microsecond.
+
+    Made by `get_logger`. Safe from any thread and task.
+    """
+
+    __slots__ = ("_fields", "_is_enabled", "_logger")
+
+    def __init__(self, logger: logging.Logger, fields: Mapping[str, Any] | None = None, /) -> None:
+        self._logger = logger
+        self._is_enabled = logger.isEnabledFor
+        self._fields = dict(fields or {})
+
+    @property
+    def name(self) -> str:
+        """The logger's name."""
+        return self._logger.name
+
+    def bind(self, /, **fields: Any) -> Logger:
+        """Return a logger that adds these fields to each of its records. This one stays as it is."""
+        return Logger(self._logger, {**self._fields, **fields})
+
+    def is_enabled_for(self, level: int, /) -> bool:
+        """Return whether a record of this level would be written."""
+        return self._is_enabled(level)
+
+    def debug(self, message: object, /, *args: object, **fields: Any) -> None:
+        """Log what helps to understand the program."""
+        if self._is_enabled(logging.DEBUG):
+            self._write(logging.DEBUG, message, args, fields)
+
+    def info(self, message: object, /, *args: object, **fields: Any) -> None:
+        """Log what happened as it should."""
+        if self._is_enabled(logging.INFO):
+            self._write(logging.INFO, message, args, fields)
+
+    def warning(self, message: object, /, *args: object, **fields: Any) -> None:
+        """Log what somebody should look at."""
+        if self._is_enabled(logging.WARNING):
+            self._write(logging.WARNING, message, args, fields)
+
+    def error(self, message: object, /, *args: object, **fields: Any) -> None:
+        """Log what failed; give the exception as `error=`."""
+        if self._is_enabled(logging.ERROR):
+            self._write(logging.ERROR, message, args, fields)
+
+    def critical(self, message: object, /, *args: object, **fields: Any) -> None:
+        """Log what keeps the service from working."""
+        if self._is_enabled(logging.CRITICAL):
+            self._write(logging.CRITICAL, message, args, fields)
+
+    def exception(self, message: object, /, *args: object, **fields: Any) -> None:
+        """Log an error with the exception that is being handled."""
+        if self._is_enabled(logging.ERROR):
+            self._write(logging.ERROR, message, args, {"exc_info": True, **fields})
+
+    def log(self, level: int, message: object, /, *args: object, **fields: Any) -> None:
+        """Log at any level, given as a number."""
+        if self._is_enabled(level):
+            self._write(level, message, args, fields)
+
+    def _write(self, level: int, message: object, args: tuple[object, ...], fields: dict[str, Any]) -> None:
+        error = fields.pop("error", None)
+        exc_info = fields.pop("exc_info", None)
+        extra = fields.pop("extra", None)
+        stack_info = fields.pop("stack_info", False)
+        stacklevel = fields.pop("stacklevel", 1)
+        if isinstance(extra, Mapping):
+            fields = {**{str(name): value for name, value in extra.items()}, **fields}
+        elif extra is not None:
+            fields = {"extra": extra, **fields}
+        if self._fields:
+            fields = {**self._fields, **fields}
+        caller = _caller(stacklevel)
+        record = self._logger.makeRecord(
+            self._logger.name,
+            level,
+            caller.f_code.co_filename,
+            caller.f_lineno,
+            message,
+            args,
+            _exception_info(error, exc_info),
+            caller.f_code.co_name,
+            None,
+            _stack_text(caller) if stack_info else None,
+        )
+        record.__dict__[FIELDS] = fields
+        if error is not None and not isinstance(error, BaseException) and record.exc_info is None:
+            record.__dict__[ERROR] = error
+        self._logger.handle(record)
+        told = error_of(record)
+        if isinstance(told, BaseException):
+            report(_emitter, told)
+
+    def __repr__(self) -> str:
+        bound = f" with {', '.join(self._fields)}" if self._fields else ""
+        return f"<Logger {self._logger.name!r}{bound}>"
+
+
+def get_logger(name: str | None = None, /) -> Logger:
+    """Return the logger of this name; the usual name is `__name__`.
+
+    It writes through the standard logger of the same name, so levels, filters and handlers set there hold.
+    """
+    return Logger(logging.getLogger(name))
+
+
+def _caller(stacklevel: object) -> FrameType:
+    """Return the frame that called the logger's method, or one further out."""
+    frame = sys._getframe(3)  # noqa: SLF001 - what the standard library does, without its walk over every frame
+    further = stacklevel - 1 if isinstance(stacklevel, int) else 0
+    while further > 0 and frame.f_back is not None:
+        frame = frame.f_back
+        further -= 1
+    return frame
+
+
+def _stack_text(frame: FrameType) -> str:
+    import traceback  # noqa: PLC0415 - rare
+
+    return "Stack (most recent call last):\n" + "".join(traceback.format_stack(frame)).rstrip("\n")
+
+
+def _exception_info(error: object, exc_info: object) -> Any:
+    """Return the three parts that a standard record holds, of whatever was given, or None."""
+    for given in (error, exc_info):
+        if isinstance(given, BaseException):
+            return (type(given), given, given.__traceback__)
+        if isinstance(given, tuple) and len(given) == 3 and isinstance(given[1], BaseException):
+            return given
+    if exc_info:
+        current = sys.exc_info()
+        return current if current[1] is not None else None
+    return None

@@ -1,0 +1,172 @@
+"""Personal data by its shape and check digits: e-mail, cards (ISO/IEC 7812), IBAN (ISO 13616), ids, phones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from reliakit.logs.words import KeyRules
+
+__all__ = ["is_card", "mask_cards", "mask_emails", "mask_ibans", "mask_national_ids", "mask_phones"]
+
+Hide = Callable[[str], str]
+
+# The local part is possessive and anchored, so a long run without @ is walked once.
+_EMAIL = re.compile(
+    r"(?<![\w.!$%*+^~\-])([\w.!$%*+^~\-]++|\"[^\"\s]{1,64}\")(@|%40)((?:[\w\-]{1,63}\.){1,8}([^\W\d_]{2,24}))(?![\w\-])"
+)
+_NOT_DOMAINS = frozenset(
+    ["png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "css", "js", "ts", "map", "html", "htm", "pdf", "txt", "json", "xml", "yml", "yaml", "md", "py", "zip", "gz"]
+)
+
+
+def mask_emails(text: str, hide: Hide, _rules: KeyRules) -> str:
+    """Hide e-mail addresses; `git@host` and file names such as `logo@2x.png` are none."""
+    if "%40" in text:
+        # An escaped @ is found from its own place: % may stand in a local part too.
+        text = _ESCAPED_EMAIL.sub(
+            lambda found: hide(found[0]) if found[1].lower() not in _NOT_DOMAINS else found[0], text
+        )
+    if "@" not in text:
+        return text
+    return _EMAIL.sub(lambda found: _email(found, hide), text)
+
+
+_ESCAPED_EMAIL = re.compile(r"(?<![\w.!$*+^~\-])[\w.!$*+^~\-]++%40(?:[\w\-]{1,63}\.){1,8}([^\W\d_]{2,24})(?![\w\-])")
+
+
+def _email(found: re.Match[str], hide: Hide) -> str:
+    if found[1] == "git" or found[4].lower() in _NOT_DOMAINS:
+        return found[0]
+    return hide(found[0])
+
+
+_CARD_RUN = re.compile(r"(?<![\w.,])[0-9](?:[ \-]?[0-9]){11,}+(?![\w])")
+_DIGITS = re.compile(r"[0-9]+")
+
+
+def mask_cards(text: str, hide: Hide, _rules: KeyRules) -> str:
+    """Hide payment card numbers: an issuer's prefix, its length and the check digit must all fit."""
+    return _CARD_RUN.sub(lambda found: _cards_in_run(found[0], hide), text)
+
+
+def _cards_in_run(run: str, hide: Hide) -> str:
+    if run.isdigit():
+        return hide(run) if is_card(run) else run
+    groups = [(found.start(), found.end()) for found in _DIGITS.finditer(run)]
+    parts: list[str] = []
+    at = first = 0
+    while first < len(groups):
+        last = _card_groups(run, groups, first)
+        if last < 0:
+            first += 1
+            continue
+        parts += (run[at : groups[first][0]], hide(run[groups[first][0] : groups[last][1]]))
+        at = groups[last][1]
+        first = last + 1
+    return "".join((*parts, run[at:])) if parts else run
+
+
+def _card_groups(run: str, groups: list[tuple[int, int]], first: int) -> int:
+    """Return the last of the groups that make a card number from `first` on, or -1."""
+    digits = ""
+    for last in range(first, min(first + 6, len(groups))):
+        digits += run[slice(*groups[last])]
+        if len(digits) > 19:
+            return -1
+        if len(digits) >= 13 and is_card(digits):
+            return last
+    return -1
+
+
+def is_card(digits: str) -> bool:
+    """Return whether these 13 to 19 digits are a card number of a known issuer."""
+    return _issuer_fits(digits) and _luhn(digits)
+
+
+def _issuer_fits(digits: str) -> bool:
+    size, two, four = len(digits), int(digits[:2]), int(digits[:4])
+    if digits[0] == "4":
+        return size in (13, 16, 19)
+    if 51 <= two <= 55 or 2221 <= four <= 2720:
+        return size == 16
+    if two in (34, 37):
+        return size == 15
+    if two in (36, 38, 39) or 3000 <= four <= 3059:
+        return size in (14, 16)
+    if two in (35, 60, 62, 64, 65, 50, 56, 57, 58, 63, 67):
+        return size in (16, 19)
+    return False
+
+
+_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+
+
+def _luhn(digits: str) -> bool:
+    total = 0
+    for place, digit in enumerate(reversed(digits)):
+        total += _DOUBLED[int(digit)] if place % 2 else int(digit)
+    return total % 10 == 0
+
+
+_IBAN_LENGTHS = {
+    code: int(length)
+    for code, length in (
+        entry.split("=")
+        for entry in ["AD=24", "AE=23", "AL=28", "AT=20", "AZ=28", "BA=20", "BE=16", "BG=22", "BH=22", "BI=27", "BR=29", "BY=28", "CH=21", "CR=22", "CY=28", "CZ=24", "DE=22", "DJ=27", "DK=18", "DO=28", "EE=20", "EG=29", "ES=24", "FI=18", "FK=18", "FO=18", "FR=27", "GB=22", "GE=22", "GI=23", "GL=18", "GR=27", "GT=28", "HN=28", "HR=21", "HU=28", "IE=22", "IL=23", "IQ=23", "IS=26", "IT=27", "JO=30", "KW=30", "KZ=20", "LB=28", "LC=32", "LI=21", "LT=20", "LU=20", "LV=21", "LY=25", "MC=27", "MD=24", "ME=22", "MK=19", "MN=20", "MR=27", "MT=31", "MU=30", "NI=28", "NL=18", "NO=15", "OM=23", "PK=24", "PL=28", "PS=29", "PT=25", "QA=29", "RO=24", "RS=22", "RU=33", "SA=24", "SC=31", "SD=18", "SE=24", "SI=19", "SK=24", "SM=27", "SO=23", "ST=25", "SV=28", "TL=23", "TN=24", "TR=26", "UA=29", "VA=22", "VG=24", "XK=20", "YE=30"]
+    )
+}
+_IBAN = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[0-9]{2}(?:[ \-]?[A-Za-z0-9]){11,30}")
+
+
+def mask_ibans(text: str, hide: Hide, _rules: KeyRules) -> str:
+    """Hide international bank account numbers whose country, length and check digits fit."""
+    parts: list[str] = []
+    at = 0
+    found = _IBAN.search(text)
+    while found is not None:
+        end = _iban_end(found)
+        if end:
+            parts += (text[at : found.start()], hide(text[found.start() : end]))
+            at = end
+        # What was taken along may hold the next one.
+        found = _IBAN.search(text, end or found.start() + 2)
+    return "".join((*parts, text[at:])) if parts else text
+
+
+def _iban_end(found: re.Match[str]) -> int:
+    """Return where the number ends, or 0 when it is none: what follows may have been taken along."""
+    length = _IBAN_LENGTHS.get(found[1].upper(), 0)
+    if not length:
+        return 0
+    taken, compact = 0, ""
+    for char in found[0]:
+        taken += 1
+        if char not in " -":
+            compact += char
+            if len(compact) == length:
+                break
+    end = found.start() + taken
+    if len(compact) != length or (end < len(found.string) and found.string[end].isalnum()):
+        return 0
+    number = int("".join(str(int(char, 36)) for char in compact[4:] + compact[:4]))
+    return end if number % 97 == 1 else 0
+
+
+_SSN = re.compile(r"(?<![\w.\-])(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}(?![\w\-]|\.[0-9])")
+
+
+def mask_national_ids(text: str, hide: Hide, _rules: KeyRules) -> str:
+    """Hide numbers in the form of United States social security numbers."""
+    return _SSN.sub(lambda found: hide(found[0]), text) if "-" in text else text
+
+
+_PHONE = re.compile(
+    r"(?<![\w+])\+[1-9](?:[ ().\-]{0,2}[0-9]){7,14}(?![0-9])"
+    r"|(?<![\w.+\-])(?:1[ .\-])?(?:\([2-9][0-9]{2}\)[ ]?|[2-9][0-9]{2}[ .\-])[2-9][0-9]{2}[ .\-][0-9]{4}(?![\w\-]|\.[0-9])"
+)
+
+
+def mask_phones(text: str, hide: Hide, _rules: KeyRules) -> str:
+    """Hide phone numbers in international form, and in the form of North America."""
+    return _PHONE.sub(lambda found: hide(found[0]), text)

@@ -1,0 +1,94 @@
+"""Tokens whose own beginning says who issued them, from the table in `vendor_tokens.txt`.
+
+Every such token is a long word, so a text is first cut to its long words; only in those is the table's one pattern,
+a tree of the beginnings, searched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+
+from reliakit.logs.words import KeyRules
+
+__all__ = ["VendorToken", "mask_tokens", "table"]
+
+Hide = Callable[[str], str]
+
+_ALPHABETS = {
+    "hex": "0-9a-f",
+    "b36": "a-z0-9",
+    "b62": "A-Za-z0-9",
+    "cap": "A-Z0-9",
+    "url": r"A-Za-z0-9_\-",
+    "b64": "A-Za-z0-9+/=",
+    "dot": r"A-Za-z0-9_.\-",
+    "any": r"A-Za-z0-9_.~+/=:\-",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VendorToken:
+    """One line of the table.
+
+    Attributes:
+        prefix: How the token begins.
+        alphabet: The set of characters that follow, a key of the alphabets.
+        least: The smallest number of them.
+        what: What it is and who issues it.
+        source: Where its form is described.
+        noted: When it was noted, year and month.
+    """
+
+    prefix: str
+    alphabet: str
+    least: int
+    what: str
+    source: str
+    noted: str
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression for the whole token."""
+        return f"{re.escape(self.prefix)}[{_ALPHABETS[self.alphabet]}]{{{self.least},}}+"
+
+
+def table() -> Iterator[VendorToken]:
+    """Yield every line of the table."""
+    text = resources.files(__package__).joinpath("vendor_tokens.txt").read_text("utf-8")
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            prefix, alphabet, least, rest = line.split(None, 3)
+            what, source, noted = (part.strip() for part in rest.split("|"))
+            yield VendorToken(prefix, alphabet, int(least), what, source, noted)
+
+
+def _tree(tokens: list[VendorToken]) -> str:
+    """Return one pattern that branches on the first character, so that a miss costs one step."""
+    branches: dict[str, list[str]] = {}
+    for token in sorted(tokens, key=lambda token: len(token.prefix), reverse=True):
+        branches.setdefault(token.prefix[0], []).append(token.pattern[len(re.escape(token.prefix[0])) :])
+    return "|".join(f"{re.escape(first)}(?:{'|'.join(rests)})" for first, rests in branches.items())
+
+
+_TOKEN = re.compile(rf"(?<![A-Za-z0-9])(?:{_tree(list(table()))})")
+_LONG_WORD = re.compile(r"[A-Za-z0-9_.\-+/=:~]{16,}+")
+_HARMLESS = re.compile(r"[0-9a-f\-]++|[0-9A-F\-]++|[a-z_.\-/]++")
+_TELEGRAM = re.compile(r"(?<![0-9])[0-9]{8,10}:AA[A-Za-z0-9_\-]{30,}+")
+
+
+def mask_tokens(text: str, hide: Hide, _rules: KeyRules) -> str:
+    """Hide every token of the table."""
+    parts: list[str] = []
+    at = 0
+    for word in _LONG_WORD.finditer(text):
+        if _HARMLESS.fullmatch(word[0]):
+            continue
+        for pattern in (_TOKEN, _TELEGRAM):
+            for found in pattern.finditer(text, word.start(), word.end()):
+                if found.start() >= at:
+                    parts += (text[at : found.start()], hide(found[0]))
+                    at = found.end()
+    return "".join((*parts, text[at:])) if parts else text
