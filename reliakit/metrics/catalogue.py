@@ -1,0 +1,280 @@
+"""Every metric that reliakit itself keeps, declared once.
+
+From this table come the registry, the series that exist at 0 from the start, and the reference pages. Names follow
+the Prometheus conventions: counters end in `_total`, quantities carry their unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from reliakit.metrics.labels import Label, fold_sqlstate, fold_status
+
+__all__ = ["CATALOGUE", "HTTP", "LATENCY", "SECURITY_EVENTS", "STATES", "Kind", "Metric"]
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# The bounds that OpenTelemetry's semantic conventions advise for HTTP servers.
+HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+STATES = ("closed", "open", "half_open", "forced_open", "disabled", "metrics_only")
+SECURITY_EVENTS = ("failed_login", "login_blocked", "rate_limit", "invalid_token", "forbidden", "validation")
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "_OTHER")
+_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A metric as it is declared.
+
+    Attributes:
+        name: Its name with unit and suffix, without the namespace.
+        kind: Counter, gauge or histogram.
+        help: One sentence for people.
+        unit: Its base unit, such as "seconds" or "bytes"; "" for a plain number.
+        labels: Its dimensions.
+        buckets: A histogram's upper bounds, without the infinite one.
+        born: Whether series exist from the start although some label is open; that label is then empty.
+        absent: Whether a gauge has no series until it is set, because 0 would be a claim.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    unit: str = ""
+    labels: tuple[Label, ...] = ()
+    buckets: tuple[float, ...] = ()
+    born: bool = False
+    absent: bool = False
+
+    @property
+    def family(self) -> str:
+        """The name that OpenMetrics gives the family: a counter's without `_total`."""
+        return self.name.removesuffix("_total") if self.kind == "counter" else self.name
+
+    def with_bounds(self, bounds: tuple[float, ...]) -> Metric:
+        """Return this histogram with further bucket bounds."""
+        return replace(self, buckets=tuple(sorted({*self.buckets, *bounds})))
+
+
+def _one_of(name: str, *values: str) -> Label:
+    """Return a label with these values and no others; all of them are born."""
+    return Label(name, values, limit=0, born=values)
+
+
+def _only(name: str, *values: str) -> Label:
+    """Return a label with these values and no others; none of them is born."""
+    return Label(name, values, limit=0)
+
+
+def _named(name: str, limit: int = 200) -> Label:
+    """Return a label for names that people choose."""
+    return Label(name, limit=limit)
+
+
+_SERVICE = _named("service", 50)
+_OPERATION = _named("operation")
+_STATUS = _one_of("status", "commit", "rollback", "timeout", "unknown", "retry")
+_POOL = _named("pool", 50)
+_ROUTE = _named("route", 500)
+
+
+def _counter(name: str, text: str, *labels: Label, unit: str = "", born: bool = False) -> Metric:
+    return Metric(name=name, kind="counter", help=text, unit=unit, labels=labels, born=born)
+
+
+def _gauge(name: str, text: str, *labels: Label, unit: str = "", absent: bool = False) -> Metric:
+    return Metric(name=name, kind="gauge", help=text, unit=unit, labels=labels, absent=absent)
+
+
+def _timing(name: str, text: str, *labels: Label, buckets: tuple[float, ...] = LATENCY) -> Metric:
+    return Metric(name=name, kind="histogram", help=text, unit="seconds", labels=labels, buckets=buckets)
+
+
+_TRANSACTIONS = (
+    _timing(
+        "transaction_duration_seconds",
+        "Time of one attempt of a transaction, from asking for a connection to its outcome.",
+        _SERVICE,
+        _OPERATION,
+        _STATUS,
+    ),
+    _counter("transaction_total", "Attempts of transactions, by outcome.", _SERVICE, _OPERATION, _STATUS, born=True),
+    _counter(
+        "transaction_deliberate_rollbacks_total",
+        "Attempts that the code itself asked to roll back; they are part of the rollbacks.",
+        _SERVICE,
+        _OPERATION,
+        born=True,
+    ),
+    _counter(
+        "transaction_retries_total",
+        "Attempts that were tried again, by reason.",
+        _SERVICE,
+        _OPERATION,
+        _one_of("reason", "serialization", "deadlock", "connection", "other"),
+        born=True,
+    ),
+    _gauge("transaction_in_progress", "Transactions that are open now.", _SERVICE, _OPERATION),
+    _counter(
+        "db_errors_total",
+        "Attempts of transactions that the database ended with an error, by SQLSTATE; retried ones included.",
+        Label("sqlstate", limit=60, born=("40001", "40P01"), fold=fold_sqlstate),
+    ),
+)
+
+_POOLS = (
+    _gauge("db_pool_connections", "Connections of the pool, by state.", _POOL, _only("state", "idle", "in_use")),
+    _gauge("db_pool_max", "Connections that the pool may open.", _POOL),
+    _gauge("db_pool_waiting", "Callers that wait for a connection.", _POOL),
+    _timing("db_pool_wait_seconds", "Time waited for a connection.", _POOL),
+    _timing("db_pool_use_seconds", "Time a connection was held.", _POOL),
+    _timing("db_pool_create_seconds", "Time to open a connection.", _POOL),
+    _counter("db_pool_timeouts_total", "Waits that ended without a connection.", _POOL),
+    _counter("db_pool_leaked_connections_total", "Connections that the pool will never get back.", _POOL, born=True),
+    _counter("db_pool_overdue_checkouts_total", "Connections held suspiciously long.", _POOL),
+    _counter("db_pool_discarded_total", "Connections thrown away.", _POOL, _named("reason", 20)),
+    _gauge("db_pool_checkout_age_seconds", "Age of the oldest checkout.", _POOL, unit="seconds"),
+)
+
+_RESILIENCE = (
+    _gauge(
+        "circuit_breaker_state", "1 for the state that the breaker is in.", _named("name"), _only("state", *STATES)
+    ),
+    _counter(
+        "circuit_breaker_calls_total",
+        "Calls that a breaker guarded, by outcome.",
+        _named("name"),
+        _one_of("outcome", "success", "failure", "ignored", "rejected"),
+    ),
+    _counter(
+        "circuit_breaker_transitions_total",
+        "Changes of state.",
+        _named("name"),
+        _only("from", *STATES),
+        _only("to", *STATES),
+    ),
+    _timing("circuit_breaker_call_duration_seconds", "Time of guarded calls.", _named("name")),
+    _gauge("circuit_breaker_failure_ratio", "Share of failures in the window.", _named("name"), unit="ratio"),
+    _counter("calls_rejected_total", "Calls that a guard refused.", _named("name"), _named("reason", 20)),
+    _counter(
+        "retry_attempts_total", "Failed attempts, by what followed.", _named("name"), _one_of("outcome", "retried")
+    ),
+    _counter(
+        "rate_limit_decisions_total",
+        "Decisions of rate limiters; `shadow` would have been limited if the limiter were enforced.",
+        _named("limiter"),
+        _one_of("decision", "allowed", "limited", "shadow"),
+    ),
+    _counter("rate_limit_degraded_total", "Decisions made without the shared store.", _named("limiter")),
+    _timing("rate_limit_wait_seconds", "Time waited for a limiter.", _named("limiter")),
+    _counter("store_failures_total", "Outages of shared stores.", _named("store", 50)),
+    _gauge("store_up", "1 while the shared store answers, 0 during an outage.", _named("store", 50)),
+)
+
+_TROUBLE = (
+    _counter(
+        "error_total",
+        "Exceptions that left a transaction, breaker, policy, web request or logger call, each once.",
+        Label("type"),
+        _SERVICE,
+        _named("status", 100),
+    ),
+    _counter("error_untracked_total", "Errors that could not be counted in error_total."),
+    _gauge("error_oldest_open_seconds", "Age of the oldest unresolved error.", unit="seconds", absent=True),
+    _counter(
+        "security_total",
+        "Security events; a source is named once five events are certain to be its own.",
+        Label("event", SECURITY_EVENTS, limit=20, born=SECURITY_EVENTS),
+        Label("source"),
+        born=True,
+    ),
+    _counter("validation_failures_total", "Broken rules of schemas.", _named("schema"), _named("keyword", 100)),
+)
+
+_WEB = (
+    _timing(
+        "http_server_request_duration_seconds",
+        "Time to the last byte of the response.",
+        _only("method", *_METHODS),
+        _ROUTE,
+        _only("status_class", *_CLASSES),
+        _only("outcome", "completed", "client_disconnect", "cancelled", "timeout", "error"),
+        buckets=HTTP,
+    ),
+    _counter(
+        "http_server_requests_total",
+        "Requests, by the status that was sent.",
+        _only("method", *_METHODS),
+        _ROUTE,
+        Label("status", fold=fold_status),
+    ),
+    _gauge("http_server_active_requests", "Requests that are being served."),
+    _counter("http_server_response_body_bytes_total", "Bytes of body sent.", _ROUTE, unit="bytes"),
+    _counter("http_server_request_body_bytes_total", "Bytes of body received.", _ROUTE, unit="bytes"),
+    _counter(
+        "http_server_timeouts_total", "Requests cut by a timeout.", _ROUTE, _one_of("phase", "first_byte", "idle")
+    ),
+    _gauge("websocket_connections", "Open websockets.", _ROUTE),
+    _counter("websocket_messages_total", "Messages over websockets.", _one_of("direction", "in", "out")),
+)
+
+_OTHERS = (
+    _counter(
+        "cache_requests_total",
+        "Lookups in caches.",
+        _named("cache"),
+        _one_of("result", "hit", "miss", "stale", "bypass", "error"),
+    ),
+    _gauge("cache_entries", "Entries in a cache.", _named("cache")),
+    _gauge("cache_bytes", "Bytes in a cache.", _named("cache"), unit="bytes"),
+    _counter("cache_evictions_total", "Entries pushed out.", _named("cache"), _named("reason", 20)),
+    _counter("cache_invalidations_total", "Entries declared stale.", _named("cache"), _named("reason", 20)),
+    _timing("cache_load_duration_seconds", "Time to load a missing entry.", _named("cache")),
+    _gauge("service_instances", "Known instances.", _SERVICE, _only("state", "up", "down", "draining")),
+    _gauge("health_check_status", "1 while the check passes.", _named("check")),
+    _timing("health_check_duration_seconds", "Time of a health check.", _named("check")),
+    _counter("lb_requests_total", "Calls handed to an instance.", _SERVICE, _named("outcome", 20)),
+)
+
+_OURSELVES = (
+    _counter(
+        "log_records_total", "Log records written.", _one_of("level", "debug", "info", "warning", "error", "critical")
+    ),
+    _counter(
+        "log_dropped_total",
+        "Log records that were not written.",
+        Label("reason", ("queue_full", "broken_stream"), limit=20, born=("queue_full", "broken_stream")),
+    ),
+    _counter(
+        "log_secrets_total",
+        "Secrets on their way to the log: masked, withheld with the whole text as masking failed, or found in it.",
+        _one_of("result", "masked", "withheld", "leaked"),
+    ),
+    _gauge(
+        "slo_verdict",
+        "1 for the verdict on the objective.",
+        _named("slo"),
+        _only("verdict", "met", "at_risk", "breached", "insufficient_data"),
+    ),
+    _gauge("metrics_series", "Series that the metric holds.", _named("metric", 1000)),
+    _counter(
+        "metrics_dropped_total",
+        "Values that could not be counted.",
+        _one_of("reason", "unknown_metric", "unknown_label", "wrong_kind", "not_finite", "negative", "not_a_number"),
+    ),
+    _gauge("build_info", "1, with the versions as labels.", _named("version", 5), _named("python", 5), absent=True),
+)
+
+CATALOGUE: tuple[Metric, ...] = (
+    *_TRANSACTIONS,
+    *_POOLS,
+    *_RESILIENCE,
+    *_TROUBLE,
+    *_WEB,
+    *_OTHERS,
+    *_OURSELVES,
+)

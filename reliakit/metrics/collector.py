@@ -1,0 +1,71 @@
+"""All series as one collector of prometheus_client, so that existing exporters serve them too."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from reliakit.metrics.family import Counter, Gauge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client import Metric
+
+    from reliakit.metrics.family import AnyFamily, Histogram
+
+__all__ = ["MetricsCollector"]
+
+
+class MetricsCollector(Collector):
+    """Gives prometheus_client what a `Metrics` holds.
+
+    Args:
+        families: Returns all metrics, freshly updated.
+    """
+
+    def __init__(self, families: Callable[[], list[AnyFamily]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield one family after the other."""
+        return [_collected(family) for family in self._families()]
+
+    def describe(self) -> Iterable[Metric]:
+        """Yield the families without samples; the registry refuses a second metric of the same name."""
+        return [_empty(family) for family in self._families()]
+
+
+def _empty(family: AnyFamily) -> Any:
+    metric = family.metric
+    names = [label.name for label in metric.labels]
+    kind = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}[
+        metric.kind
+    ]
+    return kind(family.name, metric.help, labels=names, unit=metric.unit)
+
+
+def _collected(family: AnyFamily) -> Any:
+    collected = _empty(family)
+    if isinstance(family, Gauge):
+        for gauge in family.series[:]:
+            collected.add_metric(gauge.values, gauge.get())
+    elif isinstance(family, Counter):
+        series, totals = family.read()
+        for one in series:
+            collected.add_metric(one.values, totals[one.first])
+    else:
+        _add_buckets(collected, family)
+    return collected
+
+
+def _add_buckets(collected: Any, family: Histogram) -> None:
+    bounds = [*map(repr, family.bounds), "+Inf"]
+    series, totals = family.read()
+    for one in series:
+        *counts, total = totals[one.first : one.first + len(bounds) + 1]
+        buckets = list(zip(bounds, accumulate(counts), strict=True))
+        collected.add_metric(one.values, buckets=buckets, sum_value=total)

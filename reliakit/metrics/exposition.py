@@ -1,0 +1,110 @@
+"""The two text formats that Prometheus reads, and which one a client asked for.
+
+Sources: the Prometheus text format 0.0.4 and OpenMetrics 1.0. Most of a line never changes, so a series keeps its
+label text ready and a scrape only appends numbers.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+from reliakit.metrics.family import Counter, Gauge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from reliakit.metrics.family import AnyFamily
+
+__all__ = ["OPENMETRICS", "TEXT", "Exposition", "render", "wants_openmetrics"]
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+class Exposition(NamedTuple):
+    """A rendered scrape.
+
+    Attributes:
+        body: The metrics, UTF-8.
+        content_type: The value of the Content-Type header.
+    """
+
+    body: bytes
+    content_type: str
+
+
+def render(families: Iterable[AnyFamily], *, openmetrics: bool) -> bytes:
+    """Return all series as text, in the order in which they were declared and made."""
+    lines: list[str] = []
+    for family in families:
+        metric = family.metric
+        name = family.name
+        if openmetrics and metric.kind == "counter":
+            name = name.removesuffix("_total")
+        lines.append(f"# HELP {name} {_help(metric.help, quotes=openmetrics)}\n# TYPE {name} {metric.kind}\n")
+        if openmetrics and metric.unit:
+            lines.append(f"# UNIT {name} {metric.unit}\n")
+        lines.extend(_samples(family))
+    if openmetrics:
+        lines.append("# EOF\n")
+    return "".join(lines).encode("utf-8", "replace")
+
+
+def _samples(family: AnyFamily) -> Iterator[str]:
+    name = family.name
+    if isinstance(family, Gauge):
+        for gauge in family.series[:]:
+            yield _line(name, gauge.prefix, gauge.get())
+        return
+    series, totals = family.read()
+    if isinstance(family, Counter):
+        for one in series:
+            yield _line(name, one.prefix, totals[one.first])
+        return
+    bounds = [f'le="{bound!r}"}} ' for bound in family.bounds] + ['le="+Inf"} ']
+    for one in series:
+        yield _histogram(name, one.prefix, bounds, totals[one.first : one.first + len(bounds) + 1])
+
+
+def _line(name: str, labels: str, value: float) -> str:
+    return f"{name}{{{labels}}} {float(value)!r}\n" if labels else f"{name} {float(value)!r}\n"
+
+
+def _histogram(name: str, labels: str, bounds: list[str], cells: list[float]) -> str:
+    start = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
+    *counts, total = cells
+    running = list(accumulate(counts))
+    lines = "".join([f"{start}{bound}{float(count)!r}\n" for bound, count in zip(bounds, running, strict=True)])
+    return f"{lines}{_line(f'{name}_count', labels, running[-1])}{_line(f'{name}_sum', labels, total)}"
+
+
+def _help(text: str, *, quotes: bool) -> str:
+    escaped = text.replace("\\", r"\\").replace("\n", r"\n")
+    return escaped.replace('"', r"\"") if quotes else escaped
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Return whether an Accept header prefers OpenMetrics 1.0 to the plain text format.
+
+    The greater `q` wins, and the one that stands first among equals. No header, `*/*` and anything that names neither
+    mean plain text, which every client of the last decade reads.
+    """
+    best: dict[bool, tuple[float, int]] = {}
+    for position, part in enumerate(accept.split(",")):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        settings = {name: value.strip('"') for name, _, value in (piece.partition("=") for piece in parameters)}
+        is_open = kind == "application/openmetrics-text" and settings.get("version", "1.0.0") == "1.0.0"
+        if is_open or kind in {"text/plain", "text/*", "*/*"}:
+            rank = (_quality(settings.get("q", "1")), -position)
+            best[is_open] = max(best.get(is_open, (0.0, 0)), rank)
+    opened = best.get(True, (0.0, 0))
+    return opened[0] > 0 and opened > best.get(False, (0.0, 0))
+
+
+def _quality(text: str) -> float:
+    try:
+        quality = float(text)
+    except ValueError:
+        return 0.0
+    return quality if 0 <= quality <= 1 else 0.0

@@ -1,0 +1,250 @@
+"""A metric with all its series: finds or makes the one for given labels, and never more than there is room for.
+
+```
+labels("auth", "login", "commit")
+   │ seen spelled like this before ─► that series          (a dictionary lookup)
+   └ coerce ─► fold ─► bound each value ─► series, made if there is room, else the one named _other
+```
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from reliakit.metrics.cells import Cells
+from reliakit.metrics.labels import OTHER, Label, Places, label_text
+from reliakit.metrics.series import CounterSeries, GaugeSeries, HistogramSeries, Series, lost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from reliakit.metrics.catalogue import Metric
+    from reliakit.metrics.series import Tally
+
+__all__ = ["AnyFamily", "Counter", "Family", "Gauge", "Histogram"]
+
+S = TypeVar("S", bound=Series)
+
+_log = logging.getLogger("reliakit")
+
+
+class Family(Generic[S]):
+    """What all kinds of metrics share. Made by `Metrics.counter`, `.gauge` and `.histogram`."""
+
+    _kind: type[S]
+    _width = 1
+
+    def __init__(self, metric: Metric, name: str, max_series: int, drop: Callable[[str], None]) -> None:
+        self.metric = metric
+        self.name = name
+        self.drop = drop
+        self.cells = Cells()
+        self.bounds = metric.buckets
+        self.series: list[S] = []
+        self.label_names = tuple(label.name for label in metric.labels)
+        self._name_set = frozenset(self.label_names)
+        self._values = tuple(_Values(label) for label in metric.labels)
+        # Overflow keeps the few values that are known beforehand, so the sums by status stay right.
+        combinations = math.prod(len(label.values) + 1 for label in metric.labels if _survives(label))
+        self._places: Places[S] = Places(max(0, max_series - combinations) if metric.labels else 1)
+        self._overflow: Places[S] = Places(combinations)
+        self._lookup: dict[tuple[Any, ...], S] = {}
+        self._lookup_cap = 2 * max_series
+        self._next_cell = itertools.count().__next__
+        self._watchers: list[tuple[Callable[[Mapping[str, str]], bool], Tally, float]] = []
+        self._full = False
+        self._lost: S = cast("S", lost(self._kind)(self, (), 0, name))
+        self._give_birth()
+
+    def labels(self, /, *values: object, **named: object) -> S:
+        """Return the series for these label values: keep it, writing to it is the fast way.
+
+        A label that is left out is empty. Values beyond a label's bound, or beyond the metric's room, lead to the
+        series that says `_other`. Labels that the metric does not have lead to a series whose writes are dropped and
+        counted. Never raises.
+
+        Args:
+            values: Label values in the declared order, or
+            named: the same by name.
+        """
+        if named:
+            if values or not named.keys() <= self._name_set:
+                return self._lost
+            values = tuple([named.get(name, "") for name in self.label_names])
+        try:
+            return self._lookup[values]
+        except (KeyError, TypeError):
+            return self._find(values)
+
+    def _find(self, values: tuple[object, ...]) -> S:
+        if len(values) != len(self.label_names):
+            return self._lost
+        key = tuple([bound.admit(value) for bound, value in zip(self._values, values, strict=True)])
+        series = self._places.find(key)
+        if series is None:
+            series = self._add(key)
+        # Only spellings that cannot be confused are remembered, and never many of them.
+        if len(self._lookup) < self._lookup_cap and series.values == key and _is_plain(values, key):
+            self._lookup[values] = series
+        return series
+
+    def _add(self, key: tuple[str, ...]) -> S:
+        series = self._place(key)
+        if series is None:
+            return self._spill(key)
+        if self.metric.kind == "counter":
+            self._add_siblings(key)
+        return series
+
+    def _add_siblings(self, key: tuple[str, ...], /) -> None:
+        """Let the other known values of this series exist at 0: an alert cannot see a counter that starts at 1."""
+        choices = [label.born or (value,) for label, value in zip(self.metric.labels, key, strict=True)]
+        for sibling in itertools.product(*choices):
+            if self._places.find(sibling) is None:
+                self._place(sibling)
+
+    def _place(self, key: tuple[str, ...], places: Places[S] | None = None) -> S | None:
+        fresh = self._make(key)
+        self._let_watch(fresh)
+        kept = (self._places if places is None else places).add(key, fresh)
+        if kept is fresh:
+            self.series.append(fresh)
+            # An objective may have come between: it found neither this series in the list nor was it found.
+            self._let_watch(fresh)
+        return kept
+
+    def _spill(self, key: tuple[str, ...]) -> S:
+        if not self._full:
+            self._full = True
+            _log.warning("metric %s is full: further label values are counted as %s", self.name, OTHER)
+        spilled = tuple(
+            value if _survives(label) else OTHER for label, value in zip(self.metric.labels, key, strict=True)
+        )
+        series = self._overflow.find(spilled) or self._place(spilled, self._overflow)
+        assert series is not None, "overflow has a place for every combination"
+        return series
+
+    def _make(self, key: tuple[str, ...]) -> S:
+        text = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(self.label_names, key, strict=True))
+        return self._kind(self, key, self._next_cell() * self._width, text)
+
+    def _give_birth(self) -> None:
+        labels = self.metric.labels
+        if self.metric.absent or (labels and self.metric.kind == "histogram"):
+            return
+        if all(label.born for label in labels) or self.metric.born:
+            for key in itertools.product(*(label.born or ("",) for label in labels)):
+                self._place(key)
+
+    def watch(self, wants: Callable[[Mapping[str, str]], bool], tally: Tally, bound: float) -> None:
+        """Let a window count along all series, present and to come, whose labels `wants` likes."""
+        self._watchers.append((wants, tally, bound))
+        for series in self.series[:]:
+            self._let_watch(series)
+
+    def _let_watch(self, series: S) -> None:
+        for wants, tally, bound in self._watchers:
+            if wants(dict(zip(self.label_names, series.values, strict=True))):
+                series.watch(tally, bound)
+
+    def read(self) -> tuple[list[S], list[float]]:
+        """Return all series and the totals of all their cells."""
+        series = self.series[:]
+        return series, self.cells.totals(max((one.first for one in series), default=0) + self._width)
+
+    def __repr__(self) -> str:
+        labels = ", ".join(self.label_names)
+        return f"<{type(self).__name__} {self.name}{{{labels}}} {len(self.series)} series>"
+
+
+class Counter(Family[CounterSeries]):
+    """Something that only grows. `labels(...)` binds a series; without labels it counts itself."""
+
+    _kind = CounterSeries
+
+    def inc(self, amount: float = 1) -> None:
+        """Add `amount` to the series without labels. Never raises."""
+        self.labels().inc(amount)
+
+
+class Gauge(Family[GaugeSeries]):
+    """Something that goes up and down. `labels(...)` binds a series; without labels it is set itself."""
+
+    _kind = GaugeSeries
+
+    def set(self, value: float) -> None:
+        """Make `value` the value of the series without labels. Never raises."""
+        self.labels().set(value)
+
+    def inc(self, amount: float = 1) -> None:
+        """Add `amount` to the series without labels. Never raises."""
+        self.labels().inc(amount)
+
+    def dec(self, amount: float = 1) -> None:
+        """Take `amount` from the series without labels. Never raises."""
+        self.labels().dec(amount)
+
+    def set_function(self, read: Callable[[], float]) -> None:
+        """Ask `read` for the value of the series without labels at every scrape."""
+        self.labels().set_function(read)
+
+
+class Histogram(Family[HistogramSeries]):
+    """How measurements are spread over buckets. `labels(...)` binds a series; without labels it observes itself."""
+
+    _kind = HistogramSeries
+
+    def __init__(self, metric: Metric, name: str, max_series: int, drop: Callable[[str], None]) -> None:
+        self._width = len(metric.buckets) + 2
+        super().__init__(metric, name, max_series, drop)
+
+    def observe(self, value: float) -> None:
+        """Take in one measurement for the series without labels. Never raises."""
+        self.labels().observe(value)
+
+
+AnyFamily = Counter | Gauge | Histogram
+
+
+class _Values:
+    """The values that one label has taken, and whether another one is let in."""
+
+    __slots__ = ("_fold", "_known", "_places")
+
+    def __init__(self, label: Label) -> None:
+        self._known = frozenset((*label.values, *label.born))
+        self._fold = label.fold
+        self._places: Places[str] | None = None if label.limit is None else Places(label.limit)
+
+    def admit(self, value: object) -> str:
+        """Return the text that stands for `value`, `_other` when the label is full."""
+        text = label_text(value)
+        if self._fold is not None:
+            text = self._fold(text)
+        if self._places is None or text in self._known or text in {"", OTHER} or self._places.find(text) is not None:
+            return text
+        return self._places.add(text, text) or OTHER
+
+
+def _survives(label: Label) -> bool:
+    """Return whether this label keeps its value when the metric is full."""
+    return label.is_closed and bool(label.born)
+
+
+def _is_plain(raw: tuple[object, ...], key: tuple[str, ...]) -> bool:
+    """Return whether these raw values equal no others that mean another text, as 1 equals True, and are short."""
+    return all(
+        value is None or value is text or (value.__class__ is str and value == text) or _is_ordinary_int(value)
+        for value, text in zip(raw, key, strict=True)
+    )
+
+
+def _is_ordinary_int(value: object) -> bool:
+    return isinstance(value, int) and 1 < value < 1 << 30
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

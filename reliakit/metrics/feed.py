@@ -1,0 +1,247 @@
+"""What each event counts: the one place where reliakit's events become numbers."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from reliakit.core.events import (
+    AttemptFailed,
+    CallEnded,
+    CallRejected,
+    CheckoutOverdue,
+    CircuitChanged,
+    ConnectionLeaked,
+    ErrorSeen,
+    Event,
+    LimitDecided,
+    LogDropped,
+    PoolWaited,
+    RequestEnded,
+    RequestStarted,
+    SecretsMasked,
+    SecurityNoticed,
+    StoreFailed,
+    StoreRecovered,
+    TransactionEnded,
+    TransactionStarted,
+    ValidationFailed,
+)
+from reliakit.metrics.catalogue import STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reliakit.metrics.family import Counter, Gauge, Histogram
+
+__all__ = ["Feed"]
+
+_REASONS = {"40001": "serialization", "40P01": "deadlock"}
+
+
+class Feed:
+    """Counts events into the catalogue's metrics. Called in whatever thread or task made the event; never waits.
+
+    Args:
+        counter: Finds a counter of the catalogue by its name, and so do
+        gauge: for gauges, and
+        histogram: for histograms.
+    """
+
+    def __init__(
+        self, counter: Callable[[str], Counter], gauge: Callable[[str], Gauge], histogram: Callable[[str], Histogram]
+    ) -> None:
+        self._counter = counter
+        self._gauge = gauge
+        self._histogram = histogram
+        self._open: dict[tuple[str | None, str], _InFlight] = {}
+        self._requests = _InFlight(gauge("http_server_active_requests"))
+        self._attempts = counter("transaction_total")
+        self._durations = histogram("transaction_duration_seconds")
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            TransactionStarted: self._transaction_started,
+            TransactionEnded: self._transaction_ended,
+            PoolWaited: self._pool_waited,
+            CheckoutOverdue: self._checkout_overdue,
+            ConnectionLeaked: self._connection_leaked,
+            CircuitChanged: self._circuit_changed,
+            CallEnded: self._call_ended,
+            CallRejected: self._call_rejected,
+            AttemptFailed: self._attempt_failed,
+            LimitDecided: self._limit_decided,
+            StoreFailed: self._store_failed,
+            StoreRecovered: self._store_recovered,
+            SecurityNoticed: self._security_noticed,
+            ErrorSeen: self._error_seen,
+            ValidationFailed: self._validation_failed,
+            RequestStarted: self._request_started,
+            RequestEnded: self._request_ended,
+            SecretsMasked: self._secrets_masked,
+            LogDropped: self._log_dropped,
+        }
+
+    @property
+    def types(self) -> tuple[type[Event], ...]:
+        """The events that count; nothing else needs to be built for us."""
+        return tuple(self._handlers)
+
+    def take(self, event: Event) -> None:
+        """Count one event; one of an unknown type counts nothing."""
+        handle = self._handlers.get(type(event)) or self._inherited(type(event))
+        if handle is not None:
+            handle(event)
+
+    def _inherited(self, kind: type[Event]) -> Callable[[Any], None] | None:
+        return next((self._handlers[base] for base in kind.__mro__ if base in self._handlers), None)
+
+    def _transaction_started(self, event: TransactionStarted) -> None:
+        labels = (event.service, event.operation)
+        running = self._open.get(labels)
+        if running is None:
+            running = self._open_for(labels)
+        running.enter()
+        self._born(event.name)
+        # Exists before its first outcome, whichever that is.
+        self._attempts.labels(*labels, "commit")
+
+    def _open_for(self, labels: tuple[str | None, str]) -> _InFlight:
+        gauge = self._gauge("transaction_in_progress").labels(*labels)
+        # Operations beyond the label's bound share the overflow series, so they must share its count.
+        shared = (gauge.values[0], gauge.values[1])
+        running = self._open.setdefault(shared, _InFlight(gauge))
+        if len(self._open) < 2000:
+            self._open[labels] = running
+        return running
+
+    def _transaction_ended(self, event: TransactionEnded) -> None:
+        labels = (event.service, event.operation)
+        running = self._open.get(labels)
+        if event.began:
+            (running or self._open_for(labels)).leave()
+        self._attempts.labels(*labels, event.status).inc()
+        self._durations.labels(*labels, event.status).observe(event.duration)
+        if event.deliberate and event.status == "rollback":
+            self._counter("transaction_deliberate_rollbacks_total").labels(*labels).inc()
+        if event.status == "retry":
+            self._counter("transaction_retries_total").labels(*labels, _retry_reason(event.sqlstate)).inc()
+        if event.sqlstate is not None:
+            self._counter("db_errors_total").labels(event.sqlstate).inc()
+
+    def _born(self, pool: str) -> None:
+        """Let the counters of a pool that alerts look at exist at 0."""
+        self._counter("db_pool_timeouts_total").labels(pool)
+        self._counter("db_pool_leaked_connections_total").labels(pool)
+        self._counter("db_pool_overdue_checkouts_total").labels(pool)
+
+    def _pool_waited(self, event: PoolWaited) -> None:
+        self._born(event.name)
+        self._histogram("db_pool_wait_seconds").labels(event.name).observe(event.wait)
+        if not event.granted:
+            self._counter("db_pool_timeouts_total").labels(event.name).inc()
+
+    def _checkout_overdue(self, event: CheckoutOverdue) -> None:
+        self._counter("db_pool_overdue_checkouts_total").labels(event.name).inc()
+
+    def _connection_leaked(self, event: ConnectionLeaked) -> None:
+        self._counter("db_pool_leaked_connections_total").labels(event.name).inc()
+
+    def _circuit_changed(self, event: CircuitChanged) -> None:
+        self._counter("circuit_breaker_transitions_total").labels(event.name, event.previous, event.state).inc()
+        self._show_state(event.name, event.state)
+
+    def _show_state(self, name: str, current: str) -> None:
+        gauge = self._gauge("circuit_breaker_state")
+        for state in STATES:
+            gauge.labels(name, state).set(1 if state == current else 0)
+
+    def _call_ended(self, event: CallEnded) -> None:
+        self._counter("circuit_breaker_calls_total").labels(event.name, event.verdict).inc()
+        if event.duration is not None:
+            self._histogram("circuit_breaker_call_duration_seconds").labels(event.name).observe(event.duration)
+
+    def _call_rejected(self, event: CallRejected) -> None:
+        self._counter("calls_rejected_total").labels(event.name, event.reason).inc()
+        if event.reason == "CircuitOpenError":
+            self._counter("circuit_breaker_calls_total").labels(event.name, "rejected").inc()
+
+    def _attempt_failed(self, event: AttemptFailed) -> None:
+        self._counter("retry_attempts_total").labels(event.name, "retried").inc()
+
+    def _limit_decided(self, event: LimitDecided) -> None:
+        decision = "limited" if not event.allowed else "shadow" if event.denied else "allowed"
+        self._counter("rate_limit_decisions_total").labels(event.name, decision).inc()
+        degraded = self._counter("rate_limit_degraded_total").labels(event.name)
+        if event.degraded:
+            degraded.inc()
+
+    def _store_failed(self, event: StoreFailed) -> None:
+        self._counter("store_failures_total").labels(event.store).inc()
+        self._gauge("store_up").labels(event.store).set(0)
+
+    def _store_recovered(self, event: StoreRecovered) -> None:
+        self._gauge("store_up").labels(event.store).set(1)
+
+    def _security_noticed(self, event: SecurityNoticed) -> None:
+        self._counter("security_total").labels(event.event, event.source).inc()
+
+    def _error_seen(self, event: ErrorSeen) -> None:
+        try:
+            self._counter("error_total").labels(event.error_type, event.service, event.status or event.category).inc()
+        except BaseException:
+            self._counter("error_untracked_total").inc()
+            raise
+
+    def _validation_failed(self, event: ValidationFailed) -> None:
+        for keyword in event.keywords:
+            self._counter("validation_failures_total").labels(event.name, keyword).inc()
+
+    def _request_started(self, _event: RequestStarted) -> None:
+        self._requests.enter()
+
+    def _request_ended(self, event: RequestEnded) -> None:
+        self._requests.leave()
+        status = None if event.status is None else str(event.status)
+        self._counter("http_server_requests_total").labels(event.method, event.route, status).inc()
+        self._histogram("http_server_request_duration_seconds").labels(
+            event.method, event.route, "none" if status is None else f"{status[0]}xx", event.outcome
+        ).observe(event.duration)
+        self._counter("http_server_response_body_bytes_total").labels(event.route).inc(event.response_bytes)
+        if event.outcome == "timeout":
+            phase = "first_byte" if event.status in {None, 504} else "idle"
+            self._counter("http_server_timeouts_total").labels(event.route, phase).inc()
+
+    def _secrets_masked(self, event: SecretsMasked) -> None:
+        result = "withheld" if event.failed else "masked"
+        self._counter("log_secrets_total").labels(result).inc(event.count)
+
+    def _log_dropped(self, event: LogDropped) -> None:
+        self._counter("log_dropped_total").labels(event.reason).inc(event.count)
+
+
+class _InFlight:
+    """Counts what has begun and not ended: one token each, so that no lock is needed and it never falls below 0.
+
+    An end whose beginning was not seen, because listening began in between, takes a token that is not its own; the
+    count is right again as soon as nothing is in flight.
+    """
+
+    __slots__ = ("_tokens",)
+
+    def __init__(self, gauge: Any) -> None:
+        self._tokens: deque[None] = deque()
+        gauge.set_function(self._tokens.__len__)
+
+    def enter(self) -> None:
+        self._tokens.append(None)
+
+    def leave(self) -> None:
+        try:
+            self._tokens.pop()
+        except IndexError:
+            return
+
+
+def _retry_reason(sqlstate: str | None) -> str:
+    if sqlstate is None or sqlstate.startswith(("08", "57P")):
+        return "connection"
+    return _REASONS.get(sqlstate, "other")

@@ -1,0 +1,136 @@
+"""What may stand in a label: coerced once, short, encodable, and only so many different values.
+
+```
+raw value ─► text ─► fold ─► known, or one of the first `limit` ─► itself
+                                                         else ─► _other
+```
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+__all__ = ["LONGEST", "OTHER", "Label", "Places", "fold_source", "fold_sqlstate", "fold_status", "label_text"]
+
+T = TypeVar("T")
+
+OTHER = "_other"
+LONGEST = 128
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One dimension of a metric, and how many values it may take.
+
+    Attributes:
+        name: The label's name.
+        values: The values that are known beforehand.
+        limit: How many further values are let in before `_other` stands for the rest; None lets them in while the
+            metric has room.
+        born: The values that get a series at 0 before anything happens, so that an alert sees the first change.
+        fold: Brings a text into its canonical form.
+    """
+
+    name: str
+    values: tuple[str, ...] = ()
+    limit: int | None = None
+    born: tuple[str, ...] = ()
+    fold: Callable[[str], str] | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether only the known values exist."""
+        return self.limit == 0
+
+
+class Places(Generic[T]):
+    """At most `limit` things, each under its key, decided exactly and without a lock.
+
+    Tickets come from an atomic counter. Whoever loses the race for a key hands its ticket back.
+    """
+
+    __slots__ = ("_limit", "_spare", "_taken", "_tickets")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tickets = itertools.count()
+        self._spare: list[None] = []
+        self._taken: dict[Hashable, T] = {}
+
+    def find(self, key: Hashable) -> T | None:
+        """Return what stands under `key`, or None."""
+        return self._taken.get(key)
+
+    def add(self, key: Hashable, made: T) -> T | None:
+        """Return what stands under `key` afterwards, or None when there is no room."""
+        try:
+            self._spare.pop()
+        except IndexError:
+            if next(self._tickets) >= self._limit:
+                return None
+        kept = self._taken.setdefault(key, made)
+        if kept is not made:
+            self._spare.append(None)
+        return kept
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+
+def label_text(value: object) -> str:
+    """Return a label value as text of at most 128 characters that UTF-8 can carry. Never raises."""
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        text = str.__str__(value)
+    else:
+        try:
+            text = str.__str__(str(value))
+        except Exception:  # noqa: BLE001 - a broken __str__ must not lose the count, so it lands in the overflow value
+            return OTHER
+    if len(text) > LONGEST:
+        text = text[:LONGEST]
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+@lru_cache(maxsize=4096)
+def fold_source(text: str) -> str:
+    """Return a client's address as it is counted: IPv6 as its /64, IPv4-mapped as IPv4, other texts unchanged."""
+    try:
+        address = ipaddress.ip_address(text.strip().strip("[]"))
+    except ValueError:
+        return text
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
+
+
+_EXACT_STATES = frozenset({"40001", "40P01", "57014", "25P03", "23505", "53300"})
+
+
+def fold_sqlstate(text: str) -> str:
+    """Return a SQLSTATE that people alert on as it is, and any other as its class, such as "08xxx"."""
+    if text in _EXACT_STATES:
+        return text
+    if len(text) == 5 and text.isascii() and text.isalnum():
+        return f"{text[:2]}xxx"
+    return text if text == "" else OTHER
+
+
+def fold_status(text: str) -> str:
+    """Return an HTTP status of three digits as it is, "none" for no response, and `_other` for anything else."""
+    if len(text) == 3 and text.isascii() and text.isdigit() and "100" <= text <= "599":
+        return text
+    return "none" if text in {"", "none"} else OTHER

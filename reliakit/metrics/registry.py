@@ -1,0 +1,389 @@
+"""Metrics: one registry per service, fed by reliakit's events and by your own code, that cannot hurt either.
+
+```
+events ── attach() ─┐                        ┌─ render(), asgi_app, wsgi_app, register()
+increment, observe ─┼─ cells of each thread ─┤
+counter().inc() ────┘                        └─ slo(): verdicts on the objectives
+```
+"""
+
+from __future__ import annotations
+
+import platform
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+from reliakit import __version__
+from reliakit.core import checks
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.errors import ConfigurationError
+from reliakit.core.spine import Subscription, subscribe
+from reliakit.metrics.apps import serve_asgi, serve_wsgi
+from reliakit.metrics.catalogue import CATALOGUE, LATENCY, Metric
+from reliakit.metrics.declare import aliases, declared, is_name, reserved
+from reliakit.metrics.exposition import OPENMETRICS, TEXT, Exposition, render, wants_openmetrics
+from reliakit.metrics.family import AnyFamily, Counter, Gauge, Histogram
+from reliakit.metrics.feed import Feed
+from reliakit.metrics.objectives import DEFAULTS, Objective, Verdict
+from reliakit.metrics.scoreboard import Scoreboard, thresholds
+from reliakit.metrics.sources import SourceCounter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from prometheus_client import CollectorRegistry
+
+    from reliakit.core.events import Event
+    from reliakit.metrics.apps import Environ, Receive, Scope, Send, StartResponse
+    from reliakit.metrics.labels import Label
+
+__all__ = ["Metrics"]
+
+F = TypeVar("F", Counter, Gauge, Histogram)
+
+# Rendering more series than this takes longer than an event loop should stand still.
+_MANY = 1000
+
+
+class Metrics:
+    """Counts, measures and judges a service; create one, attach it, and serve it.
+
+    ```python
+    metrics = Metrics()
+    with metrics:
+        metrics.increment("security", event="failed_login", source="203.0.113.9")
+        jobs = metrics.counter("jobs", "Jobs done.", labels=("queue",))
+        jobs.labels("mail").inc()
+        print(metrics.render().body.decode())
+    ```
+
+    One object for all threads and tasks. Counting takes no lock, never raises and never waits. Two of them in one
+    process do not know each other.
+
+    Args:
+        namespace: Goes before the names of reliakit's own metrics; "" leaves them bare.
+        max_series: How many series one metric may hold, 1 or more; further label values count as `_other`.
+        objectives: Objectives beside the default ones, or instead of those with the same name.
+        clock: What drives the windows of the objectives.
+
+    Raises:
+        ConfigurationError: An argument is no such thing.
+    """
+
+    def __init__(
+        self,
+        namespace: str = "reliakit",
+        *,
+        max_series: int = 1000,
+        objectives: Iterable[Objective] = (),
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if namespace != "" and not is_name(namespace):
+            raise ConfigurationError(f"namespace must be letters, digits and _, or empty, got {namespace!r}")
+        self.namespace = namespace
+        self.max_series = checks.count("max_series", max_series)
+        # Guards declaring and attaching. Counting and rendering never take it.
+        self._lock = RLock()
+        self._families: dict[str, AnyFamily] = {}
+        self._owners: dict[str, str] = {}
+        self._counted: dict[str, Counter | Gauge] = {}
+        self._observed: dict[str, Histogram | Gauge] = {}
+        self._subscriptions: list[Subscription] = []
+        self._collectors: list[tuple[CollectorRegistry, Any]] = []
+        self._catalogue: dict[str, AnyFamily] = {}
+        wanted = _merged(objectives)
+        for metric in self._with_thresholds(wanted):
+            self._catalogue[metric.name] = self._declare(metric, self._full(metric.name))
+        self._error_names = frozenset({self._full("error_total"), *aliases(self._catalogue["error_total"].metric)})
+        self._dropped = self._own("metrics_dropped_total", Counter)
+        self._feed = Feed(
+            lambda name: self._own(name, Counter),
+            lambda name: self._own(name, Gauge),
+            lambda name: self._own(name, Histogram),
+        )
+        self._board = Scoreboard(self._find, self._observed.get, clock)
+        for objective in wanted:
+            self._board.add(objective)
+        self._own("build_info", Gauge).labels(__version__, platform.python_version()).set(1)
+
+    def attach(self) -> Subscription:
+        """Count everything that reliakit's components tell, until the subscription or this object is closed.
+
+        Attaching twice counts once.
+
+        Returns:
+            The subscription, which is also a context manager.
+        """
+        subscription = subscribe(self, *self._feed.types)
+        with self._lock:
+            self._subscriptions.append(subscription)
+        return subscription
+
+    def close(self) -> None:
+        """Stop listening and leave every prometheus_client registry; what was counted stays. Idempotent."""
+        with self._lock:
+            subscriptions, self._subscriptions = self._subscriptions, []
+            collectors, self._collectors = self._collectors, []
+        for subscription in subscriptions:
+            subscription.close()
+        for registry, collector in collectors:
+            registry.unregister(collector)
+
+    def __enter__(self) -> Self:
+        self.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __call__(self, event: Event) -> None:
+        """Count one event: a `Metrics` is itself a listener, for `listeners=[metrics]`."""
+        self._feed.take(event)
+
+    def increment(self, name: str, amount: float = 1, /, **labels: object) -> None:
+        """Add to a counter, or to a gauge, by its name, with or without `_total`.
+
+        An unknown name or label is dropped and counted in `metrics_dropped_total`; nothing is raised.
+
+        Args:
+            name: Such as "error" or "security", or the name of a declared metric.
+            amount: How many, zero or more; also `amount=`.
+            labels: Label values; one that is left out is empty.
+        """
+        metric = self._counted.get(name)
+        if metric is None:
+            self._drop("wrong_kind" if name in self._observed else "unknown_metric")
+            return
+        if "amount" in labels and "amount" not in metric.label_names:
+            amount = cast("float", labels.pop("amount"))
+        series = metric.labels(**labels)
+        series.inc(amount)
+        if series.is_lost:
+            self._miss(name)
+
+    def observe(self, name: str, value: float | None = None, /, **labels: object) -> None:
+        """Take a measurement into a histogram, or set a gauge, by its name, with or without its unit.
+
+        An unknown name or label is dropped and counted in `metrics_dropped_total`; nothing is raised.
+
+        Args:
+            name: Such as "transaction", or the name of a declared metric.
+            value: The measurement in the metric's unit; also `duration=` or `value=`.
+            labels: Label values; one that is left out is empty.
+        """
+        metric = self._observed.get(name)
+        if metric is None:
+            self._drop("wrong_kind" if name in self._counted else "unknown_metric")
+            return
+        if value is None:
+            word = next(
+                (word for word in ("duration", "value") if word in labels and word not in metric.label_names), ""
+            )
+            value = cast("float | None", labels.pop(word, None))
+        if isinstance(metric, Histogram):
+            metric.labels(**labels).observe(cast("float", value))
+        else:
+            metric.labels(**labels).set(cast("float", value))
+
+    def counter(self, name: str, help: str = "", labels: Iterable[str | Label] = (), *, unit: str = "") -> Counter:  # noqa: A002 - the field's word
+        """Declare something that only grows; declaring the same again returns the same handle.
+
+        Args:
+            name: Its name; `_total` is added where it is missing, the namespace is not.
+            help: One sentence for people.
+            labels: Names of its dimensions.
+            unit: Its base unit, such as "bytes"; becomes part of the name.
+
+        Raises:
+            ConfigurationError: The name is taken by something else, or an argument is wrong.
+        """
+        return cast("Counter", self._custom(declared("counter", name, help, labels=labels, unit=unit)))
+
+    def gauge(self, name: str, help: str = "", labels: Iterable[str | Label] = (), *, unit: str = "") -> Gauge:  # noqa: A002 - the field's word
+        """Declare something that goes up and down; declaring the same again returns the same handle.
+
+        Args:
+            name: Its name; the unit is added where it is missing, the namespace is not.
+            help: One sentence for people.
+            labels: Names of its dimensions.
+            unit: Its base unit, such as "bytes"; becomes part of the name.
+
+        Raises:
+            ConfigurationError: The name is taken by something else, or an argument is wrong.
+        """
+        return cast("Gauge", self._custom(declared("gauge", name, help, labels=labels, unit=unit)))
+
+    def histogram(
+        self,
+        name: str,
+        help: str = "",  # noqa: A002 - the field's word
+        labels: Iterable[str | Label] = (),
+        *,
+        unit: str = "",
+        buckets: Iterable[float] = LATENCY,
+        objectives: Iterable[float] = (),
+    ) -> Histogram:
+        """Declare something that is measured; declaring the same again returns the same handle.
+
+        Args:
+            name: Its name; the unit is added where it is missing, the namespace is not.
+            help: One sentence for people.
+            labels: Names of its dimensions.
+            unit: Its base unit, such as "seconds"; becomes part of the name.
+            buckets: Upper bounds, growing; the infinite one is always there.
+            objectives: Thresholds that objectives look at; each becomes a bucket bound.
+
+        Raises:
+            ConfigurationError: The name is taken by something else, or an argument is wrong.
+        """
+        metric = declared("histogram", name, help, labels=labels, unit=unit, buckets=buckets, objectives=objectives)
+        return cast("Histogram", self._custom(metric))
+
+    def objective(self, objective: Objective) -> None:
+        """Judge a further objective from now on, or one instead of that with the same name.
+
+        Raises:
+            ConfigurationError: It names a metric, label or threshold that has not been declared.
+        """
+        if not isinstance(objective, Objective):
+            raise ConfigurationError(f"objective must be an Objective, got {objective!r}")
+        with self._lock:
+            self._board.add(objective)
+
+    def slo(self) -> list[Verdict]:
+        """Return the verdict on each objective, over its window up to now. Well below a millisecond, any thread."""
+        return self._board.verdicts()
+
+    def render(self, accept: str = "") -> Exposition:
+        """Return all metrics as text.
+
+        Args:
+            accept: The client's Accept header: OpenMetrics 1.0 where it prefers that, else the text format 0.0.4.
+        """
+        openmetrics = wants_openmetrics(accept)
+        return Exposition(render(self._current(), openmetrics=openmetrics), OPENMETRICS if openmetrics else TEXT)
+
+    async def asgi_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application that serves the metrics at whatever path it is mounted."""
+        aside = sum(len(family.series) for family in tuple(self._families.values())) > _MANY
+        await serve_asgi(self.render, aside=aside, scope=scope, receive=receive, send=send)
+
+    def wsgi_app(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """The WSGI application that serves the metrics at whatever path it is mounted."""
+        return serve_wsgi(self.render, environ, start_response)
+
+    def register(self, registry: CollectorRegistry) -> None:
+        """Let a prometheus_client registry show all these metrics too, as one collector, until `close()`.
+
+        Registering twice shows them once.
+
+        Raises:
+            ConfigurationError: The registry has a metric of the same name.
+        """
+        from reliakit.metrics.collector import MetricsCollector  # noqa: PLC0415 - prometheus_client loads slowly
+
+        with self._lock:
+            if any(known is registry for known, _ in self._collectors):
+                return
+            collector = MetricsCollector(self._current)
+            try:
+                registry.register(collector)
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"registry has such metrics already: use another namespace ({error})"
+                ) from error
+            self._collectors.append((registry, collector))
+
+    def _current(self) -> list[AnyFamily]:
+        """Return all metrics, those about the metrics themselves brought up to date."""
+        shown = self._own("slo_verdict", Gauge)
+        for verdict in self.slo():
+            for name in ("met", "at_risk", "breached", "insufficient_data"):
+                shown.labels(verdict.objective, name).set(1 if name == verdict.verdict else 0)
+        families = list(self._families.copy().values())
+        held = self._own("metrics_series", Gauge)
+        for family in families:
+            if family.series:
+                held.labels(family.name).set(len(family.series))
+        return families
+
+    def _custom(self, metric: Metric) -> AnyFamily:
+        with self._lock:
+            known = self._families.get(metric.name)
+            if known is not None and _is_same(known.metric, metric):
+                return known
+            return self._declare(metric, metric.name)
+
+    def _declare(self, metric: Metric, full: str) -> AnyFamily:
+        for name in sorted(reserved(metric, full)):
+            if name in self._owners:
+                raise ConfigurationError(
+                    f"metric {full} clashes with {self._owners[name]} over {name}: use another name"
+                )
+        family = _family_class(metric)(metric, full, self.max_series, self._drop)
+        self._owners.update(dict.fromkeys(reserved(metric, full), full))
+        self._families[full] = family
+        for alias in (full, *aliases(metric)):
+            if isinstance(family, Counter | Gauge):
+                self._counted.setdefault(alias, family)
+            if isinstance(family, Histogram | Gauge):
+                self._observed.setdefault(alias, family)
+        return family
+
+    def _own(self, name: str, kind: type[F]) -> F:
+        """Return a metric of the catalogue."""
+        family = self._catalogue[name]
+        assert isinstance(family, kind), name
+        return family
+
+    def _with_thresholds(self, objectives: list[Objective]) -> list[Metric]:
+        """Return the catalogue, the objectives' thresholds made bucket bounds."""
+        wanted = thresholds(objectives)
+        found: list[Metric] = []
+        for metric in CATALOGUE:
+            names = (self._full(metric.name), *aliases(metric))
+            bounds = tuple(term.bound for term in wanted if term.metric in names)
+            found.append(metric.with_bounds(bounds) if metric.kind == "histogram" else metric)
+        return found
+
+    def _full(self, name: str) -> str:
+        return f"{self.namespace}_{name}" if self.namespace else name
+
+    def _find(self, name: str) -> AnyFamily | None:
+        return self._counted.get(name) or self._observed.get(name)
+
+    def _drop(self, reason: str) -> None:
+        self._dropped.labels(reason).inc()
+
+    def _miss(self, name: str) -> None:
+        """Remember that an error was not counted: the objective that all are counted must know."""
+        if name in self._error_names:
+            self._own("error_untracked_total", Counter).inc()
+
+    def __repr__(self) -> str:
+        series = sum(len(family.series) for family in tuple(self._families.values()))
+        state = "attached" if self._subscriptions else "not attached"
+        return f"<Metrics {self.namespace!r}, max_series={self.max_series}, {series} series, {state}>"
+
+
+def _merged(objectives: Iterable[Objective]) -> list[Objective]:
+    merged = {objective.name: objective for objective in DEFAULTS}
+    for objective in objectives:
+        if not isinstance(objective, Objective):
+            raise ConfigurationError(f"objectives must hold Objective, got {objective!r}")
+        merged[objective.name] = objective
+    return list(merged.values())
+
+
+def _family_class(metric: Metric) -> Callable[..., AnyFamily]:
+    if metric.name == "security_total":
+        return SourceCounter
+    kinds: dict[str, type[AnyFamily]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+    return kinds[metric.kind]
+
+
+def _is_same(one: Metric, other: Metric) -> bool:
+    return (one.kind, one.unit, one.labels, one.buckets) == (other.kind, other.unit, other.labels, other.buckets)

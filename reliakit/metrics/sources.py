@@ -1,0 +1,193 @@
+"""Who is behind the security events, told apart only when it matters.
+
+A source is named once five of its events are certain; until then, and for all others, its events count as `_other`.
+So the sum over sources is exact, an attacker with a million addresses adds no series, and the one that hammers is
+named.
+
+Source: Metwally, Agrawal and El Abbadi, "Efficient computation of frequent and top-k elements in data streams"
+(2005): the Space-Saving algorithm with its stream summary, O(1) an event.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from threading import Lock
+from typing import TYPE_CHECKING, Any, cast
+
+from reliakit.metrics.family import Counter
+from reliakit.metrics.labels import OTHER, Places, fold_source, label_text
+from reliakit.metrics.series import CounterSeries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reliakit.metrics.catalogue import Metric
+
+__all__ = ["HeavyHitters", "SourceCounter", "SpaceSaving"]
+
+
+class SpaceSaving:
+    """The most frequent keys of an endless stream in fixed memory. Not thread-safe.
+
+    For every key that is kept: `count - error <= true count <= count`. Every key with more than n / capacity of n
+    events is kept.
+
+    Args:
+        capacity: How many keys are kept.
+    """
+
+    __slots__ = ("_buckets", "_capacity", "_counts", "_errors", "_least")
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._counts: dict[str, int] = {}
+        self._errors: dict[str, int] = {}
+        # All keys with the same count; a dictionary, because it keeps order and forgets in O(1).
+        self._buckets: dict[int, dict[str, None]] = {}
+        self._least = 0
+
+    def offer(self, key: str) -> int:
+        """Count one event and return how many of this key's events are certain. O(1)."""
+        count = self._counts.get(key)
+        if count is not None:
+            self._leave(key, count)
+            count += 1
+        elif len(self._counts) < self._capacity:
+            count = self._least = 1
+            self._errors[key] = 0
+        else:
+            evicted = next(iter(self._buckets[self._least]))
+            error = self._counts.pop(evicted)
+            del self._errors[evicted]
+            self._leave(evicted, error)
+            self._errors[key] = error
+            count = error + 1
+        self._counts[key] = count
+        self._buckets.setdefault(count, {})[key] = None
+        return count - self._errors[key]
+
+    def _leave(self, key: str, count: int) -> None:
+        bucket = self._buckets[count]
+        del bucket[key]
+        if not bucket:
+            del self._buckets[count]
+            if self._least == count:
+                # Whoever leaves the lowest bucket goes, or makes room for one that goes, exactly one higher.
+                self._least = count + 1
+
+    def estimate(self, key: str) -> tuple[int, int] | None:
+        """Return the key's count and its greatest possible error, or None for a key that is not kept."""
+        count = self._counts.get(key)
+        return None if count is None else (count, self._errors[key])
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+
+class HeavyHitters:
+    """Which sources have a name. Thread-safe; `is_named` never waits.
+
+    Args:
+        after: How many certain events earn a name.
+        most: How many names there are; names are never taken away.
+        capacity: How many candidates are watched.
+    """
+
+    def __init__(self, *, after: int = 5, most: int = 100, capacity: int = 512) -> None:
+        self._after = after
+        self._names: Places[str] = Places(most)
+        self._most = most
+        self._sketch = SpaceSaving(capacity)
+        self._inbox: deque[str] = deque()
+        self._lock = Lock()
+
+    def is_named(self, source: str) -> bool:
+        """Return whether this source has earned its name."""
+        return self._names.find(source) is not None
+
+    def notice(self, source: str, times: int = 1) -> None:
+        """Count events of a source without a name. O(1)."""
+        if len(self._names) >= self._most:
+            return
+        self._inbox.extend([source] * min(times, self._after))
+        # Never waits: whoever has the lock works off what the others put in, and looks again before it goes.
+        while self._inbox and self._lock.acquire(blocking=False):
+            try:
+                self._work_off_locked()
+            finally:
+                self._lock.release()
+
+    def _work_off_locked(self) -> None:
+        while True:
+            try:
+                source = self._inbox.popleft()
+            except IndexError:
+                return
+            if not self.is_named(source) and self._sketch.offer(source) >= self._after:
+                self._names.add(source, source)
+
+
+class _SourceSeries(CounterSeries):
+    """Counts events of one source; under its name or not is decided at each event."""
+
+    __slots__ = ("_event", "_family", "_source")
+
+    def __init__(self, family: SourceCounter, event: str, source: str) -> None:
+        super().__init__(family, (event, source), 0, "")
+        self._family = family
+        self._event = event
+        self._source = source
+
+    def inc(self, amount: float = 1) -> None:
+        self._family.count(self._event, self._source, amount)
+
+    def get(self) -> float:
+        return self._family.bound(self._event, self._source).get()
+
+
+class SourceCounter(Counter):
+    """The counter of security events by source."""
+
+    def __init__(self, metric: Metric, name: str, max_series: int, drop: Callable[[str], None]) -> None:
+        self._hitters = HeavyHitters()
+        super().__init__(metric, name, max_series, drop)
+
+    def labels(self, /, *values: object, **named: object) -> CounterSeries:
+        """Return a handle for events of this source. Never raises."""
+        if named:
+            if values or not named.keys() <= self._name_set:
+                return self._lost
+            values = tuple([named.get(name, "") for name in self.label_names])
+        if len(values) != len(self.label_names):
+            return self._lost
+        event, source = values
+        return _SourceSeries(self, label_text(event), fold_source(label_text(source)))
+
+    def count(self, event: str, source: str, amount: float) -> None:
+        """Count under the source's name where it has one, else as `_other`."""
+        self.bound(event, source).inc(amount)
+        if source not in {"", OTHER} and not self._hitters.is_named(source):
+            self._hitters.notice(source, _times(amount))
+            if self._hitters.is_named(source):
+                # Born at 0, so that the first event under the name is an increase.
+                self.bound(event, source)
+
+    def bound(self, event: str, source: str) -> CounterSeries:
+        """Return the series that such an event counts in now."""
+        return super().labels(event, source if self._hitters.is_named(source) else OTHER)
+
+    def _add_siblings(self, _key: tuple[str, ...], /) -> None:
+        # A named source of one event does not need a series for each of the others.
+        return
+
+    def _give_birth(self) -> None:
+        for event in self.metric.labels[0].born:
+            self._place((event, OTHER))
+
+
+def _times(amount: Any) -> int:
+    """Return how many events a hostile amount stands for."""
+    try:
+        return max(0, int(cast("float", amount)))
+    except (TypeError, ValueError, OverflowError):
+        return 0
