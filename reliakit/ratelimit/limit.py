@@ -1,0 +1,117 @@
+"""A limit, as people write it, and the decision that comes of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from reliakit.core import checks
+from reliakit.core.errors import ConfigurationError
+from reliakit.stores.protocol import ALGORITHMS, Algorithm, Rule
+
+__all__ = ["Decision", "Limit"]
+
+_UNITS: Final = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+}
+_NUMBER = r"\d+(?:\.\d+)?"
+_TEXT = re.compile(
+    rf"\s*(?P<amount>\d+)\s*(?:/|\bper\b)\s*(?P<times>{_NUMBER})?\s*(?P<unit>[a-z]+)(?:\s+burst\s+(?P<burst>\d+))?\s*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """So much in so many seconds.
+
+    ```python
+    Limit.parse("10/s")     Limit.parse("600/min burst 100")     Limit.parse("5 per 30s")
+    Limit(5, per=3600, algorithm="sliding_log")
+    ```
+
+    Args:
+        amount: How much may be spent in a period, in the long run.
+        per: The period, in seconds.
+        burst: How much may be spent at once; None for `amount`. Only gcra can hold it apart from `amount`.
+        algorithm: How it is counted. "gcra" is smooth and keeps one number for each key. "sliding_log" is exact in
+            any window and keeps one number for each unit spent. "sliding_counter" keeps four and admits a little too
+            much now and then. "fixed_window" counts from a key's first hit and admits up to twice the amount around
+            the edge of two windows.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+
+    amount: int
+    per: float = 1.0
+    burst: int | None = None
+    algorithm: Algorithm = "gcra"
+
+    def __post_init__(self) -> None:
+        checks.count("amount", self.amount)
+        checks.seconds("per", self.per)
+        checks.choice("algorithm", self.algorithm, ALGORITHMS)
+        if round(self.per * 1e9) < 1:
+            raise ConfigurationError(f"per must be at least a nanosecond, got {self.per!r}")
+        if self.burst is None:
+            return
+        checks.count("burst", self.burst)
+        if self.algorithm != "gcra" and self.burst != self.amount:
+            raise ConfigurationError(f"burst is for gcra only, {self.algorithm} spends up to its amount at once")
+
+    @classmethod
+    def parse(cls, text: str) -> Limit:
+        """Return the limit that a text such as "10/s", "600/min burst 100" or "5 per 30s" describes.
+
+        Units: s sec second, m min minute, h hour, d day, also in the plural.
+
+        Raises:
+            ConfigurationError: It describes none.
+        """
+        found = _TEXT.fullmatch(text) if isinstance(text, str) else None
+        seconds = _UNITS.get(found["unit"].lower()) if found else None
+        if found is None or seconds is None:
+            raise ConfigurationError(f'limit must look like "10/s", "600/min burst 100" or "5 per 30s", got {text!r}')
+        burst = found["burst"]
+        return cls(int(found["amount"]), float(found["times"] or 1) * seconds, None if burst is None else int(burst))
+
+    @property
+    def rule(self) -> Rule:
+        """The limit in whole numbers, for a store."""
+        return Rule(self.algorithm, self.amount, round(self.per * 1e9), self.burst or self.amount)
+
+    def __str__(self) -> str:
+        unit = {1.0: "/s", 60.0: "/min", 3600.0: "/h", 86400.0: "/day"}.get(self.per, f" per {self.per:g}s")
+        burst = "" if self.burst in (None, self.amount) else f" burst {self.burst}"
+        algorithm = "" if self.algorithm == "gcra" else f" {self.algorithm}"
+        return f"{self.amount}{unit}{burst}{algorithm}"
+
+
+class Decision(NamedTuple):
+    """What a limiter says; true if allowed.
+
+    Attributes:
+        allowed: Whether to go on.
+        limit: The amount of the limit that binds: that stands in the way longest, or has least left.
+        remaining: How much could still be spent at once.
+        retry_after: Seconds until the cost would be allowed, 0.0 when it was.
+        reset_after: Seconds until the key is as good as new.
+        degraded: The store did not answer and a stand-in decided.
+        rule: The limit that binds, whole.
+    """
+
+    allowed: bool
+    limit: int
+    remaining: int
+    retry_after: float
+    reset_after: float
+    degraded: bool
+    rule: Limit
+
+    def __bool__(self) -> bool:
+        return self.allowed

@@ -1,0 +1,381 @@
+"""A rate limiter: how often a key may do something.
+
+```
+hit(key, cost) ──> plan: limits as whole numbers ──> store decides over all of them at once ──> Decision
+acquire(...)   ──> takes the next free slot ahead of time and sleeps until it comes, first come first served
+```
+
+The counting is in `reliakit.stores`; this is the shell: keys, waiting, shadow mode and events. One limiter serves
+threads and tasks at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from bisect import insort
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from reliakit.core import checks
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.deadline import checkpoint, remaining
+from reliakit.core.errors import ConfigurationError, RateLimitedError
+from reliakit.core.events import LimitDecided
+from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.guard import colour_of
+from reliakit.core.spine import Emitter, watch
+from reliakit.ratelimit.limit import Decision, Limit
+from reliakit.stores.memory import MemoryStore
+from reliakit.stores.protocol import FOREVER, Answer, Op, Plan, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from reliakit.core.spine import Listener
+
+__all__ = ["RateLimiter"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class RateLimiter:
+    """Limit how often a key may do something.
+
+    ```python
+    limiter = RateLimiter("10/s", "600/min burst 100", name="search")
+    if not limiter.hit("user:42"): ...          # or await limiter.ahit("user:42")
+
+    @limiter.limit(key=lambda user: f"user:{user}")
+    async def search(user): ...                 # raises RateLimitedError
+    ```
+
+    Several limits are all or nothing: what one of them refuses, none of them counts. One limiter is safe for any mix
+    of threads and tasks. A decision in memory takes a microsecond or two.
+
+    Args:
+        limits: Texts such as "10/s", "600/min burst 100" and "5 per 30s", or `Limit` objects.
+        name: Names the limiter in errors and events, and its keys in a shared store.
+        store: Where the counts are kept; None for a `MemoryStore` of its own.
+        enforce: False for shadow mode: everything is counted and told to listeners, everybody is allowed.
+        listeners: Callables that receive this limiter's events.
+        clock: What drives waiting, and the limiter's own store.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+
+    def __init__(
+        self,
+        *limits: str | Limit,
+        name: str = "default",
+        store: Store | None = None,
+        enforce: bool = True,
+        listeners: Iterable[Listener] = (),
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if not limits:
+            raise ConfigurationError('a limiter needs at least one limit, such as RateLimiter("10/s")')
+        self.name = checks.named("name", name)
+        self.limits = tuple(limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in limits)
+        rules = tuple(limit.rule for limit in self.limits)
+        self._burst = min(rule.burst for rule in rules)
+        written = ",".join(f"{rule.algorithm}:{rule.limit}:{rule.period}:{rule.burst}" for rule in rules)
+        self._plan = Plan(f"v1:{written}:{name}", rules)
+        self._store = MemoryStore(clock=clock) if store is None else store
+        self._enforce = enforce
+        self._clock = clock
+        self._emitter = Emitter(name, listeners, clock)
+        self._heard = False
+        self._waiting = _Waiting()
+        watch(self)
+        self.listeners_changed()
+
+    def hit(self, key: str, cost: int = 1) -> Decision:
+        """Spend `cost` if the limits allow it. Never waits for a free slot.
+
+        Args:
+            key: Whose limit, such as "user:42"; not empty.
+            cost: How much, from 1 to the least burst of the limits.
+
+        Raises:
+            ConfigurationError: The key or the cost is none.
+        """
+        self._check(key, cost)
+        return self._decided(key, cost, self._store.apply(Op.HIT, self._plan, key, cost, 0))
+
+    async def ahit(self, key: str, cost: int = 1) -> Decision:
+        """Spend `cost` if the limits allow it; the twin of `hit` for tasks."""
+        self._check(key, cost)
+        return self._decided(key, cost, await self._store.aapply(Op.HIT, self._plan, key, cost, 0))
+
+    def peek(self, key: str) -> Decision:
+        """Look without spending: `allowed` says whether a hit of cost 1 would pass."""
+        self._check(key, 1)
+        return self._decision(self._store.apply(Op.PEEK, self._plan, key, 1, 0))
+
+    async def apeek(self, key: str) -> Decision:
+        """Look without spending; the twin of `peek` for tasks."""
+        self._check(key, 1)
+        return self._decision(await self._store.aapply(Op.PEEK, self._plan, key, 1, 0))
+
+    def reset(self, key: str) -> None:
+        """Forget all that this key has spent."""
+        self._check(key, 1)
+        self._store.apply(Op.RESET, self._plan, key, 1, 0)
+
+    async def areset(self, key: str) -> None:
+        """Forget all that this key has spent; the twin of `reset` for tasks."""
+        self._check(key, 1)
+        await self._store.aapply(Op.RESET, self._plan, key, 1, 0)
+
+    def refund(self, key: str, cost: int = 1) -> None:
+        """Give back what was spent for nothing. Never leads to more than the burst."""
+        self._check(key, cost)
+        self._store.apply(Op.REFUND, self._plan, key, cost, 0)
+
+    async def arefund(self, key: str, cost: int = 1) -> None:
+        """Give back what was spent for nothing; the twin of `refund` for tasks."""
+        self._check(key, cost)
+        await self._store.aapply(Op.REFUND, self._plan, key, cost, 0)
+
+    def acquire(self, key: str, cost: int = 1, timeout: float | None = None) -> Decision:
+        """Spend `cost`, waiting in this thread for a free slot if need be. First come, first served.
+
+        The slot is taken at once, so whether it comes in time is known before the wait. Whoever is interrupted while
+        waiting gives the slot back, unless others queue behind it already.
+
+        Args:
+            key: Whose limit.
+            cost: How much, from 1 to the least burst of the limits.
+            timeout: Seconds to wait at most, None for as long as it takes. A deadline that ends sooner wins.
+
+        Raises:
+            RateLimitedError: It would take longer; `retry_after` says how long.
+            DeadlineExceededError: The deadline has passed already.
+            ConfigurationError: The key, the cost or the timeout is none.
+        """
+        patience = self._patience(key, cost, timeout)
+        answer = self._store.apply(Op.HIT, self._plan, key, cost, patience)
+        decision = self._decided(key, cost, answer)
+        if not decision:
+            raise self.refusal(decision)
+        if answer.admitted and answer.wait:
+            wait = answer.wait / 1e9
+            slot = self._waiting.join(key, cost, self._clock.monotonic() + wait)
+            try:
+                self._clock.sleep(wait)
+            except BaseException:
+                unused = self._waiting.cancel(key, slot)
+                if unused:
+                    self._store.apply(Op.REFUND, self._plan, key, unused, 0)
+                raise
+            self._waiting.serve(key, slot)
+        return decision
+
+    async def aacquire(self, key: str, cost: int = 1, timeout: float | None = None) -> Decision:
+        """Spend `cost`, suspending this task until a slot is free if need be; the twin of `acquire` for tasks."""
+        patience = self._patience(key, cost, timeout)
+        answer = await self._store.aapply(Op.HIT, self._plan, key, cost, patience)
+        decision = self._decided(key, cost, answer)
+        if not decision:
+            raise self.refusal(decision)
+        if answer.admitted and answer.wait:
+            wait = answer.wait / 1e9
+            slot = self._waiting.join(key, cost, self._clock.monotonic() + wait)
+            try:
+                await self._clock.asleep(wait)
+            except BaseException:
+                unused = self._waiting.cancel(key, slot)
+                if unused:
+                    await self._store.aapply(Op.REFUND, self._plan, key, unused, 0)
+                raise
+            self._waiting.serve(key, slot)
+        return decision
+
+    def limit(self, *, key: Callable[..., str], cost: int | Callable[..., int] = 1) -> Callable[[F], F]:
+        """Decorate a function so that each call spends from a key made of its arguments.
+
+        Args:
+            key: Called with the call's arguments, returns the key.
+            cost: How much a call costs, or a callable of its arguments.
+
+        Raises:
+            ConfigurationError: At decoration: the function, the key or the cost is none that can be used.
+        """
+        if not callable(key) or inspect.iscoroutinefunction(key):
+            raise ConfigurationError(f"key must be a plain function of the call's arguments, got {key!r}")
+        if not callable(cost):
+            self._check("any", cost)
+
+        def decorate(fn: F) -> F:
+            return cast("F", _limited(fn, _Spend(self, key, cost), f"limiter {self.name!r}"))
+
+        return decorate
+
+    def listeners_changed(self) -> None:
+        """Remember whether anybody listens to decisions; see `reliakit.core.spine.watch`."""
+        self._heard = self._emitter.hears(LimitDecided)
+
+    def _check(self, key: object, cost: object) -> None:
+        if not isinstance(key, str) or not key:
+            raise ConfigurationError(
+                f"limiter {self.name!r} needs a non-empty text as key, got {key!r}: all would share an empty one"
+            )
+        if isinstance(cost, bool) or not isinstance(cost, int) or cost < 1:
+            raise ConfigurationError(f"cost must be a whole number of at least 1, got {cost!r}")
+        if cost > self._burst:
+            raise ConfigurationError(
+                f"cost {cost} can never be allowed by limiter {self.name!r}, whose burst is {self._burst}: "
+                "raise the burst or split the call"
+            )
+
+    def _patience(self, key: str, cost: int, timeout: float | None) -> int:
+        """Return how many nanoseconds an acquire may wait."""
+        self._check(key, cost)
+        if timeout is not None:
+            timeout = checks.seconds("timeout", timeout, zero=True)
+        checkpoint()
+        if not self._enforce:
+            return 0
+        budgets = [seconds for seconds in (timeout, remaining()) if seconds is not None]
+        return round(min(budgets) * 1e9) if budgets else FOREVER
+
+    def _decided(self, key: str, cost: int, answer: Answer) -> Decision:
+        decision = self._decision(answer)
+        if self._heard:
+            self._emitter.emit(
+                LimitDecided,
+                key=key,
+                allowed=decision.allowed,
+                denied=not answer.admitted,
+                enforced=self._enforce,
+                degraded=decision.degraded,
+                cost=cost,
+                retry_after=0.0 if answer.admitted else answer.wait / 1e9,
+            )
+        return decision
+
+    def _decision(self, answer: Answer) -> Decision:
+        admitted, binding, left, wait, reset = answer
+        limit = self.limits[binding]
+        allowed = admitted or not self._enforce
+        return Decision(allowed, limit.amount, left, 0.0 if allowed else wait / 1e9, reset / 1e9, False, limit)
+
+    def refusal(self, decision: Decision) -> RateLimitedError:
+        """Return the error that says what this decision says."""
+        # The key may be personal, so the message does not show it.
+        return RateLimitedError(
+            f"limiter {self.name!r} allows {decision.rule}; the next try can succeed in {decision.retry_after:.3g} s",
+            name=self.name,
+            retry_after=decision.retry_after,
+            decision=decision,
+        )
+
+    def __repr__(self) -> str:
+        written = ", ".join(map(str, self.limits))
+        shadow = "" if self._enforce else ", enforce=False"
+        return f"<RateLimiter {self.name!r} {written}{shadow}, store={self._store!r}>"
+
+
+class _Slot:
+    """A place in the future that somebody waits for."""
+
+    __slots__ = ("cost", "due", "wanted")
+
+    def __init__(self, cost: int, due: float) -> None:
+        self.cost = cost
+        self.due = due
+        self.wanted = True
+
+
+class _Waiting:
+    """Who waits for which slot, so that a slot that is not wanted any more can be given back.
+
+    Only the last slots of a key can: whoever queues behind has a fixed instant already, and two at one instant would
+    break the limit.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queues: dict[str, list[_Slot]] = {}
+        renew_locks_after_fork(self, "_lock")
+
+    def join(self, key: str, cost: int, due: float) -> _Slot:
+        slot = _Slot(cost, due)
+        with self._lock:
+            insort(self._queues.setdefault(key, []), slot, key=lambda other: other.due)
+        return slot
+
+    def serve(self, key: str, slot: _Slot) -> None:
+        """Forget a slot whose time has come, and all before it."""
+        with self._lock:
+            queue = self._queues.get(key, [])
+            if slot in queue:
+                del queue[: queue.index(slot) + 1]
+            if not queue:
+                self._queues.pop(key, None)
+
+    def cancel(self, key: str, slot: _Slot) -> int:
+        """Return how much can be given back now that this slot is not wanted any more."""
+        slot.wanted = False
+        unused = 0
+        with self._lock:
+            queue = self._queues.get(key, [])
+            while queue and not queue[-1].wanted:
+                unused += queue.pop().cost
+            if not queue:
+                self._queues.pop(key, None)
+        return unused
+
+
+class _Spend:
+    """What each call of a decorated function does before the function runs."""
+
+    def __init__(self, limiter: RateLimiter, key: Callable[..., str], cost: int | Callable[..., int]) -> None:
+        self._limiter = limiter
+        self._key = key
+        self._cost = cost
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        key, cost = self._price(args, kwargs)
+        decision = self._limiter.hit(key, cost)
+        if not decision:
+            raise self._limiter.refusal(decision)
+
+    async def in_task(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        key, cost = self._price(args, kwargs)
+        decision = await self._limiter.ahit(key, cost)
+        if not decision:
+            raise self._limiter.refusal(decision)
+
+    def _price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, int]:
+        cost = self._cost
+        return self._key(*args, **kwargs), cost if isinstance(cost, int) else cost(*args, **kwargs)
+
+
+def _limited(fn: Callable[..., Any], spend: _Spend, by: str) -> Callable[..., Any]:
+    if isinstance(fn, staticmethod | classmethod):
+        method = cast("staticmethod[..., Any] | classmethod[Any, ..., Any]", fn)
+        return cast("Callable[..., Any]", type(method)(_limited(method.__func__, spend, by)))
+    colour = colour_of(fn, by=by)
+    if colour == "async generator":
+        raise ConfigurationError(f"{by} cannot decorate an async generator: await ahit() or aacquire() in its body")
+
+    @wraps(fn)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        spend(args, kwargs)
+        return fn(*args, **kwargs)
+
+    @wraps(fn)
+    async def run_async(*args: Any, **kwargs: Any) -> Any:
+        await spend.in_task(args, kwargs)
+        return await fn(*args, **kwargs)
+
+    @wraps(fn)
+    def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        spend(args, kwargs)
+        return (yield from cast("Generator[Any, Any, Any]", fn(*args, **kwargs)))
+
+    return {"plain": run, "async": run_async, "generator": generate}[colour]
