@@ -1,0 +1,162 @@
+"""Who is asking: the address of the client behind the proxies that are known to be ours.
+
+```
+X-Forwarded-For: 1.1.1.1, 203.0.113.9, 10.0.0.7        peer 10.0.0.2      trusted 10.0.0.0/8
+                 claimed  ^ the client, <- skipped  <- skipped
+```
+
+The list is walked from the right, because each proxy appends what it saw: the first address that is not ours is the
+client, and whatever stands left of it is only claimed. A peer that is not trusted is the client itself, whatever it
+says. `Forwarded` is read as RFC 7239 has it. Only the configured header is read: a proxy that maintains one passes
+the other through from the client.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+from reliakit.core import checks
+from reliakit.web import request as view
+from reliakit.web.request import Peers, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["ClientIP", "client_ip"]
+
+_MAX_TEXT = 8192
+_MAX_HOPS = 32
+_WITH_PORT = re.compile(r"\[([^\[\]]*)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}")
+# One `name=value` of an element, the value a token or a quoted string (RFC 7239 section 4).
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - a grammar, no secret
+_PAIR = re.compile(rf'[ \t]*({_TOKEN})=(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")[ \t]*(;|,|$)')
+
+
+class ClientIP:
+    """A key function: takes an ASGI scope or a WSGI environ, returns the client's address as text."""
+
+    __slots__ = ("_header", "trusted")
+
+    def __init__(self, trusted: Peers, header: str) -> None:
+        self.trusted = trusted
+        self._header = header
+
+    def __call__(self, request: Request) -> str:
+        """Return the client's address: IPv4 as it is, IPv6 as its /64, "unix" for an untrusted unix socket."""
+        peer = view.peer(request)
+        if peer not in self.trusted:
+            return folded(peer)
+        lines = view.header_lines(request, self._header)
+        hops = _forwarded_hops(lines) if self._header == "forwarded" else _listed_hops(lines)
+        return folded(walk(peer, hops, self.trusted))
+
+    def behind(self, trusted: Iterable[str]) -> ClientIP:
+        """Return one that believes these proxies, unless this one names its own."""
+        return self if self.trusted else ClientIP(Peers(trusted), self._header)
+
+    def __repr__(self) -> str:
+        return f"client_ip(trusted={self.trusted!r}, header={self._header!r})"
+
+
+def client_ip(
+    trusted: Iterable[str] = (), header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+) -> ClientIP:
+    """Return a key function that tells a client's address, for limits and logs.
+
+    Without `trusted` it is the peer of the socket and no header is believed. A few microseconds a call; safe from
+    threads and tasks.
+
+    Args:
+        trusted: Your own proxies: networks such as "10.0.0.0/8", addresses, or "unix" for a unix socket.
+        header: The one header that your proxies maintain.
+
+    Returns:
+        A callable(scope or environ) -> text. IPv6 is folded to its /64, which is what one subscriber gets; an
+        IPv4-mapped address is IPv4. When every hop is trusted it is the farthest one. An element that is no address
+        ends the walk at the last good hop.
+
+    Raises:
+        ConfigurationError: A network that is none, or another header.
+    """
+    checks.choice("header", header, ("x-forwarded-for", "forwarded"))
+    return ClientIP(Peers(trusted), header)
+
+
+def walk(peer: str, hops: Iterable[str | None], trusted: Peers) -> str:
+    """Return the first hop, nearest first, that is not trusted; the last good one if a hop cannot be read.
+
+    Args:
+        peer: The socket's own address, already trusted.
+        hops: What the header says, nearest first; None where it cannot be read.
+        trusted: Which hops are ours.
+    """
+    last = peer
+    for count, hop in enumerate(hops):
+        address = None if hop is None or count >= _MAX_HOPS else view.address_of(_bare(hop))
+        if address is None:
+            return last
+        last = str(address)
+        if last not in trusted:
+            return last
+    return last
+
+
+def folded(address: str) -> str:
+    """Return an IPv6 address as its /64, every other text as it is."""
+    parsed = view.address_of(address)
+    if parsed is None:
+        return address
+    if parsed.version == 4:
+        return str(parsed)
+    network = int(parsed) >> 64 << 64
+    return f"{type(parsed)(network)}/64"
+
+
+def _bare(hop: str) -> str:
+    """Return a hop without port and brackets."""
+    match = _WITH_PORT.fullmatch(hop)
+    return hop if match is None else match[1] or match[2] or ""
+
+
+def _listed_hops(lines: list[str]) -> Iterator[str | None]:
+    """Yield the elements of X-Forwarded-For from the right, however many lines they came in."""
+    text = ",".join(lines)
+    cut = len(text) > _MAX_TEXT
+    elements = text[-_MAX_TEXT:].split(",")
+    if cut:
+        elements[0] = ""  # it may be the rest of a longer one
+    for element in reversed(elements):
+        yield element.strip(" \t") or None
+
+
+def _forwarded_hops(lines: list[str]) -> Iterator[str | None]:
+    """Yield the `for` of each Forwarded element from the right; None for one that hides or garbles it.
+
+    Each line is read by itself, so a quote that a client left open cannot swallow the line of a proxy.
+    """
+    for line in reversed(lines):
+        elements = _elements(line) if len(line) <= _MAX_TEXT else None
+        if elements is None:
+            yield None
+            return
+        yield from reversed(elements)
+
+
+def _elements(line: str) -> list[str | None] | None:
+    """Return the `for` of each element of one Forwarded line, or None if the line is not well formed."""
+    found: list[str | None] = []
+    names: dict[str, str] = {}
+    position = 0
+    while True:
+        match = _PAIR.match(line, position)
+        if match is None or match[1].lower() in names:
+            return None
+        quoted = match[3]
+        names[match[1].lower()] = match[2] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        position = match.end()
+        if match[4] != ";":
+            found.append(names.get("for"))
+            names = {}
+        if not match[4]:
+            return found

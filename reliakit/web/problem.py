@@ -1,0 +1,240 @@
+"""Errors as answers: RFC 9457 problem documents that tell the client what to do and nothing about the inside.
+
+```
+ValidationError                            422  with the places that are wrong
+RateLimitedError, LoginBlockedError        429  Retry-After     (503 when a stand-in for the store decided)
+other rejections, StoreError, no instance  503  Retry-After where the error knows it
+DeadlineExceededError                      504
+CommitUnknownError                         500  never 503: a client that retries by itself could do the work twice
+PostgreSQL by SQLSTATE: conflict           409  no row 404, constraint 422, timeout 504, dependency and resource 503
+everything else                            500  an app's own TimeoutError, ValueError or KeyError is a defect in it
+```
+
+No text of an error that leads to 5xx is ever shown.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from reliakit.core import errors
+from reliakit.core.categories import Category, classify, sqlstate_of
+from reliakit.core.context import current_request
+from reliakit.core.spine import Emitter, Listener
+from reliakit.core.tracking import report
+from reliakit.web.part import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["ProblemResponse", "ProblemResponses", "problem"]
+
+MEDIA_TYPE = "application/problem+json"
+_IANA = "https://iana.org/assignments/http-problem-types#"
+_log = logging.getLogger("reliakit.web")
+
+_LONGEST_WAIT = 2**31 - 1
+
+
+class _Answer(NamedTuple):
+    """What the client is told for one kind of error."""
+
+    status: int
+    code: str
+    detail: str
+    kind: str = "about:blank"
+
+
+_TITLES = {
+    403: "Forbidden",
+    404: "Not Found",
+    409: "Conflict",
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+_INTERNAL = _Answer(500, "internal_error", "Something went wrong on our side.")
+_UNAVAILABLE = _Answer(503, "unavailable", "The service cannot answer right now; try again later.")
+_OVERLOADED = _Answer(503, "overloaded", "The service is busy; try again later.")
+_TIMEOUT = _Answer(504, "deadline_exceeded", "The request took too long and was stopped.")
+_LIMITED = _Answer(429, "rate_limited", "Too many requests; try again later.", _IANA + "quota-exceeded")
+_REDUCED = _Answer(503, "unavailable", _UNAVAILABLE.detail, _IANA + "temporary-reduced-capacity")
+TOO_LARGE = _Answer(413, "body_too_large", "The body of the request is larger than this service accepts.")
+ORIGIN_REFUSED = _Answer(403, "origin_not_allowed", "This origin may not call the service from a browser.")
+
+# Nearest class first: the first match along the error's own method resolution order decides.
+_ANSWERS: dict[type[BaseException], _Answer] = {
+    errors.ValidationError: _Answer(422, "validation_failed", "The request does not fit what this service accepts."),
+    errors.LoginBlockedError: _LIMITED._replace(
+        code="login_blocked", detail="Too many failed logins; try again later."
+    ),
+    errors.RateLimitedError: _LIMITED,
+    errors.OverloadedError: _OVERLOADED,
+    errors.BulkheadFullError: _OVERLOADED,
+    errors.CircuitOpenError: _UNAVAILABLE._replace(code="circuit_open"),
+    errors.RejectedError: _UNAVAILABLE,
+    errors.CommitUnknownError: _INTERNAL._replace(
+        code="outcome_unknown", detail="It is not known whether the change was made; look before you try again."
+    ),
+    errors.DeadlineExceededError: _TIMEOUT,
+    errors.StoreError: _UNAVAILABLE,
+    errors.NoInstanceError: _UNAVAILABLE,
+}
+_DATABASE: dict[Category, _Answer] = {
+    "conflict": _Answer(409, "conflict", "The change collides with another one; read again and try again."),
+    "not_found": _Answer(404, "not_found", "There is no such thing."),
+    "validation": _Answer(422, "constraint_violated", "The change would break a rule of the data."),
+    "timeout": _TIMEOUT,
+    "dependency": _UNAVAILABLE,
+    "resource": _OVERLOADED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemResponse:
+    """A response that any framework can send: `Response(p.json(), p.status, p.headers)`.
+
+    Attributes:
+        status: The HTTP status.
+        headers: Content-Type, and Retry-After where there is something to wait for.
+        body: type, title, status, detail, code; request_id inside a request; errors for a failed validation.
+    """
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    body: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def json(self) -> bytes:
+        """Return the body encoded."""
+        return json.dumps(self.body, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def problem(error: BaseException) -> ProblemResponse:
+    """Return the answer for an error: status, headers and an RFC 9457 body that leaks nothing.
+
+    Args:
+        error: Any exception. reliakit's and PostgreSQL's are mapped as the table above has it, all others are 500.
+    """
+    answer = _answer(error)
+    response = told(answer)
+    if isinstance(error, errors.RejectedError):
+        seconds = retry_after(1.0 if error.retry_after is None else error.retry_after)
+        if seconds is not None:
+            response.headers["Retry-After"] = str(seconds)
+    if isinstance(error, errors.ValidationError):
+        response.body["detail"] = str(error) or answer.detail
+        response.body["errors"] = [_entry(one) for one in error.problems]
+    return response
+
+
+def told(answer: _Answer) -> ProblemResponse:
+    """Return the response that tells the client this answer."""
+    body: dict[str, Any] = {
+        "type": answer.kind,
+        "title": _TITLES[answer.status],
+        "status": answer.status,
+        "detail": answer.detail,
+        "code": answer.code,
+    }
+    request = current_request()
+    if request is not None:
+        body["request_id"] = request.request_id
+    return ProblemResponse(answer.status, {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}, body)
+
+
+def limited(*, degraded: bool, wait: float | None, policies: Iterable[str] = ()) -> ProblemResponse:
+    """Return the answer for a request over its limit; 503 when a stand-in for the limiter's store decided."""
+    response = told(_REDUCED if degraded else _LIMITED)
+    seconds = retry_after(wait)
+    if seconds is not None:
+        response.headers["Retry-After"] = str(seconds)
+    names = list(policies)
+    if names and not degraded:
+        response.body["violated-policies"] = names
+    return response
+
+
+def retry_after(seconds: float | None) -> int | None:
+    """Return whole seconds, rounded up so that nobody is sent back too early; None when there is no such number."""
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    return min(math.ceil(max(0.0, seconds)), _LONGEST_WAIT)
+
+
+def _answer(error: BaseException) -> _Answer:
+    if isinstance(error, errors.RateLimitedError) and getattr(error.decision, "degraded", False):
+        return _REDUCED
+    for cls in type(error).__mro__:
+        answer = _ANSWERS.get(cls)
+        if answer is not None:
+            return answer
+    if isinstance(error, errors.ReliakitError) or not _is_from_database(error):
+        return _INTERNAL
+    return _DATABASE.get(classify(error).category, _INTERNAL)
+
+
+def _is_from_database(error: BaseException) -> bool:
+    """Return whether psycopg, its pool or SQLAlchemy raised this; other libraries' errors stay 500."""
+    if sqlstate_of(error) is not None:
+        return True
+    roots = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    return not roots.isdisjoint({"psycopg", "psycopg_pool", "sqlalchemy"})
+
+
+def _entry(one: errors.Problem) -> Mapping[str, str]:
+    # RFC 6901 section 6: a pointer in a URI fragment is percent-encoded.
+    pointer = "#" + quote(one.pointer, safe="/~!$&'()*+,;=:@-._?", errors="replace")
+    entry = {"pointer": pointer, "code": one.code, "detail": one.message}
+    return entry if one.location == "body" else {**entry, "location": one.location}
+
+
+class ProblemResponses(Part):
+    """Answer an exception that leaves the app with its `problem`, while no byte has been sent.
+
+    The exception ends here: it is emitted as `ErrorSeen` once, one that leads to 5xx is logged with its traceback by
+    the logger "reliakit.web" (rejections and spent deadlines without one), and the server does not see it. Once a
+    byte was sent it is re-raised, so that the server cuts the connection and a torn body cannot look whole.
+
+    Starlette and FastAPI answer an unhandled exception with a plain 500 before they re-raise it; exactly that answer
+    is held back and replaced. A handler of your own for `Exception` keeps its say. Flask keeps exceptions to itself
+    unless `app.config["PROPAGATE_EXCEPTIONS"] = True`.
+
+    Args:
+        service: The service's name, for `ErrorSeen`.
+        listeners: Listeners of this component alone.
+    """
+
+    __slots__ = ("_emitter", "service")
+
+    def __init__(self, *, service: str | None = None, listeners: Iterable[Listener] = ()) -> None:
+        self.service = service
+        self._emitter = Emitter(service or "web", listeners)
+
+    def answer(self, error: Exception) -> ProblemResponse:
+        """Return the response for an error that left the app, told to listeners and to the log."""
+        response = problem(error)
+        self.seen(error, response.status)
+        if response.status >= 500:
+            expected = isinstance(error, errors.RejectedError | errors.DeadlineExceededError)
+            _log.error(
+                "request failed with %s, answered with %d",
+                type(error).__name__,
+                response.status,
+                exc_info=None if expected else error,
+            )
+        return response
+
+    def seen(self, error: BaseException, status: int) -> None:
+        """Tell listeners of an error, unless somebody has told them before."""
+        report(self._emitter, error, service=self.service, status=str(status))
+
+    def __repr__(self) -> str:
+        return f"ProblemResponses(service={self.service!r})"

@@ -1,0 +1,158 @@
+"""A limiter at the edge: one decision a request, told to the client in header fields.
+
+Fields: draft-ietf-httpapi-ratelimit-headers-10 (`RateLimit`, `RateLimit-Policy`), or the older `X-RateLimit-*` on
+request; RFC 6585 for 429. The limiter is any object with `hit` (WSGI) or `ahit` (ASGI).
+"""
+
+from __future__ import annotations
+
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from reliakit.core import checks
+from reliakit.core.errors import ConfigurationError
+from reliakit.core.events import SecurityNoticed
+from reliakit.core.spine import Emitter, Listener
+from reliakit.web.client_ip import client_ip
+from reliakit.web.part import Part
+from reliakit.web.problem import ProblemResponse, limited, retry_after
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from reliakit.web.headers import Fields
+    from reliakit.web.request import Request
+
+__all__ = ["Decided", "Limiter", "RateLimitHeaders"]
+
+
+class Decided(Protocol):
+    """What a limiter answers; `reliakit.ratelimit.Decision` is one."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request may pass."""
+        ...
+
+    @property
+    def limit(self) -> int:
+        """How many a window or a burst holds."""
+        ...
+
+    @property
+    def remaining(self) -> int:
+        """How many are left."""
+        ...
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until one more is allowed."""
+        ...
+
+    @property
+    def reset_after(self) -> float:
+        """Seconds until all are left again."""
+        ...
+
+    @property
+    def degraded(self) -> bool:
+        """Whether a stand-in for the store decided."""
+        ...
+
+
+class Limiter(Protocol):
+    """What decides; `reliakit.ratelimit.RateLimiter` is one."""
+
+    def hit(self, key: str, /) -> Decided:
+        """Decide in this thread."""
+        ...
+
+    def ahit(self, key: str, /) -> Awaitable[Decided]:
+        """Decide without blocking the event loop."""
+        ...
+
+
+class RateLimitHeaders(Part):
+    """Ask a limiter before the app runs: 429 with Retry-After for a request over the limit, header fields on all.
+
+    A refusal of a limiter whose store is down is 503. Each refusal emits `SecurityNoticed("rate_limit")`.
+
+    Args:
+        limiter: A `RateLimiter`.
+        key: A callable(scope or environ) -> key; None as a key leaves the request unlimited. Default: the client's
+            address, see `client_ip`.
+        fields: "draft" for RateLimit and RateLimit-Policy, "legacy" for X-RateLimit-Limit, -Remaining and -Reset,
+            "off" for none; Retry-After comes in any case.
+        client: What tells the client's address for the event.
+        service: The service's name, for the event.
+        listeners: Listeners of this component alone.
+
+    Raises:
+        ConfigurationError: A limiter without `hit` and `ahit`, or a key that cannot be called or is async.
+    """
+
+    __slots__ = ("_client", "_emitter", "_fields", "_key", "_name", "_quoted", "limiter", "service")
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        *,
+        key: Callable[[Any], str | None] = client_ip(),  # noqa: B008 - immutable
+        fields: Literal["draft", "legacy", "off"] = "draft",
+        client: Callable[[Any], str] = client_ip(),  # noqa: B008 - immutable
+        service: str | None = None,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        if not (callable(getattr(limiter, "hit", None)) and callable(getattr(limiter, "ahit", None))):
+            raise ConfigurationError(f"limiter must have hit and ahit, as a RateLimiter does, got {limiter!r}")
+        if not callable(key) or iscoroutinefunction(key):
+            raise ConfigurationError(f"key must be a plain callable that takes a scope or environ, got {key!r}")
+        self.limiter = limiter
+        self.service = service
+        self._client = client
+        self._key = key
+        self._fields = checks.choice("fields", fields, ("draft", "legacy", "off"))
+        self._name = str(getattr(limiter, "name", None) or "default")
+        self._quoted = _quoted(self._name)
+        self._emitter = Emitter(service or self._name, listeners)
+
+    def key(self, request: Request) -> str | None:
+        """Return the key that this request is counted under."""
+        return self._key(request)
+
+    def chosen(self, decision: Decided) -> Fields:
+        """Return the header fields for this decision, in lower case."""
+        if self._fields == "off":
+            return ()
+        limit, remaining = decision.limit, max(0, decision.remaining)
+        wait = decision.reset_after if decision.allowed else decision.retry_after
+        seconds = retry_after(wait)
+        if self._fields == "legacy":
+            told = [("limit", limit), ("remaining", remaining), *([] if seconds is None else [("reset", seconds)])]
+            return tuple((f"x-ratelimit-{name}".encode(), str(value).encode()) for name, value in told)
+        reset = "" if seconds is None else f";t={seconds}"
+        return (
+            (b"ratelimit-policy", f"{self._quoted};q={limit}".encode()),
+            (b"ratelimit", f"{self._quoted};r={remaining}{reset}".encode()),
+        )
+
+    def refused(self, decision: Decided, request: Request) -> ProblemResponse:
+        """Return the response for a refusal, told to listeners."""
+        if self._emitter.hears(SecurityNoticed):
+            self._emitter.emit(
+                SecurityNoticed,
+                event="rate_limit",
+                source=self._client(request),
+                service=self.service,
+                fields={"limiter": self._name, "retry_after": decision.retry_after, "degraded": decision.degraded},
+            )
+        return limited(degraded=decision.degraded, wait=decision.retry_after, policies=(self._name,))
+
+    def __repr__(self) -> str:
+        return f"RateLimitHeaders({self.limiter!r}, key={self._key!r}, fields={self._fields!r})"
+
+
+def _quoted(name: str) -> str:
+    """Return a name as a String of RFC 9651: printable ASCII, quotes and backslashes escaped."""
+    printable = "".join(character if " " <= character <= "~" else "_" for character in name)
+    return '"' + printable.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,128 @@
+"""The one place that knows what a request looks like: an ASGI scope or a WSGI environ.
+
+Everything that decides about a request reads it through these functions, so each decision is written once for both
+worlds. Header values come back as text, decoded as latin-1 like both specifications do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import lru_cache
+from typing import Any
+
+from reliakit.core.errors import ConfigurationError
+
+__all__ = ["ASGIApp", "Message", "Peers", "Receive", "Request", "Send"]
+
+# A scope or an environ: both are dictionaries that a server makes for one request.
+Request = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Request, Receive, Send], Awaitable[None]]
+
+UNIX = "unix"
+
+
+def header_lines(request: Request, name: str) -> list[str]:
+    """Return every line of a header in the order received; `name` is lower case. WSGI servers join lines."""
+    if "wsgi.version" in request:
+        key = name.upper().replace("-", "_")
+        value = request.get(key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}")
+        return [] if value is None else [value]
+    wanted = name.encode("latin-1")
+    return [value.decode("latin-1") for key, value in request["headers"] if key == wanted]
+
+
+def header(request: Request, name: str) -> str | None:
+    """Return a header that must stand alone: None when it is absent or given more than once."""
+    lines = header_lines(request, name)
+    return lines[0] if len(lines) == 1 else None
+
+
+def method(request: Request) -> str:
+    """Return the HTTP method as the client wrote it."""
+    found: str = request["REQUEST_METHOD"] if "wsgi.version" in request else request["method"]
+    return found
+
+
+def peer(request: Request) -> str:
+    """Return the address at the other end of the socket, or "unix" for a unix socket."""
+    if "wsgi.version" in request:
+        return request.get("REMOTE_ADDR") or UNIX
+    client = request.get("client")
+    return (client[0] if client else None) or UNIX
+
+
+def is_secure(request: Request, trusted: Peers) -> bool:
+    """Return whether the client spoke https, by its own connection or by the word of a trusted proxy."""
+    scheme = request["wsgi.url_scheme"] if "wsgi.version" in request else request.get("scheme", "http")
+    if scheme == "https":
+        return True
+    if not trusted or peer(request) not in trusted:
+        return False
+    lines = header_lines(request, "x-forwarded-proto")
+    # Each proxy appends: the last word is the one that the trusted peer wrote itself.
+    return bool(lines) and lines[-1].rpartition(",")[2].strip().lower() == "https"
+
+
+class Peers:
+    """Which socket addresses are ours: proxies and services whose word about a client is believed.
+
+    Args:
+        trusted: Networks such as "10.0.0.0/8", single addresses, and the word "unix" for a unix socket.
+    """
+
+    __slots__ = ("_networks", "_unix", "trusted")
+
+    def __init__(self, trusted: Iterable[str]) -> None:
+        if isinstance(trusted, str):
+            raise ConfigurationError(
+                f"trusted must be a list of networks, got the text {trusted!r}: put it in a list"
+            )
+        self.trusted = tuple(trusted)
+        self._unix = UNIX in self.trusted
+        self._networks = tuple(_network(one) for one in self.trusted if one != UNIX)
+
+    def __bool__(self) -> bool:
+        return bool(self.trusted)
+
+    def __contains__(self, address: str) -> bool:
+        if not self.trusted:
+            return False
+        if address == UNIX:
+            return self._unix
+        parsed = address_of(address)
+        return parsed is not None and any(
+            parsed.version == network.version and parsed in network for network in self._networks
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Peers) and self.trusted == other.trusted
+
+    def __hash__(self) -> int:
+        return hash(self.trusted)
+
+    def __repr__(self) -> str:
+        return repr(list(self.trusted))
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f'trusted must hold networks such as "10.0.0.0/8", addresses or "unix", got {text!r} ({error})'
+        ) from error
+
+
+@lru_cache(maxsize=1024)
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a text says, zone left out and IPv4-mapped IPv6 as IPv4, or None if it is none."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address if mapped is None else mapped
