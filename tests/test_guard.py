@@ -119,6 +119,77 @@ def test_the_script_plays_every_shell_and_finds_one_that_differs() -> None:
         require_equal_logs(fails, Forgetful, lambda guard: guard.log)
 
 
+# The express lane
+
+
+class ExpressRecorder(Recorder):
+    """One whose every call passes as `passing` while that is not None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passing: int | None = 77
+        self.inside.append(77)
+
+
+@pytest.mark.anyio
+async def test_a_success_on_the_express_lane_is_not_reported(lane: ExpressRecorder) -> None:
+    for _ in range(3):
+        assert lane(plain)(1) == 1
+        assert await lane(asynchronous)(1) == 1
+    assert lane.log == []
+    assert lane.entered == 0
+
+
+@pytest.mark.anyio
+async def test_an_error_on_the_express_lane_is_reported_with_the_lane_s_permit(lane: ExpressRecorder) -> None:
+    @lane
+    def fails() -> None:
+        raise ValueError
+
+    @lane
+    async def afails() -> None:
+        raise KeyError
+
+    with pytest.raises(ValueError):
+        fails()
+    lane.inside.append(77)
+    with pytest.raises(KeyError):
+        await afails()
+    assert [(permit, kind) for permit, _, kind, _ in lane.log] == [(77, ValueError), (77, KeyError)]
+
+
+@pytest.mark.anyio
+async def test_a_success_is_reported_when_the_lane_was_closed_meanwhile(lane: ExpressRecorder) -> None:
+    def close() -> str:
+        lane.passing = None
+        return "done"
+
+    async def aclose() -> str:
+        return close()
+
+    assert lane(close)() == "done"
+    lane.passing = 78
+    lane.inside.append(78)
+    assert await lane(aclose)() == "done"
+    assert [(permit, result) for permit, _, _, result in lane.log] == [(77, "done"), (78, "done")]
+    assert lane(plain)(1) == 1
+    assert lane.entered == 1
+
+
+def test_a_disguised_function_is_refused_on_the_express_lane_too(lane: ExpressRecorder) -> None:
+    results = iter([1, asynchronous(1)])
+    disguised = lane(lambda: next(results))
+    assert disguised() == 1
+    with pytest.raises(ConfigurationError, match="returned an awaitable"):
+        disguised()
+    assert lane.left == (ConfigurationError, None)
+
+
+@pytest.fixture
+def lane() -> ExpressRecorder:
+    return ExpressRecorder()
+
+
 # Colours
 
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from unittest import mock
@@ -15,7 +16,7 @@ import pytest
 from reliakit import ConfigurationError, Event, Subscription, subscribe
 from reliakit.core import events
 from reliakit.core.events import CallRejected, CircuitChanged, DeadlineOverrun
-from reliakit.core.spine import Emitter
+from reliakit.core.spine import Emitter, watch
 from reliakit.testing import ManualClock, RecordingListener
 
 
@@ -229,6 +230,44 @@ def test_subscribing_closing_and_emitting_race_without_loss() -> None:
         for thread in threads:
             thread.join()
     assert sorted(event.sequence for event in steady) == list(range(1, 2 * rounds + 1))
+
+
+class Watching:
+    def __init__(self) -> None:
+        self.told = 0
+
+    def listeners_changed(self) -> None:
+        self.told += 1
+
+
+def test_a_component_that_watches_is_told_of_each_coming_and_going() -> None:
+    component = Watching()
+    watch(component)
+    with subscribe(print):
+        assert component.told == 1
+    assert component.told == 2
+    watched = weakref.ref(component)
+    del component
+    assert watched() is None
+
+
+def test_components_may_be_made_while_listeners_come_and_go() -> None:
+    kept: list[Watching] = []
+    start = threading.Barrier(2)
+
+    def make() -> None:
+        start.wait()
+        for _ in range(2000):
+            kept.append(Watching())
+            watch(kept[-1])
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    start.wait()
+    while thread.is_alive():
+        subscribe(print).close()
+    thread.join()
+    assert len(kept) == 2000
 
 
 # Listeners that go wrong

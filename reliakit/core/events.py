@@ -76,7 +76,7 @@ class TransactionEnded(Event):
         sqlstate: The server's error code, where an error ended it.
         error_type: The class name of the error that ended it, or None.
         deliberate: The code asked for the rollback with `set_rollback_only()`.
-        began: BEGIN was answered, so a TransactionStarted was told before; False for an attempt that got no connection.
+        began: BEGIN was answered, so a TransactionStarted was told before; False where no connection was got.
     """
 
     service: str | None

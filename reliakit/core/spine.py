@@ -99,22 +99,30 @@ class _Listeners:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.routes: tuple[_Route, ...] = ()
-        self.watchers: WeakSet[Watcher] = WeakSet()
+        self._watchers: WeakSet[Watcher] = WeakSet()
         renew_locks_after_fork(self, "_lock")
 
     def add(self, route: _Route) -> None:
         with self._lock:
             self.routes = (*self.routes, route)
-        self._tell()
+            watchers = tuple(self._watchers)
+        _tell_all(watchers)
 
     def remove(self, route: _Route) -> None:
         with self._lock:
             self.routes = tuple(known for known in self.routes if known is not route)
-        self._tell()
+            watchers = tuple(self._watchers)
+        _tell_all(watchers)
 
-    def _tell(self) -> None:
-        for watcher in tuple(self.watchers):
-            watcher.listeners_changed()
+    def watch(self, watcher: Watcher) -> None:
+        # A set that grows while another thread walks through it raises there.
+        with self._lock:
+            self._watchers.add(watcher)
+
+
+def _tell_all(watchers: tuple[Watcher, ...]) -> None:
+    for watcher in watchers:
+        watcher.listeners_changed()
 
 
 _everybody = _Listeners()
@@ -174,7 +182,7 @@ def subscribe(listener: Listener, *event_types: type[Event]) -> Subscription:
 
 def watch(watcher: Watcher) -> None:
     """Tell this component from now on when the process-wide listeners change. It is held weakly."""
-    _everybody.watchers.add(watcher)
+    _everybody.watch(watcher)
 
 
 class Emitter:
