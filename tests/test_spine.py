@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -261,12 +262,17 @@ def test_components_may_be_made_while_listeners_come_and_go() -> None:
             kept.append(Watching())
             watch(kept[-1])
 
-    thread = threading.Thread(target=make)
-    thread.start()
-    start.wait()
-    while thread.is_alive():
-        subscribe(print).close()
-    thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread = threading.Thread(target=make)
+        thread.start()
+        start.wait()
+        while thread.is_alive():
+            subscribe(print).close()
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert len(kept) == 2000
 
 
