@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 from sybil import Sybil
-from sybil.integration.pytest import SybilItem, pytest_integration
+from sybil.integration import pytest as snippets_in_pytest
+from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 WITH_POSTGRES = ["README.md", "docs/index.md", "docs/start.md", "docs/transactions.md", "docs/testing.md"]
 
-pytest_collect_file = pytest_integration(
+pytest_collect_file = snippets_in_pytest.pytest_integration(
     Sybil(
         parsers=[PythonCodeBlockParser(), SkipParser()],
         patterns=WITH_POSTGRES,
