@@ -9,9 +9,11 @@ labels("auth", "login", "commit")
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from reliakit.metrics.cells import Cells
@@ -46,6 +48,10 @@ class Family(Generic[S]):
         self.series: list[S] = []
         self.label_names = tuple(label.name for label in metric.labels)
         self._name_set = frozenset(self.label_names)
+        # One call into C for all values; with a single name it would return no tuple.
+        self._pick: Callable[[Mapping[str, object]], tuple[object, ...]] | None = (
+            itemgetter(*self.label_names) if len(self.label_names) > 1 else None
+        )
         self._values = tuple(_Values(label) for label in metric.labels)
         # Overflow keeps the few values that are known beforehand, so the sums by status stay right.
         combinations = math.prod(len(label.values) + 1 for label in metric.labels if _survives(label))
@@ -71,13 +77,25 @@ class Family(Generic[S]):
             named: the same by name.
         """
         if named:
-            if values or not named.keys() <= self._name_set:
+            chosen = None if values else self._by_name(named)
+            if chosen is None:
                 return self._lost
-            values = tuple([named.get(name, "") for name in self.label_names])
+            values = chosen
         try:
             return self._lookup[values]
-        except (KeyError, TypeError):
+        except Exception:  # noqa: BLE001 - not seen before, or of a type whose hash or equality is broken
             return self._find(values)
+
+    def _by_name(self, named: dict[str, object]) -> tuple[object, ...] | None:
+        """Return the values in the declared order, empty where one is left out; None if there is an unknown label."""
+        if self._pick is not None and len(named) == len(self.label_names):
+            try:
+                return self._pick(named)
+            except KeyError:
+                return None
+        if not named.keys() <= self._name_set:
+            return None
+        return tuple([named.get(name, "") for name in self.label_names])
 
     def _find(self, values: tuple[object, ...]) -> S:
         if len(values) != len(self.label_names):
@@ -119,7 +137,8 @@ class Family(Generic[S]):
     def _spill(self, key: tuple[str, ...]) -> S:
         if not self._full:
             self._full = True
-            _log.warning("metric %s is full: further label values are counted as %s", self.name, OTHER)
+            with contextlib.suppress(Exception):  # somebody's log handler may raise; counting never does
+                _log.warning("metric %s is full: further label values are counted as %s", self.name, OTHER)
         spilled = tuple(
             value if _survives(label) else OTHER for label, value in zip(self.metric.labels, key, strict=True)
         )
@@ -223,10 +242,17 @@ class _Values:
         """Return the text that stands for `value`, `_other` when the label is full."""
         text = label_text(value)
         if self._fold is not None:
-            text = self._fold(text)
+            text = _folded(self._fold, text)
         if self._places is None or text in self._known or text in {"", OTHER} or self._places.find(text) is not None:
             return text
         return self._places.add(text, text) or OTHER
+
+
+def _folded(fold: Callable[[str], str], text: str) -> str:
+    try:
+        return label_text(fold(text))
+    except Exception:  # noqa: BLE001 - a fold of the user's own may raise; its values land in the overflow value
+        return OTHER
 
 
 def _survives(label: Label) -> bool:

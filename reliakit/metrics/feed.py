@@ -55,7 +55,8 @@ class Feed:
         self._gauge = gauge
         self._histogram = histogram
         self._open: dict[tuple[str | None, str], _InFlight] = {}
-        self._requests = _InFlight(gauge("http_server_active_requests"))
+        self._requests = _InFlight()
+        gauge("http_server_active_requests").set_function(self._requests.count)
         self._attempts = counter("transaction_total")
         self._durations = histogram("transaction_duration_seconds")
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -108,7 +109,8 @@ class Feed:
         gauge = self._gauge("transaction_in_progress").labels(*labels)
         # Operations beyond the label's bound share the overflow series, so they must share its count.
         shared = (gauge.values[0], gauge.values[1])
-        running = self._open.setdefault(shared, _InFlight(gauge))
+        running = self._open.setdefault(shared, _InFlight())
+        gauge.set_function(running.count)
         if len(self._open) < 2000:
             self._open[labels] = running
         return running
@@ -227,9 +229,11 @@ class _InFlight:
 
     __slots__ = ("_tokens",)
 
-    def __init__(self, gauge: Any) -> None:
+    def __init__(self) -> None:
         self._tokens: deque[None] = deque()
-        gauge.set_function(self._tokens.__len__)
+
+    def count(self) -> int:
+        return len(self._tokens)
 
     def enter(self) -> None:
         self._tokens.append(None)

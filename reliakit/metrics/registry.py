@@ -10,13 +10,14 @@ counter().inc() ────┘                        └─ slo(): verdicts on
 from __future__ import annotations
 
 import platform
-from threading import RLock
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from reliakit import __version__
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
+from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Subscription, subscribe
 from reliakit.metrics.apps import serve_asgi, serve_wsgi
 from reliakit.metrics.catalogue import CATALOGUE, LATENCY, Metric
@@ -84,7 +85,8 @@ class Metrics:
         self.namespace = namespace
         self.max_series = checks.count("max_series", max_series)
         # Guards declaring and attaching. Counting and rendering never take it.
-        self._lock = RLock()
+        self._lock = Lock()
+        renew_locks_after_fork(self, "_lock")
         self._families: dict[str, AnyFamily] = {}
         self._owners: dict[str, str] = {}
         self._counted: dict[str, Counter | Gauge] = {}

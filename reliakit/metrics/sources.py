@@ -14,6 +14,7 @@ from collections import deque
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
+from reliakit.core.fork import renew_locks_after_fork
 from reliakit.metrics.family import Counter
 from reliakit.metrics.labels import OTHER, Places, fold_source, label_text
 from reliakit.metrics.series import CounterSeries
@@ -100,6 +101,7 @@ class HeavyHitters:
         self._sketch = SpaceSaving(capacity)
         self._inbox: deque[str] = deque()
         self._lock = Lock()
+        renew_locks_after_fork(self, "_lock")
 
     def is_named(self, source: str) -> bool:
         """Return whether this source has earned its name."""
@@ -155,9 +157,7 @@ class SourceCounter(Counter):
     def labels(self, /, *values: object, **named: object) -> CounterSeries:
         """Return a handle for events of this source. Never raises."""
         if named:
-            if values or not named.keys() <= self._name_set:
-                return self._lost
-            values = tuple([named.get(name, "") for name in self.label_names])
+            values = (None if values else self._by_name(named)) or ()
         if len(values) != len(self.label_names):
             return self._lost
         event, source = values

@@ -14,6 +14,8 @@ from collections import deque
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from reliakit.core.fork import renew_locks_after_fork
+
 if TYPE_CHECKING:
     from reliakit.core.clock import Clock
 
@@ -57,13 +59,14 @@ class Window:
         clock: What drives it.
     """
 
-    __slots__ = ("_clock", "_inbox", "_lock", "_slots")
+    __slots__ = ("__weakref__", "_clock", "_inbox", "_lock", "_slots")
 
     def __init__(self, window: float, clock: Clock) -> None:
         self._clock = clock
         self._slots = Slots(window)
         self._inbox: deque[tuple[float, float]] = deque()
         self._lock = Lock()
+        renew_locks_after_fork(self, "_lock")
 
     def add(self, amount: float, /) -> None:
         """Count `amount` now. O(1)."""
