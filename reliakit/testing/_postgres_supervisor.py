@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -38,6 +39,7 @@ _SOCKET_PORT = 5432
 # 107 bytes is the longest socket path on Linux, 103 on macOS; ours adds about 40 to the root.
 _LONGEST_ROOT = 60
 _OLDEST = 13
+_ROOMY = 4 << 30
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _IPC_RMID = 0
 # synchronous_commit stays on: with it a COMMIT that was answered survives a killed server, since the kernel holds
@@ -45,6 +47,9 @@ _IPC_RMID = 0
 _SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
+    # Old write-ahead log is of no use here, and the folder may lie in memory.
+    "max_wal_size": "128MB",
+    "min_wal_size": "32MB",
     # A killed server leaves nothing in /dev/shm.
     "dynamic_shared_memory_type": "mmap",
     "timezone": "UTC",
@@ -322,12 +327,31 @@ class Supervisor:
 
 
 def _temporary_root(*, is_root: bool) -> str:
-    for root in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp makes the folder inside
+    """Return where the folder goes: TMPDIR if that is set, memory if there is plenty, else the usual places."""
+    roots = [os.environ.get("TMPDIR", ""), "/dev/shm" if _has_roomy_memory() else "", tempfile.gettempdir()]  # noqa: S108
+    for root in filter(None, (*roots, "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp makes the folder inside
         path = Path(root).resolve()
-        reachable = all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents)) if is_root else True
-        if reachable and len(str(path)) <= _LONGEST_ROOT and os.access(path, os.W_OK | os.X_OK):
+        if not os.access(path, os.W_OK | os.X_OK) or len(str(path)) > _LONGEST_ROOT:
+            continue
+        # As root the server runs as somebody else, and maybe from programs copied to here.
+        reachable = all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
+        if not is_root or (reachable and not os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0)):
             return str(path)
     raise Unavailable("no temporary folder is short enough and reachable for the server; set TMPDIR")
+
+
+def _has_roomy_memory() -> bool:
+    """Whether a database in memory would go unnoticed; there, making one does not depend on the disk's mood."""
+    try:
+        free = os.statvfs("/dev/shm")  # noqa: S108
+        rooms = [free.f_bavail * free.f_frsize]
+        rooms += [int(word) << 10 for word in re.findall(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())]
+        limit = Path("/sys/fs/cgroup/memory.max")
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            rooms.append(int(text))
+    except OSError:
+        return False
+    return min(rooms) >= _ROOMY
 
 
 def _hand_over(folder: Path) -> tuple[int, int]:

@@ -49,7 +49,6 @@ _PINS = {
     "PGSSLMODE": ("sslmode", "disable"),
     "PGGSSENCMODE": ("gssencmode", "disable"),
     "PGCHANNELBINDING": ("channel_binding", "disable"),
-    "PGREQUIREAUTH": ("require_auth", ""),
     "PGTARGETSESSIONATTRS": ("target_session_attrs", "any"),
     "PGOPTIONS": ("options", ""),
 }
@@ -338,6 +337,8 @@ class EmbeddedPostgres:
         if tcp:
             words["password"] = self._password
         words |= dict(pin for variable, pin in _PINS.items() if variable in os.environ)
+        if "PGREQUIREAUTH" in os.environ:
+            words["require_auth"] = "scram-sha-256" if tcp else "none"
         return " ".join(f"{word}={value}" if value != "" else f"{word}=''" for word, value in words.items())
 
 
