@@ -1,0 +1,287 @@
+"""What type checkers must make of the public API. Never run: mypy and pyright, both strict, judge it.
+
+Every public name is used here at least once, and every form of a decorated function is asserted: a decorator keeps
+the signature, the colour and the kind of method.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Generator
+from typing import assert_type
+
+from reliakit import (
+    SYSTEM_CLOCK,
+    Backoff,
+    BreakerSnapshot,
+    BulkheadFullError,
+    CircuitBreaker,
+    CircuitOpenError,
+    Clock,
+    CommitUnknownError,
+    ConfigurationError,
+    Counter,
+    DeadlineExceededError,
+    Decision,
+    ErrorClass,
+    Event,
+    Exposition,
+    Gauge,
+    Histogram,
+    Limit,
+    Logger,
+    LoggingHandle,
+    LoginBlockedError,
+    Masker,
+    MemoryStore,
+    Metrics,
+    NoInstanceError,
+    Objective,
+    OverloadedError,
+    Permit,
+    Problem,
+    RateLimitedError,
+    RateLimiter,
+    RejectedError,
+    ReliakitError,
+    RequestContext,
+    RetryBudgetExceededError,
+    State,
+    StoreError,
+    Subscription,
+    TransactionError,
+    TransactionRolledBackError,
+    TransactionTimeoutError,
+    TransactionUsageError,
+    ValidationError,
+    Verdict,
+    below,
+    checkpoint,
+    classify,
+    complete,
+    configure_logging,
+    current_request,
+    deadline,
+    get_logger,
+    log_context,
+    ratio,
+    remaining,
+    request_context,
+    subscribe,
+    zero,
+)
+
+heard: list[Event] = []
+breaker = CircuitBreaker(
+    "payments",
+    failure_threshold=3,
+    reset_timeout=Backoff(base=0.5, factor=2.0, cap=30.0, jitter=0.5),
+    failure=(OSError, TimeoutError),
+    ignore=lambda error: isinstance(error, KeyError),
+    failure_result=lambda result: result is None,
+    listeners=[heard.append],
+    clock=SYSTEM_CLOCK,
+)
+limiter = RateLimiter("10/s", Limit(600, per=60.0, burst=100), name="search", store=MemoryStore(max_keys=1000))
+
+
+# Decorated functions, methods and generators keep their types
+
+
+@breaker
+def plain(a: int, *, b: str = "") -> float:
+    return a + len(b)
+
+
+@breaker
+async def asynchronous(a: int) -> str:
+    return str(a)
+
+
+@breaker
+def generator(a: int) -> Generator[int, str, bool]:
+    return bool((yield a))
+
+
+@breaker
+async def asynchronous_generator(a: int) -> AsyncIterator[int]:
+    yield a
+
+
+@limiter.limit(key=str, cost=2)
+def limited(user: int) -> list[str]:
+    return [str(user)]
+
+
+class Service:
+    @breaker
+    def method(self, a: int) -> bytes:
+        return bytes(a)
+
+    @breaker
+    async def amethod(self, a: int) -> bytes:
+        return bytes(a)
+
+    @classmethod
+    @breaker
+    def of_class(cls, a: int) -> bytes:
+        return bytes(a)
+
+    @staticmethod
+    @breaker
+    def static(a: int) -> bytes:
+        return bytes(a)
+
+
+async def decorated(service: Service) -> None:
+    assert_type(plain(1, b="x"), float)
+    assert_type(await asynchronous(1), str)
+    assert_type(generator(1), Generator[int, str, bool])
+    assert_type(asynchronous_generator(1), AsyncIterator[int])
+    assert_type(limited(7), list[str])
+    assert_type(service.method(1), bytes)
+    assert_type(await service.amethod(1), bytes)
+    assert_type(Service.of_class(1), bytes)
+    assert_type(Service.static(1), bytes)
+
+    plain("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the signature is kept
+    await asynchronous()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # the signature is kept
+
+
+# The circuit breaker called, entered and asked
+
+
+async def called() -> None:
+    assert_type(breaker.call(plain, 1, b="x"), float)
+    assert_type(await breaker.acall(asynchronous, 1), str)
+    breaker.call(plain, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # arguments are checked
+
+    with breaker as permit:
+        assert_type(permit, Permit)
+    async with breaker as permit:
+        assert_type(permit, Permit)
+
+    permit = breaker.acquire()
+    permit.success()
+    permit.failure(OSError())
+    permit.ignore()
+
+    assert_type(breaker.state, State)
+    assert_type(breaker.retry_after, float | None)
+    assert_type(breaker.snapshot(), BreakerSnapshot)
+    breaker.restore(breaker.snapshot())
+    breaker.force_open(30.0)
+    breaker.disable()
+    breaker.metrics_only()
+    breaker.close()
+    breaker.reset()
+
+
+async def limiting() -> None:
+    assert_type(limiter.hit("7"), Decision)
+    assert_type(await limiter.ahit("7", cost=2), Decision)
+    assert_type(limiter.peek("7"), Decision)
+    assert_type(limiter.acquire("7", timeout=1.0), Decision)
+    decision = await limiter.apeek("7")
+    assert_type(decision.allowed, bool)
+    assert_type(decision.remaining, int)
+    assert_type(decision.retry_after, float)
+    limiter.reset("7")
+    limiter.refund("7", 1)
+
+
+# Core
+
+
+async def budgets(clock: Clock) -> None:
+    with deadline(2.0) as outer:
+        assert_type(outer.remaining(), float)
+    async with deadline(2.0, clock=clock) as inner:
+        assert_type(inner, deadline)
+    assert_type(remaining(), float | None)
+    checkpoint()
+    await clock.asleep(clock.random())
+
+
+def requests() -> None:
+    with request_context(request_id="a1", principal="7", tenant="x") as request:
+        assert_type(request, RequestContext)
+    assert_type(current_request(), RequestContext | None)
+
+
+def events() -> None:
+    def hear(event: Event) -> None:
+        assert_type(event.sequence, int)
+
+    subscription = subscribe(hear, Event)
+    assert_type(subscription, Subscription)
+    with subscription:
+        pass
+    subscription.close()
+
+
+def errors(error: Exception) -> None:
+    found = classify(error)
+    assert_type(found, ErrorClass)
+    assert_type(found.sqlstate, str | None)
+    try:
+        raise error
+    except LoginBlockedError as blocked:
+        assert_type(blocked.decision, object)
+    except RateLimitedError as limited_error:
+        assert_type(limited_error.retry_after, float | None)
+    except (CircuitOpenError, BulkheadFullError, OverloadedError, RetryBudgetExceededError) as rejected:
+        assert_type(rejected.name, str)
+    except RejectedError as rejected:
+        assert_type(rejected.retry_after, float | None)
+    except TransactionTimeoutError as cut:
+        assert_type(cut.seconds, float | None)
+    except CommitUnknownError as unknown:
+        assert_type(unknown.transaction_id, str | None)
+    except (TransactionRolledBackError, TransactionUsageError) as ended:
+        assert_type(ended.attempts, int)
+    except TransactionError as ended:
+        assert_type(ended.name, str)
+    except DeadlineExceededError as cut:
+        assert_type(cut.seconds, float | None)
+    except ValidationError as invalid:
+        assert_type(invalid.problems, list[Problem])
+    except StoreError as lost:
+        assert_type(lost.store, str)
+    except (ConfigurationError, NoInstanceError, ReliakitError):
+        pass
+
+
+# Logs
+
+
+def logs() -> None:
+    masker = Masker(keys=["badge"], mode="last4")
+    assert_type(masker.mask({"password": "x"}), dict[str, str])
+    assert_type(masker.mask_text("x"), str)
+    handle = configure_logging(service="auth", env="test", level="INFO", stream=io.StringIO(), masker=masker)
+    assert_type(handle, LoggingHandle)
+    log = get_logger(__name__)
+    assert_type(log, Logger)
+    with log_context(request_id="a1"):
+        log.bind(user_id=7).info("Login attempt", email="x")
+        log.error("Login failed", error=ValueError())
+    handle.close()
+
+
+# Metrics
+
+
+def measured() -> None:
+    metrics = Metrics(namespace="shop", objectives=[Objective("fast", below("transaction", 0.1, 0.95))])
+    with metrics:
+        metrics.increment("error", type="ValueError", service="auth", status=500)
+        metrics.observe("transaction", duration=0.012, status="commit", service="auth")
+    assert_type(metrics.counter("orders", "Orders placed.", labels=["kind"]), Counter)
+    assert_type(metrics.gauge("queue", "Waiting."), Gauge)
+    assert_type(metrics.histogram("wait", "Waited.", unit="seconds"), Histogram)
+    assert_type(metrics.render(), Exposition)
+    assert_type(metrics.slo(), list[Verdict])
+    metrics.objective(Objective("rollbacks", ratio("transaction", "transaction", 0.01)))
+    metrics.objective(Objective("deadlocks", zero("deadlock")))
+    metrics.objective(Objective("tracked", complete("error", "error")))
