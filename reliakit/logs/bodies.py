@@ -18,8 +18,8 @@ Hide = Callable[[str], str]
 
 _NAMED = re.compile(
     r"(?<![\w.\-])([\w.\-]++)"
-    r"(?:\\*+[\"'`])?\]?[ \t]{0,8}+"
-    r"(=>|:=|={1,3}|:|%3[AaDd]|(?=[\"']))"
+    r"(?:\\*+[\"'`]|%2[27])?\]?[ \t]{0,8}+"
+    r"(=>|:=|={1,3}|[:：＝]|%3[AaDd]|(?<=[ \t])(?=[\"']))"
     r"[ \t]{0,8}+"
 )
 _SPOKEN = re.compile(r"(?<![\w.\-])(-{0,2}[^\W\d_][\w.\-]*+)[ \t]++(?:(is|was|to|by|BY|of)[ \t]++)?(?=[^\s=:\-])")
@@ -41,7 +41,7 @@ def mask_fields(text: str, hide: Hide, rules: KeyRules) -> str:
         text = _MULTIPART.sub(lambda found: _part(found, hide, rules), text)
     if "alue" in text and _PAIR.search(text):
         text = _hide_from(text, _PAIR, 2, hide, rules)
-    if "=" in text or ":" in text or "'" in text or '"' in text or "%3" in text:
+    if "=" in text or ":" in text or "'" in text or '"' in text or "%3" in text or "：" in text:
         text = _hide_from(text, _NAMED, 1, hide, rules)
     return _hide_spoken(text, hide, rules) if _STEMS.search(text) else text
 
@@ -73,11 +73,35 @@ def _in_query(text: str, start: int, name: str) -> bool:
 
 
 _NOTHING = frozenset(
-    ["none", "null", "nil", "undefined", "true", "false", "yes", "no", "n/a", "na", "unset", "empty", "set", "missing", "hidden", "redacted", "masked", "filtered", "removed"]
+    [
+        "none",
+        "null",
+        "nil",
+        "undefined",
+        "true",
+        "false",
+        "yes",
+        "no",
+        "n/a",
+        "na",
+        "unset",
+        "empty",
+        "set",
+        "missing",
+        "hidden",
+        "redacted",
+        "masked",
+        "filtered",
+        "removed",
+    ]
+)
+# Annotations in source lines of tracebacks: `def login(name: str, password: str)`.
+_TYPES = frozenset(
+    {"str", "int", "bytes", "bool", "float", "Any", "object", "string", "String", "SecretStr", "Optional[str]"}
 )
 _MASKED = re.compile(
     r"\*{3}[\w.+/=\-]{0,4}|\*+|hmac:[0-9a-f]{8}|[\[<(]?(?:redacted|REDACTED|masked|MASKED|[Ff]iltered|FILTERED|hidden|removed)[\]>)]?"
-    r"|%s|%\(\w{1,40}\)s|\$\d{1,2}|\?|\{\}|\$\{[A-Z_]{1,40}\}|\[masking failed\]"
+    r"|%s|%\(\w{1,40}\)s|\$\d{1,2}|\?|\{\}|\$\{[A-Z_]{1,40}\}?|\[masking failed\]"
 )
 _PLAIN_WORD = re.compile(r"[A-Za-z][a-z]{0,11}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?")
@@ -85,7 +109,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 def is_spared(verdict: Verdict, value: str) -> bool:
     """Return whether a value needs no hiding although its field's name is sensitive."""
-    if not value or value.lower() in _NOTHING or _MASKED.fullmatch(value):
+    if not value or value.lower() in _NOTHING or value in _TYPES or _MASKED.fullmatch(value):
         return True
     if verdict is Verdict.SECRET:
         return False
@@ -102,7 +126,7 @@ _OPENING = re.compile(r"(?:[bruBRUf]{1,2}(?=[\"']))?((?:\\*+[\"'`])|%22)")
 _BARE = re.compile(
     r"(?:[^\s,;&\"'<>(){}\[\]|\\%]"
     r"|[\"')}\]>|(\[{](?=\w)|<(?=\w)|\\(?![\"'])|%(?!26|22|2[Cc]|0[AaDd])"
-    r"|[,;&](?=[^\s,;&=:\"'<>(){}\[\]]{1,64}(?![\w.\-\s]*[=:\"'])(?:[\s,;&]|$)))*+"
+    r"|[,;&](?=[^\s,;&=:\"'<>(){}\[\]]++(?:[\s,;&]|$)))*+"
 )
 _INSIDE = {
     '"': re.compile(r"(?:[^\"\\]++|\\.)*+", re.DOTALL),
@@ -187,7 +211,7 @@ def _begins_line(text: str, found: re.Match[str]) -> bool:
 def _block_end(text: str, found: re.Match[str], start: int) -> int:
     """Return where the lines end that are indented more than the name's own."""
     line = text.rfind("\n", 0, found.start()) + 1
-    indent = len(text[line:]) - len(text[line:].lstrip(" ")) if False else found.start() - line
+    indent = found.start() - line
     at = start
     while at < len(text):
         stop = text.find("\n", at)
@@ -200,11 +224,74 @@ def _block_end(text: str, found: re.Match[str], start: int) -> int:
         ):
             break
         at = stop
-    return at if at > start and text[start:at].strip() else start
+    return start + len(text[start:at].rstrip())
 
 
 _PROSE = frozenset(
-    ["must", "is", "was", "are", "not", "no", "should", "unexpected", "expired", "invalid", "missing", "required", "the", "a", "an", "has", "have", "had", "cannot", "can't", "can", "could", "too", "length", "mismatch", "does", "doesn't", "did", "didn't", "for", "in", "of", "on", "or", "and", "failed", "wrong", "incorrect", "empty", "unknown", "malformed", "at", "from", "with", "without", "may", "might", "be", "been", "field", "value", "please", "enter", "expected", "already", "only", "your", "you", "this", "that", "it", "its"]
+    [
+        "must",
+        "is",
+        "was",
+        "are",
+        "not",
+        "no",
+        "should",
+        "unexpected",
+        "expired",
+        "invalid",
+        "missing",
+        "required",
+        "the",
+        "a",
+        "an",
+        "has",
+        "have",
+        "had",
+        "cannot",
+        "can't",
+        "can",
+        "could",
+        "too",
+        "length",
+        "mismatch",
+        "does",
+        "doesn't",
+        "did",
+        "didn't",
+        "for",
+        "in",
+        "of",
+        "on",
+        "or",
+        "and",
+        "failed",
+        "wrong",
+        "incorrect",
+        "empty",
+        "unknown",
+        "malformed",
+        "at",
+        "from",
+        "with",
+        "without",
+        "may",
+        "might",
+        "be",
+        "been",
+        "field",
+        "value",
+        "please",
+        "enter",
+        "expected",
+        "already",
+        "only",
+        "your",
+        "you",
+        "this",
+        "that",
+        "it",
+        "its",
+    ]
 )
 _NEXT_WORD = re.compile(r"[ \t]+[a-z]")
 
@@ -212,7 +299,8 @@ _NEXT_WORD = re.compile(r"[ \t]+[a-z]")
 def _is_prose(text: str, found: re.Match[str], value: str, end: int) -> bool:
     """Return whether the "value" begins a sentence: `invalid password: must contain a digit`."""
     first = value.split(None, 1)[0] if value.strip() else ""
-    if first not in _PROSE or text[found.end() - 1 : found.end()] in "\"'":
+    is_quoted = not text.startswith(value, found.end())
+    if first not in _PROSE or is_quoted:
         return False
     return first != value or _NEXT_WORD.match(text, end) is not None
 
@@ -245,7 +333,27 @@ def _part(found: re.Match[str], hide: Hide, rules: KeyRules) -> str:
 
 
 _TECHNICAL = frozenset(
-    ["sha1", "sha256", "sha512", "md5", "base64", "oauth2", "utf8", "argon2", "argon2id", "pbkdf2", "hs256", "rs256", "es256", "http2", "v1", "v2", "v3", "x509", "aes256"]
+    [
+        "sha1",
+        "sha256",
+        "sha512",
+        "md5",
+        "base64",
+        "oauth2",
+        "utf8",
+        "argon2",
+        "argon2id",
+        "pbkdf2",
+        "hs256",
+        "rs256",
+        "es256",
+        "http2",
+        "v1",
+        "v2",
+        "v3",
+        "x509",
+        "aes256",
+    ]
 )
 _ENDS = ".,;:!?)]}'\""
 _SPOKEN_TOKEN = re.compile(r"\S++")

@@ -212,8 +212,8 @@ DEFAULT: tuple[Detector, ...] = (
     Detector("password hash", _password_hash),
     Detector("database detail", _database_detail),
     Detector("e-mail address", personal.mask_emails),
-    Detector("card number", personal.mask_cards),
     Detector("iban", personal.mask_ibans),
+    Detector("card number", personal.mask_cards),
     Detector("national id", personal.mask_national_ids),
     Detector("phone number", personal.mask_phones),
 )

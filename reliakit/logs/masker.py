@@ -22,7 +22,7 @@ from reliakit.core.errors import ConfigurationError
 from reliakit.logs.detectors import DEFAULT, MARKER, Detector
 from reliakit.logs.registered import RegisteredSecrets
 from reliakit.logs.walk import FAILED, Walk
-from reliakit.logs.words import KeyRules
+from reliakit.logs.words import KeyRules, Verdict
 
 __all__ = ["DetectorLike", "Masker"]
 
@@ -77,7 +77,9 @@ class Masker:
         self.registered = RegisteredSecrets()
         # A callable of the user's sees every text; shapes of ours need one of a few signs.
         self.sees_all = any(not isinstance(detector, Detector) for detector in self.detectors)
+        # Texts and names of fields that held nothing, so that they need not be searched again. No secret is kept.
         self.clean: set[str] = set()
+        self.clean_keys: dict[str, Verdict] = {}
 
     def mask(self, value: T) -> T:
         """Return the value without its secrets; a container in which nothing was found is returned itself.
@@ -113,6 +115,7 @@ class Masker:
         """
         self.registered.add(value)
         self.clean.clear()
+        self.clean_keys.clear()
 
     def marker(self, secret: str) -> str:
         """Return what stands in the place of this secret."""

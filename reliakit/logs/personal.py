@@ -16,7 +16,31 @@ _EMAIL = re.compile(
     r"(?<![\w.!$%*+^~\-])([\w.!$%*+^~\-]++|\"[^\"\s]{1,64}\")(@|%40)((?:[\w\-]{1,63}\.){1,8}([^\W\d_]{2,24}))(?![\w\-])"
 )
 _NOT_DOMAINS = frozenset(
-    ["png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "css", "js", "ts", "map", "html", "htm", "pdf", "txt", "json", "xml", "yml", "yaml", "md", "py", "zip", "gz"]
+    [
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "svg",
+        "webp",
+        "ico",
+        "css",
+        "js",
+        "ts",
+        "map",
+        "html",
+        "htm",
+        "pdf",
+        "txt",
+        "json",
+        "xml",
+        "yml",
+        "yaml",
+        "md",
+        "py",
+        "zip",
+        "gz",
+    ]
 )
 
 
@@ -36,12 +60,19 @@ _ESCAPED_EMAIL = re.compile(r"(?<![\w.!$*+^~\-])[\w.!$*+^~\-]++%40(?:[\w\-]{1,63
 
 
 def _email(found: re.Match[str], hide: Hide) -> str:
-    if found[1] == "git" or found[4].lower() in _NOT_DOMAINS:
+    if found[1] == "git" or found[4].lower() in _NOT_DOMAINS or _in_authority(found):
         return found[0]
     return hide(found[0])
 
 
-_CARD_RUN = re.compile(r"(?<![\w.,])[0-9](?:[ \-]?[0-9]){11,}+(?![\w])")
+def _in_authority(found: re.Match[str]) -> bool:
+    """Return whether this is `user@host` of a URL, whose secret part is hidden already and whose host is none."""
+    begin = found.string.rfind("://", max(0, found.start() - 256), found.start())
+    return begin >= 0 and _AUTHORITY.fullmatch(found.string, begin + 3, found.start()) is not None
+
+
+_AUTHORITY = re.compile(r"[^\s/?#@\"'<>]*+")
+_CARD_RUN = re.compile(r"[0-9](?<![\w.,][0-9])(?:[ \-]?[0-9]){11,}+(?!\w)")
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -113,7 +144,97 @@ _IBAN_LENGTHS = {
     code: int(length)
     for code, length in (
         entry.split("=")
-        for entry in ["AD=24", "AE=23", "AL=28", "AT=20", "AZ=28", "BA=20", "BE=16", "BG=22", "BH=22", "BI=27", "BR=29", "BY=28", "CH=21", "CR=22", "CY=28", "CZ=24", "DE=22", "DJ=27", "DK=18", "DO=28", "EE=20", "EG=29", "ES=24", "FI=18", "FK=18", "FO=18", "FR=27", "GB=22", "GE=22", "GI=23", "GL=18", "GR=27", "GT=28", "HN=28", "HR=21", "HU=28", "IE=22", "IL=23", "IQ=23", "IS=26", "IT=27", "JO=30", "KW=30", "KZ=20", "LB=28", "LC=32", "LI=21", "LT=20", "LU=20", "LV=21", "LY=25", "MC=27", "MD=24", "ME=22", "MK=19", "MN=20", "MR=27", "MT=31", "MU=30", "NI=28", "NL=18", "NO=15", "OM=23", "PK=24", "PL=28", "PS=29", "PT=25", "QA=29", "RO=24", "RS=22", "RU=33", "SA=24", "SC=31", "SD=18", "SE=24", "SI=19", "SK=24", "SM=27", "SO=23", "ST=25", "SV=28", "TL=23", "TN=24", "TR=26", "UA=29", "VA=22", "VG=24", "XK=20", "YE=30"]
+        for entry in [
+            "AD=24",
+            "AE=23",
+            "AL=28",
+            "AT=20",
+            "AZ=28",
+            "BA=20",
+            "BE=16",
+            "BG=22",
+            "BH=22",
+            "BI=27",
+            "BR=29",
+            "BY=28",
+            "CH=21",
+            "CR=22",
+            "CY=28",
+            "CZ=24",
+            "DE=22",
+            "DJ=27",
+            "DK=18",
+            "DO=28",
+            "EE=20",
+            "EG=29",
+            "ES=24",
+            "FI=18",
+            "FK=18",
+            "FO=18",
+            "FR=27",
+            "GB=22",
+            "GE=22",
+            "GI=23",
+            "GL=18",
+            "GR=27",
+            "GT=28",
+            "HN=28",
+            "HR=21",
+            "HU=28",
+            "IE=22",
+            "IL=23",
+            "IQ=23",
+            "IS=26",
+            "IT=27",
+            "JO=30",
+            "KW=30",
+            "KZ=20",
+            "LB=28",
+            "LC=32",
+            "LI=21",
+            "LT=20",
+            "LU=20",
+            "LV=21",
+            "LY=25",
+            "MC=27",
+            "MD=24",
+            "ME=22",
+            "MK=19",
+            "MN=20",
+            "MR=27",
+            "MT=31",
+            "MU=30",
+            "NI=28",
+            "NL=18",
+            "NO=15",
+            "OM=23",
+            "PK=24",
+            "PL=28",
+            "PS=29",
+            "PT=25",
+            "QA=29",
+            "RO=24",
+            "RS=22",
+            "RU=33",
+            "SA=24",
+            "SC=31",
+            "SD=18",
+            "SE=24",
+            "SI=19",
+            "SK=24",
+            "SM=27",
+            "SO=23",
+            "ST=25",
+            "SV=28",
+            "TL=23",
+            "TN=24",
+            "TR=26",
+            "UA=29",
+            "VA=22",
+            "VG=24",
+            "XK=20",
+            "YE=30",
+        ]
     )
 }
 _IBAN = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[0-9]{2}(?:[ \-]?[A-Za-z0-9]){11,30}")
@@ -162,7 +283,7 @@ def mask_national_ids(text: str, hide: Hide, _rules: KeyRules) -> str:
 
 
 _PHONE = re.compile(
-    r"(?<![\w+])\+[1-9](?:[ ().\-]{0,2}[0-9]){7,14}(?![0-9])"
+    r"\+(?<![\w+]\+)[1-9](?:[ ().\-]{0,2}[0-9]){7,14}(?![0-9])"
     r"|(?<![\w.+\-])(?:1[ .\-])?(?:\([2-9][0-9]{2}\)[ ]?|[2-9][0-9]{2}[ .\-])[2-9][0-9]{2}[ .\-][0-9]{4}(?![\w\-]|\.[0-9])"
 )
 

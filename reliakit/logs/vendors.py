@@ -18,7 +18,7 @@ __all__ = ["VendorToken", "mask_tokens", "table"]
 Hide = Callable[[str], str]
 
 _ALPHABETS = {
-    "hex": "0-9a-f",
+    "hex": "0-9a-fA-F",
     "b36": "a-z0-9",
     "b62": "A-Za-z0-9",
     "cap": "A-Z0-9",
@@ -76,7 +76,19 @@ def _tree(tokens: list[VendorToken]) -> str:
 _TOKEN = re.compile(rf"(?<![A-Za-z0-9])(?:{_tree(list(table()))})")
 _LONG_WORD = re.compile(r"[A-Za-z0-9_.\-+/=:~]{16,}+")
 _HARMLESS = re.compile(r"[0-9a-f\-]++|[0-9A-F\-]++|[a-z_.\-/]++")
-_TELEGRAM = re.compile(r"(?<![0-9])[0-9]{8,10}:AA[A-Za-z0-9_\-]{30,}+")
+# Tokens that are told by something else than their beginning.
+_OTHERS = re.compile(
+    r"(?<![0-9])[0-9]{5,16}:A[A-Za-z0-9_\-]{33,}+"  # Telegram bot
+    r"|(?<![A-Za-z0-9])pat[A-Za-z0-9]{14}\.[0-9a-f]{40,}+"  # Airtable
+    r"|(?<![A-Za-z0-9_~.])[A-Za-z0-9_~.]{3}[0-9]Q~[A-Za-z0-9_~.\-]{30,}+"  # Microsoft Entra client secret
+    r"|(?<![A-Za-z0-9])[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=\-]{40,}+"  # Terraform Cloud
+    r"|(?<![A-Za-z0-9])[A-Za-z0-9]{6}_[A-Za-z0-9]{29}_mmk(?![A-Za-z0-9])"  # MaxMind
+    r"|(?<![A-Za-z0-9])[0-9a-f]{32}-us[0-9]{1,2}(?![A-Za-z0-9])"  # Mailchimp
+    r"|(?<![A-Za-z0-9])[MNO][A-Za-z0-9_\-]{23,27}\.[A-Za-z0-9_\-]{6}\.[A-Za-z0-9_\-]{27,}+"  # Discord bot
+    r"|(?<![A-Za-z0-9])A3T[A-Z0-9]{17}(?![A-Za-z0-9])"  # AWS
+    r"|(?<![A-Za-z0-9])(?:sc|ext|scauth|authress)_[a-z0-9]{5,30}\.[a-z0-9]{4,6}\.acc[_\-][a-z0-9\-]{10,32}\.[A-Za-z0-9+/_=\-]{30,}+"
+    r"|webhook\.office\.com/webhookb2/[^\s\"'<>]{60,}+"  # Microsoft Teams
+)
 
 
 def mask_tokens(text: str, hide: Hide, _rules: KeyRules) -> str:
@@ -86,7 +98,7 @@ def mask_tokens(text: str, hide: Hide, _rules: KeyRules) -> str:
     for word in _LONG_WORD.finditer(text):
         if _HARMLESS.fullmatch(word[0]):
             continue
-        for pattern in (_TOKEN, _TELEGRAM):
+        for pattern in (_TOKEN, _OTHERS):
             for found in pattern.finditer(text, word.start(), word.end()):
                 if found.start() >= at:
                     parts += (text[at : found.start()], hide(found[0]))

@@ -11,6 +11,7 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from ipaddress import IPv4Address, IPv6Address
+from itertools import islice
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -33,7 +34,7 @@ CYCLE = "[cycle]"
 
 # A text with none of these signs holds nothing that the detectors look for.
 _WORTH = re.compile(
-    r"[=@$<:'\"%]|[A-Za-z0-9_.+/~\-]{16}|[0-9][0-9 ().\-]{7}|--|earer|asic |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey |\+[0-9]"
+    r"[=@$<:：＝'\"%]|[A-Za-z0-9_.+/~\-]{16}|[0-9][0-9 ().\-]{7}|--|earer|asic |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey |\+[0-9]"
 )
 _REMEMBERED_TEXTS = 4096
 _LONGEST_REMEMBERED = 80
@@ -53,7 +54,11 @@ _SCALARS: dict[type, Callable[[Any], object]] = {
     IPv6Address: str,
 }
 _LARGEST_INT = 2**63
-_CARDS = range(10**12, 10**19)
+_LEAST_CARD, _LAST_CARD = 10**12, 10**19 - 1
+# Smaller numbers are no secret by themselves, unless their field's name says so: too short to be registered, too.
+_MOST_INT = 10**5
+# Hexadecimal identifiers: ids of requests and traces, UUIDs. No detector finds anything in them.
+_ID = re.compile(r"[0-9a-f]{20,}+|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 class Walk:
@@ -64,12 +69,25 @@ class Walk:
         plain: Turn everything into what JSON knows; else containers and scalars keep their types.
     """
 
-    __slots__ = ("_chars", "_masker", "_nodes", "_open", "_plain", "_rules", "failed", "found")
+    __slots__ = (
+        "_chars",
+        "_clean",
+        "_keys",
+        "_masker",
+        "_nodes",
+        "_open",
+        "_plain",
+        "_registered",
+        "failed",
+        "found",
+    )
 
     def __init__(self, masker: Masker, *, plain: bool) -> None:
         self._masker = masker
-        self._rules = masker.rules
         self._plain = plain
+        self._clean = masker.clean
+        self._keys = masker.clean_keys
+        self._registered = masker.registered.pattern
         self._chars = masker.scan_budget
         self._nodes = masker.max_nodes
         self._open: list[int] = []
@@ -81,10 +99,13 @@ class Walk:
         self.found += 1
         return self._masker.marker(secret)
 
+    def verdict(self, name: str) -> Verdict:
+        """Return what a name says about its value."""
+        return self._masker.rules.verdict(name)
+
     def text(self, text: str) -> str:
         """Return a text without its secrets, or a placeholder when the budget does not reach that far."""
-        masker = self._masker
-        if text in masker.clean:
+        if text in self._clean:
             return text
         if type(text) is not str:
             text = str.__str__(text)
@@ -92,14 +113,21 @@ class Walk:
         if size > self._chars:
             return self._head(text)
         self._chars -= size
-        if masker.sees_all or _WORTH.search(text) or masker.registered.pattern is not None:
+        sees_all = self._masker.sees_all
+        if not sees_all and self._registered is None:
+            if 20 <= size <= 64 and _ID.fullmatch(text):
+                return text
+            worth = _WORTH.search(text) is not None
+        else:
+            worth = True
+        if worth:
             masked = self._scan(text)
-            if masked is not text and masked != text:
+            if masked != text:
                 return masked
-        if size <= _LONGEST_REMEMBERED and not masker.sees_all:
-            if len(masker.clean) >= _REMEMBERED_TEXTS:
-                masker.clean.clear()
-            masker.clean.add(text)
+        if size <= _LONGEST_REMEMBERED and not sees_all:
+            if len(self._clean) >= _REMEMBERED_TEXTS:
+                self._clean.clear()
+            self._clean.add(text)
         return text
 
     def _head(self, text: str) -> str:
@@ -110,14 +138,12 @@ class Walk:
         return self._scan(text[:left])[:-_CUT_MARGIN] + TOO_LONG
 
     def _scan(self, text: str) -> str:
-        masker = self._masker
         try:
-            known = masker.registered.pattern
-            if known is not None:
-                text = known.sub(lambda found: self.hide(found[0]), text)
-            for detector in masker.detectors:
+            if self._registered is not None:
+                text = self._registered.sub(lambda found: self.hide(found[0]), text)
+            for detector in self._masker.detectors:
                 if type(detector) is Detector:
-                    text = detector.find(text, self.hide, self._rules)
+                    text = detector.find(text, self.hide, self._masker.rules)
                 else:
                     text = self._custom(detector, text)
         except Exception:  # noqa: BLE001 - a detector's fault must not let the text through
@@ -127,7 +153,8 @@ class Walk:
 
     def _custom(self, detector: Any, text: str) -> str:
         if isinstance(detector, re.Pattern):
-            return detector.sub(lambda found: self.hide(found[0]) if found[0] else "", text)
+            found: str = detector.sub(lambda match: self.hide(match[0]) if match[0] else "", text)
+            return found
         masked = detector(text)
         if not isinstance(masked, str):
             raise TypeError("a detector returns text")
@@ -145,10 +172,7 @@ class Walk:
         if kind is int:
             return self._int(value)
         if kind is float:
-            return value if not self._plain or value - value == 0.0 else str(value)
-        self._nodes -= 1
-        if self._nodes < 0:
-            return TOO_MANY
+            return self._float(value)
         if kind is dict:
             return self._contained(value, depth, self._dict)
         if kind is list or kind is tuple:
@@ -161,20 +185,18 @@ class Walk:
 
     def fields(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return a record's fields without their secrets, and the same dict if none was found."""
-        masked: dict[str, Any] = self._dict(fields, 0)
-        return masked
-
-    def verdict(self, name: str) -> Verdict:
-        """Return what a name says about its value."""
-        return self._rules.verdict(name)
+        return self._dict(fields, 0)
 
     def _int(self, value: int) -> Any:
-        if value in _CARDS and is_card(str(value)):
+        if _LEAST_CARD <= value <= _LAST_CARD and is_card(str(value)):
             return self.hide(str(value))
-        pattern = self._masker.registered.pattern
-        if pattern is not None and -_LARGEST_INT <= value < _LARGEST_INT and pattern.search(str(value)):
-            return self.hide(str(value))
+        if self._registered is not None and -_LARGEST_INT <= value < _LARGEST_INT:
+            return self.hide(str(value)) if self._registered.search(str(value)) else value
         return value
+
+    def _float(self, value: float) -> Any:
+        """Return a number; JSON knows none that is infinite or not a number."""
+        return value if not self._plain or value - value == 0.0 else str(value)
 
     def _contained(self, value: Any, depth: int, treat: Callable[[Any, int], Any]) -> Any:
         """Treat a container one level deeper, unless that is too deep or it contains itself."""
@@ -188,71 +210,105 @@ class Walk:
         finally:
             self._open.pop()
 
-    def _dict(self, value: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
-        verdict_of = self._rules.verdict
-        changed: dict[Any, Any] | None = None
-        named = self._named_pair(value) if "value" in value or "Value" in value else None
-        for count, (key, item) in enumerate(value.items()):
-            if self._nodes <= 0:
-                changed = self._first(value, count) if changed is None else changed
-                changed[TOO_MANY] = TOO_MANY
-                break
-            name = key if type(key) is str else self._key(key)
-            verdict = verdict_of(name) if type(name) is str else Verdict.SAFE
-            if named is not None and key in ("value", "Value"):
-                verdict = named
-            masked = self.value(item, depth) if verdict is Verdict.SAFE else self.sensitive(verdict, item, depth)
-            shown = self.text(name) if type(name) is str else name
-            if not self._plain and type(key) is not str and shown == name:
-                shown = key
-            if changed is None:
-                if masked is item and shown is key:
+    def _room(self, wanted: int) -> int:
+        """Return how many of so many values may still be visited, and count them."""
+        room = max(0, min(wanted, self._nodes))
+        self._nodes -= wanted
+        return room
+
+    def _dict(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
+        room = self._room(len(value))
+        if room < len(value):
+            return {**self._entries(dict(islice(value.items(), room)), depth), TOO_MANY: TOO_MANY}
+        return self._entries(value, depth)
+
+    def _entries(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
+        """Return a dict's entries without their secrets, and the same dict if none was found."""
+        verdict_of, clean = self._keys.get, self._clean
+        changes: dict[Any, Any] = {}
+        keys_change = False
+        for key, item in value.items():
+            kind = type(item)
+            if verdict_of(key) is Verdict.SAFE:
+                # What most entries are: a name and a text that have been seen before, or a small number.
+                if kind is str:
+                    if item in clean:
+                        continue
+                    masked: Any = self.text(item)
+                elif kind is int and _MOST_INT > item > -_MOST_INT:
                     continue
-                changed = self._first(value, count)
-            while shown in changed:
+                else:
+                    masked = self.value(item, depth)
+            else:
+                shown, verdict = self._key(key)
+                keys_change = keys_change or shown is not key
+                masked = self.value(item, depth) if verdict is Verdict.SAFE else self.sensitive(verdict, item, depth)
+            if masked is not item:
+                changes[key] = masked
+        if "value" in value or "Value" in value:
+            self._hide_named(value, changes, depth)
+        if keys_change:
+            return self._renamed(value, changes)
+        return {**value, **changes} if changes else value
+
+    def _key(self, key: Any) -> tuple[Any, Verdict]:
+        """Return a key without secrets, as JSON has it, and what it says about its value."""
+        name = key
+        if type(name) is not str:
+            if isinstance(key, bytes):
+                name = key.decode("utf-8", "replace")
+            elif isinstance(key, str):
+                name = str.__str__(key)
+            elif not self._plain and type(key) in (int, float, bool, type(None), tuple):
+                return key, Verdict.SAFE
+            else:
+                masked = self.value(key, 0)
+                return (masked if type(masked) is str else self.text(_safe_text(masked))), Verdict.SAFE
+        verdict = self.verdict(name)
+        shown = self.text(name)
+        if shown == name:
+            if len(name) <= _LONGEST_REMEMBERED and len(self._keys) < _REMEMBERED_TEXTS:
+                self._keys[name] = verdict
+            return (name if self._plain else key), verdict
+        return shown, verdict
+
+    def _renamed(self, value: dict[Any, Any], changes: dict[Any, Any]) -> dict[Any, Any]:
+        """Return the entries under their masked names, none lost where two names became equal."""
+        renamed: dict[Any, Any] = {}
+        for key, item in value.items():
+            shown, _ = self._key(key)
+            while shown in renamed:
                 shown = f"{shown}_"
-            changed[shown] = masked
-        return value if changed is None and isinstance(value, dict) else dict(value) if changed is None else changed
+            renamed[shown] = changes.get(key, item)
+        return renamed
 
-    @staticmethod
-    def _first(value: Mapping[Any, Any], count: int) -> dict[Any, Any]:
-        """Return a new dict of the first entries, which have proved clean."""
-        return dict(entry for entry, _ in zip(value.items(), range(count), strict=False))
-
-    def _named_pair(self, value: Mapping[Any, Any]) -> Verdict | None:
-        """Return what `name` says about `value` in `{"name": "DB_PASSWORD", "value": "..."}`."""
-        for title in ("name", "Name", "key", "Key", "header"):
-            name = value.get(title)
-            if type(name) is str:
-                return self._rules.verdict(name)
-        return None
-
-    def _key(self, key: Any) -> Any:
-        """Return a key that is no plain text as JSON has it."""
-        if isinstance(key, bytes):
-            return key.decode("utf-8", "replace")
-        if isinstance(key, str):
-            return str.__str__(key)
-        if not self._plain and (key is None or type(key) in (int, float, bool)):
-            return key
-        masked = self.value(key, 0)
-        return masked if type(masked) is str else _safe_text(masked)
+    def _hide_named(self, value: dict[Any, Any], changes: dict[Any, Any], depth: int) -> None:
+        """Hide `value` where `name` says so: `{"name": "DB_PASSWORD", "value": "..."}`."""
+        name = next((value[title] for title in ("name", "Name", "key", "Key", "header") if title in value), None)
+        if type(name) is str and (verdict := self.verdict(name)) is not Verdict.SAFE:
+            for title in ("value", "Value"):
+                if title in value:
+                    changes[title] = self.sensitive(verdict, value[title], depth)
 
     def _sequence(self, value: Any, depth: int) -> Any:
+        room = self._room(len(value))
+        items = self._items(value if room == len(value) else value[:room], depth)
+        if room == len(value):
+            return items
+        return (*items, TOO_MANY) if type(items) is tuple else [*items, TOO_MANY]
+
+    def _items(self, value: Any, depth: int) -> Any:
+        """Return a list's or tuple's items without their secrets, and the same object if none was found."""
         changed: list[Any] | None = None
         hide_next = self._second_of_pair(value)
         for index, item in enumerate(value):
-            if self._nodes <= 0:
-                changed = list(value[:index]) if changed is None else changed
-                changed.append(TOO_MANY)
-                break
             if hide_next is not None and index:
                 masked = self.sensitive(hide_next, item, depth)
                 hide_next = None
             else:
                 masked = self.value(item, depth)
             if type(item) is str and item[:1] == "-" and "=" not in item:
-                verdict = self._rules.verdict(item)
+                verdict = self.verdict(item)
                 hide_next = verdict if verdict is not Verdict.SAFE else None
             if changed is None:
                 if masked is item:
@@ -272,7 +328,7 @@ class Walk:
             name = name.decode("latin-1")
         if type(name) is not str or len(name) > 64:
             return None
-        verdict = self._rules.verdict(name)
+        verdict = self.verdict(name)
         return None if verdict is Verdict.SAFE else verdict
 
     def sensitive(self, verdict: Verdict, value: Any, depth: int) -> Any:
@@ -314,15 +370,10 @@ class Walk:
         if record is not None:
             return self._contained(value, depth, lambda _, deeper: self._dict(record, deeper))
         if isinstance(value, Mapping):
-            return self._contained(value, depth, self._dict)
+            return self._contained(value, depth, lambda _, deeper: self._dict(dict(value), deeper))
         if isinstance(value, tuple | list):
-            return self._contained(
-                value,
-                depth,
-                lambda items, deeper: self._sequence(
-                    tuple(items) if isinstance(items, tuple) else list(items), deeper
-                ),
-            )
+            items = tuple(value) if isinstance(value, tuple) else list(value)
+            return self._contained(value, depth, lambda _, deeper: self._sequence(items, deeper))
         if isinstance(value, AbstractSet):
             return self._contained(value, depth, self._set)
         if isinstance(value, BaseException):
@@ -334,8 +385,9 @@ class Walk:
         return self.text(_safe_text(value))
 
     def _set(self, value: Any, depth: int) -> Any:
-        masked = [self.value(item, depth) for item, _ in zip(value, range(max(self._nodes, 0)), strict=False)]
-        if len(masked) < len(value):
+        room = self._room(len(value))
+        masked = [self.value(item, depth) for item in islice(value, room)]
+        if room < len(value):
             masked.append(TOO_MANY)
         if self._plain:
             return sorted(masked, key=str)

@@ -359,7 +359,7 @@ class KeyRules:
             if expression in _COMPOUNDS or expression in self._extra:
                 return end
         word = words[at]
-        return at + 1 if word in _SECRETS or _is_joined(word) else 0
+        return at + 1 if word in _SECRETS or (word not in _TAILS and _is_joined(word)) else 0
 
     def __repr__(self) -> str:
         return f"KeyRules(keys={sorted(self._exact)}, allow_keys={sorted(self._allowed)})"
