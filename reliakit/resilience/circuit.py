@@ -150,7 +150,7 @@ class Circuit:
         elif verdict == "failure":
             self.failures += 1
             if self.failures >= self._failure_threshold and self.state is State.CLOSED:
-                return self._open(f"{self.failures} failures in a row")
+                return self._open(f"{self.failures} failures in a row" if self.failures > 1 else "a call failed")
         return False
 
     def hold(self, generation: int, now: float, length: float) -> None:
