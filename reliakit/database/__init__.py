@@ -1,0 +1,21 @@
+"""Transactions on PostgreSQL that never leak a connection and never lie about their outcome."""
+
+from reliakit.database.database import AsyncDatabase, Database
+from reliakit.database.decorator import transactional
+from reliakit.database.repository import AsyncRepository, Repository
+from reliakit.database.settings import DatabaseStats, Isolation, Propagation, TransactionRetry
+from reliakit.database.transaction import AsyncTransaction, Transaction
+
+__all__ = [
+    "AsyncDatabase",
+    "AsyncRepository",
+    "AsyncTransaction",
+    "Database",
+    "DatabaseStats",
+    "Isolation",
+    "Propagation",
+    "Repository",
+    "Transaction",
+    "TransactionRetry",
+    "transactional",
+]

@@ -1,0 +1,378 @@
+# ruff: noqa: D102 - what both colours do is documented once, in `Io`
+"""How each colour waits: the only place where blocking and suspending differ.
+
+Flows are written once over `Io`. What `BlockingIo` offers never suspends, so a thread runs a flow in one step;
+what `SuspendingIo` offers awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import psycopg
+from psycopg import waiting
+
+from reliakit.core import guard
+from reliakit.core.errors import ConfigurationError
+from reliakit.core.flow import Outcome, run_blocking
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
+    from reliakit.core.clock import Clock
+    from reliakit.database.gate import Bell
+
+__all__ = ["INTERVAL", "BlockingIo", "Io", "Late", "SuspendingIo"]
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+# Psycopg's own default: how often a wait looks up for a lost socket or a Ctrl-C, in seconds.
+INTERVAL = 0.1
+
+
+class Late(Exception):  # noqa: N818 - never leaves this package
+    """The time for a wait, or for the caller's code, ran out."""
+
+
+class Io(Protocol):
+    """What flows ask of the outside world."""
+
+    asynchronous: bool
+
+    async def wait(self, exchange: PQGen[T], fileno: int, interval: float) -> T:
+        """Drive one exchange with the server to its end."""
+        ...
+
+    async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
+        """Open a connection that commits nothing by itself being asked to (autocommit, as transactions are ours)."""
+        ...
+
+    async def cancel(self, connection: Any, seconds: float) -> bool:
+        """Ask the server to cancel what the connection runs; return whether the request surely got through."""
+        ...
+
+    async def borrow(self, pool: Any, seconds: float) -> Connection:
+        """Take a connection from a pool of psycopg_pool."""
+        ...
+
+    async def give_back(self, pool: Any, connection: Any) -> None:
+        """Return a connection to its pool, whatever comes in between."""
+        ...
+
+    async def open_pool(self, pool: Any) -> None:
+        """Open a pool of psycopg_pool."""
+        ...
+
+    async def close_pool(self, pool: Any) -> None:
+        """Close it."""
+        ...
+
+    async def autocommit(self, connection: Any, *, value: bool) -> None:
+        """Switch psycopg's own BEGIN on or off. No round trip."""
+        ...
+
+    def bell(self) -> Bell:
+        """Make something to wait on for a slot."""
+        ...
+
+    async def park(self, bell: Any, seconds: float) -> None:
+        """Wait for the bell, at most so long."""
+        ...
+
+    async def sleep(self, clock: Clock, seconds: float) -> None:
+        """Pause between attempts."""
+        ...
+
+    async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:
+        """Call the user's code and return what came of it; where the colour can, cut it after so many seconds."""
+        ...
+
+    async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
+        """Call a hook, which here may be async where the database is, and return what came of it."""
+        ...
+
+    def install(self, connection: Any, wait: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        """Have every statement on this connection wait through `wait`."""
+        ...
+
+
+class _ThreadBell:
+    """A lock that is held until somebody rings."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        with suppress(RuntimeError):  # rung already
+            self._lock.release()
+
+    def wait(self, seconds: float) -> None:
+        self._lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+
+class _TaskBell:
+    """A future of the waiting task's loop, which may be rung from another thread."""
+
+    __slots__ = ("_future", "_loop", "_rung")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] | None = None
+        self._rung = False
+
+    def ring(self) -> None:
+        self._rung = True
+        if asyncio._get_running_loop() is self._loop:  # noqa: SLF001 - see gate.owner_here
+            self._wake()
+        else:
+            with suppress(RuntimeError):  # the waiter's loop is closed: nobody waits there any more
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        self._future = self._loop.create_future()
+        if not self._rung:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._future
+        self._rung = False
+
+
+class BlockingIo:
+    """For threads."""
+
+    asynchronous = False
+
+    async def wait(self, exchange: PQGen[T], fileno: int, interval: float) -> T:
+        return waiting.wait(exchange, fileno, interval)
+
+    async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
+        return psycopg.Connection.connect(
+            conninfo, autocommit=True, row_factory=row_factory, connect_timeout=_whole(seconds)
+        )
+
+    async def cancel(self, connection: Any, seconds: float) -> bool:
+        if psycopg.capabilities.has_cancel_safe():
+            return _cancelled(lambda: connection.cancel_safe(timeout=seconds))
+        # An old libpq cannot bound this call, so it is given a thread that may be left behind.
+        through: list[bool] = []
+        worker = threading.Thread(target=lambda: through.append(_cancelled(connection.cancel)), daemon=True)
+        worker.start()
+        worker.join(seconds)
+        return any(through)
+
+    async def borrow(self, pool: Any, seconds: float) -> Connection:
+        if threading.current_thread() is not threading.main_thread():
+            return _connection(pool.getconn(timeout=seconds))
+        # A Ctrl-C inside the pool's queue would lose a connection for good, and comes in the main thread alone.
+        loan = _Loan(pool, seconds)
+        threading.Thread(target=loan.fetch, name="reliakit-getconn", daemon=True).start()
+        return loan.wait()
+
+    async def give_back(self, pool: Any, connection: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            pool.putconn(connection)
+            return
+        worker = threading.Thread(target=pool.putconn, args=(connection,), name="reliakit-putconn")
+        worker.start()
+        worker.join()
+
+    async def open_pool(self, pool: Any) -> None:
+        pool.open()
+
+    async def close_pool(self, pool: Any) -> None:
+        pool.close()
+
+    async def autocommit(self, connection: Any, *, value: bool) -> None:
+        connection.autocommit = value
+
+    def bell(self) -> Bell:
+        return _ThreadBell()
+
+    async def park(self, bell: Any, seconds: float) -> None:
+        bell.wait(seconds)
+
+    async def sleep(self, clock: Clock, seconds: float) -> None:
+        clock.sleep(seconds)
+
+    async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:  # noqa: ARG002 - nothing can interrupt a thread
+        try:
+            result = fn(*args)
+            if guard.is_awaitable(result):
+                guard.refuse_awaitable(fn, result, "this Database")
+        except BaseException as error:  # noqa: BLE001 - carried out of the flow and raised by the shell
+            return Outcome(error=error)
+        return Outcome(result)
+
+    async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
+        return await self.call(hook, (), None)
+
+    def install(self, connection: Any, wait: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        def wait_blocking(exchange: Any, interval: float = INTERVAL, **more: Any) -> Any:
+            return run_blocking(wait(exchange, interval, **more))
+
+        connection.wait = wait_blocking
+
+
+class SuspendingIo:
+    """For asyncio tasks."""
+
+    asynchronous = True
+
+    def __init__(self) -> None:
+        # The event loop holds tasks weakly (SQLAlchemy issue 8516): without a reference one could vanish half way.
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def wait(self, exchange: PQGen[T], fileno: int, interval: float) -> T:
+        return await waiting.wait_async(exchange, fileno, interval)
+
+    async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
+        return await psycopg.AsyncConnection.connect(
+            conninfo, autocommit=True, row_factory=row_factory, connect_timeout=_whole(seconds)
+        )
+
+    async def cancel(self, connection: Any, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds + 0.1):
+                await connection.cancel_safe(timeout=seconds)
+        except (psycopg.Error, OSError, TimeoutError):
+            # The server cannot be reached: whoever asked waits a bounded moment and then closes the connection.
+            return False
+        return True
+
+    async def borrow(self, pool: Any, seconds: float) -> Connection:
+        task: asyncio.Task[Any] = asyncio.create_task(pool.getconn(timeout=seconds))
+        try:
+            return _connection(await asyncio.shield(task))
+        except asyncio.CancelledError:
+            # Left alone, so that the pool's bookkeeping stays whole; what it brings goes straight back.
+            self._keep(asyncio.create_task(_return_late(pool, task)))
+            raise
+
+    async def give_back(self, pool: Any, connection: Any) -> None:
+        task = asyncio.create_task(pool.putconn(connection))
+        self._keep(task)
+        await asyncio.shield(task)
+
+    async def open_pool(self, pool: Any) -> None:
+        await pool.open()
+
+    async def close_pool(self, pool: Any) -> None:
+        await pool.close()
+
+    async def autocommit(self, connection: Any, *, value: bool) -> None:
+        await connection.set_autocommit(value)
+
+    def bell(self) -> Bell:
+        return _TaskBell()
+
+    async def park(self, bell: Any, seconds: float) -> None:
+        await bell.wait(seconds)
+
+    async def sleep(self, clock: Clock, seconds: float) -> None:
+        await clock.asleep(seconds)
+
+    async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:
+        timer = asyncio.timeout(seconds)
+        try:
+            async with timer:
+                pending = fn(*args)
+                if not guard.is_awaitable(pending):
+                    raise ConfigurationError(
+                        f"{getattr(fn, '__qualname__', fn)} gave nothing to await: an AsyncDatabase runs async functions"
+                    )
+                return Outcome(await pending)
+        except TimeoutError as error:
+            # The caller's own TimeoutError is not ours: only the timer turns a CancelledError into one.
+            cut = timer.expired() and isinstance(error.__cause__, asyncio.CancelledError)
+            return Outcome(error=Late() if cut else error)
+        except BaseException as error:  # noqa: BLE001 - carried out of the flow and raised by the shell
+            return Outcome(error=error)
+
+    async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
+        try:
+            result = hook()
+            return Outcome(await result if guard.is_awaitable(result) else result)
+        except BaseException as error:  # noqa: BLE001 - told and contained by the caller
+            return Outcome(error=error)
+
+    def install(self, connection: Any, wait: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        connection.wait = wait
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Loan:
+    """One connection on its way from a pool to a thread that may have been interrupted meanwhile."""
+
+    def __init__(self, pool: Any, seconds: float) -> None:
+        self._pool = pool
+        self._seconds = seconds
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._outcome: Outcome[Any] = Outcome()
+
+    def fetch(self) -> None:
+        try:
+            outcome: Outcome[Any] = Outcome(self._pool.getconn(timeout=self._seconds))
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            outcome = Outcome[Any](error=error)
+        with self._lock:
+            self._outcome = outcome
+            abandoned = self._abandoned
+        self._done.set()
+        if abandoned and outcome.error is None:
+            self._pool.putconn(outcome.value)
+
+    def wait(self) -> Connection:
+        try:
+            self._done.wait()
+            return _connection(self._outcome.unwrap())
+        except BaseException:
+            with self._lock:
+                self._abandoned = True
+                late = self._outcome.value
+            if late is not None:
+                self._pool.putconn(late)
+            raise
+
+
+async def _return_late(pool: Any, task: asyncio.Task[Any]) -> None:
+    try:
+        connection = await task
+    except Exception:  # noqa: BLE001 - nobody waits for it any more, and the pool has kept its own books
+        return
+    await pool.putconn(connection)
+
+
+def _connection(taken: Any) -> Connection:
+    return taken  # type: ignore[no-any-return]  # a pool of any connection class
+
+
+def _cancelled(cancel: Callable[[], None]) -> bool:
+    try:
+        cancel()
+    except (psycopg.Error, OSError):
+        # The server cannot be reached: whoever asked waits a bounded moment and then closes the connection.
+        return False
+    return True
+
+
+def _whole(seconds: float) -> int:
+    """Return a connect_timeout: libpq knows whole seconds, and not fewer than 2."""
+    return max(2, math.ceil(seconds))

@@ -1,0 +1,83 @@
+"""`with` and `async with`: the shells around a block of the caller's code."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from reliakit.core.errors import ConfigurationError
+from reliakit.core.flow import run_blocking
+from reliakit.database.adapters import Late
+from reliakit.database.transaction import AsyncTransaction, Attempt, Transaction
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from reliakit.database.engine import Engine, Entered
+    from reliakit.database.settings import TransactionOptions
+
+__all__ = ["AsyncTransactionBlock", "TransactionBlock"]
+
+
+class TransactionBlock:
+    """One block of a `Database`, made by `transaction()` for one use."""
+
+    __slots__ = ("_engine", "_entered", "_options")
+
+    def __init__(self, engine: Engine, options: TransactionOptions) -> None:
+        self._engine = engine
+        self._options = options
+        self._entered: Entered | None = None
+
+    def __enter__(self) -> Transaction:
+        _refuse_reuse(self._entered)
+        entered = self._entered = run_blocking(self._engine.enter(self._options, Attempt()))
+        return cast("Transaction", entered.transaction)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._entered is not None
+        left = run_blocking(self._engine.leave(self._entered, error))
+        if left is not None and left is not error:
+            raise left
+
+
+class AsyncTransactionBlock:
+    """One block of an `AsyncDatabase`, made by `transaction()` for one use; cut when its time is spent."""
+
+    __slots__ = ("_engine", "_entered", "_options", "_timer")
+
+    def __init__(self, engine: Engine, options: TransactionOptions) -> None:
+        self._engine = engine
+        self._options = options
+        self._entered: Entered | None = None
+        self._timer: asyncio.Timeout | None = None
+
+    async def __aenter__(self) -> AsyncTransaction:
+        _refuse_reuse(self._entered)
+        entered = self._entered = await self._engine.enter(self._options, Attempt())
+        # Armed for the caller's code alone: what is ours is bounded by itself, and must not be cut in half.
+        timer = self._timer = asyncio.timeout(entered.remaining())
+        await timer.__aenter__()
+        return cast("AsyncTransaction", entered.transaction)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        entered, timer = self._entered, self._timer
+        assert entered is not None
+        assert timer is not None
+        cut: BaseException | None = None
+        try:
+            await timer.__aexit__(kind, error, trace)
+        except TimeoutError:
+            cut = Late()
+        left = await self._engine.leave(entered, cut or error)
+        if left is not None and left is not error:
+            raise left from (left.__cause__ or error)
+
+
+def _refuse_reuse(entered: Entered | None) -> None:
+    if entered is not None:
+        raise ConfigurationError("a transaction() is for one block: call it again for the next one")

@@ -1,0 +1,302 @@
+"""Taking connections and giving them back: slots, age, and where a connection comes from.
+
+With a conninfo the database keeps connections of its own, one a slot, opened by whoever needs one and in their time.
+With a pool of psycopg_pool it borrows for each checkout and gives back; the queue is the database's own either way.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from reliakit.core.errors import TransactionTimeoutError, TransactionUsageError
+from reliakit.core.events import CheckoutOverdue, ConnectionLeaked, PoolWaited
+from reliakit.database.gate import Gate, Lease, Slot, line_here, owner_here
+from reliakit.database.session import Session
+from reliakit.database.settings import DatabaseStats
+
+if TYPE_CHECKING:
+    from reliakit.core.clock import Clock
+    from reliakit.core.spine import Emitter
+    from reliakit.database.adapters import Io
+    from reliakit.database.transaction import Work
+
+__all__ = ["Checkouts", "Source"]
+
+
+class Source:
+    """Where connections come from: opened here, or borrowed from a pool."""
+
+    def __init__(self, io: Io, *, conninfo: str = "", pool: Any = None, row_factory: Any = None) -> None:
+        self.io = io
+        self.conninfo = conninfo
+        self.pool = pool
+        self.row_factory = row_factory
+        self._opened_pool = False
+
+    async def obtain(self, seconds: float, clock: Clock, name: str) -> Session:
+        """Return a session on an open connection, within about so many seconds."""
+        if self.pool is None:
+            connection: Any = await self.io.connect(self.conninfo, seconds, self.row_factory)
+        else:
+            connection = await self.io.borrow(self.pool, seconds)
+        session = Session(connection, self.io, clock, name, owned=self.pool is None)
+        # A pool does not say whether a connection is new.
+        session.fresh = session.owned
+        try:
+            await session.adopt()
+        except BaseException:
+            await self.dispose(session)
+            raise
+        return session
+
+    async def dispose(self, session: Session) -> None:
+        """Part with a session: close its connection, or give it back to the pool, which replaces a closed one."""
+        if session.owned:
+            session.abandon()
+            return
+        try:
+            await session.release()
+            if not session.reusable:
+                session.abandon()
+        finally:
+            await self.io.give_back(self.pool, session.connection)
+
+    async def open(self) -> None:
+        """Open a pool that is not open yet."""
+        if self.pool is not None and self.pool.closed:
+            await self.io.open_pool(self.pool)
+            self._opened_pool = True
+
+    async def close(self) -> None:
+        """Close the pool if it was opened here."""
+        if self._opened_pool:
+            self._opened_pool = False
+            await self.io.close_pool(self.pool)
+
+
+class Checkouts:
+    """The connections of one database.
+
+    Args:
+        source: Where they come from.
+        size: How many there may be.
+        keep: How many stay open however long nobody uses them.
+        max_lifetime: Seconds after which a connection is replaced.
+        max_idle: Seconds after which one that nobody used is closed.
+        leak_after: Seconds after which a checkout is reported.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        name: str,
+        size: int,
+        keep: int,
+        max_lifetime: float,
+        max_idle: float,
+        leak_after: float,
+        clock: Clock,
+        emitter: Emitter,
+    ) -> None:
+        self.source = source
+        self.name = name
+        self.size = size
+        self._keep = keep
+        self._max_lifetime = max_lifetime
+        self._max_idle = max_idle
+        self._leak_after = leak_after
+        self._clock = clock
+        self._emitter = emitter
+        self._lost = 0
+        self._gate = Gate(name, size)
+        self._process: int | None = None
+        self._next_sweep = 0.0
+
+    async def take(self, work: Work, until: float, seconds: float) -> None:
+        """Give this work a connection within its time.
+
+        Raises:
+            TransactionTimeoutError: None came free in time.
+            TransactionUsageError: Closed, after a fork, or waiting could never end.
+            psycopg.OperationalError: The server cannot be reached.
+        """
+        gate = self._usable()
+        lease = Lease(gate, work.owner, work.asked, line_here())
+        # From here on the lease is the work's: whatever comes, giving the work back gives the slot back.
+        work.lease = lease
+        if until <= work.asked:
+            raise self._no_time(seconds)
+        if not gate.enter(lease, self.source.io.bell):
+            await self._queue(gate, lease, work, until, seconds)
+        if self._emitter.hears(PoolWaited):
+            self._emitter.emit(PoolWaited, wait=work.waited, granted=True)
+        slot = lease.slot
+        assert slot is not None
+        session = slot.session
+        now = self._clock.monotonic()
+        if session is not None and (session.broken or now - session.born > self._max_lifetime):
+            slot.session = None
+            await self.source.dispose(session)
+            session = None
+        if session is None:
+            session = await self._obtain(slot, until - now)
+        session.reset(until, seconds)
+        work.session = session
+        if now >= self._next_sweep:
+            await self._look_after(now)
+
+    async def _queue(self, gate: Gate, lease: Lease, work: Work, until: float, seconds: float) -> None:
+        try:
+            while not gate.granted(lease):
+                left = until - self._clock.monotonic()
+                if left <= 0:
+                    work.waited = self._clock.monotonic() - work.asked
+                    self._report_overdue()
+                    self._emitter.emit(PoolWaited, wait=work.waited, granted=False)
+                    raise self._no_connection(seconds)
+                await self.source.io.park(lease.bell, left)
+        finally:
+            work.waited = self._clock.monotonic() - work.asked
+
+    async def replace(self, work: Work) -> None:
+        """Give the work another connection for the one that proved dead."""
+        dead, lease = work.session, work.lease
+        assert dead is not None
+        assert lease is not None
+        assert lease.slot is not None
+        until, seconds = dead.until, dead.seconds
+        work.session = lease.slot.session = None
+        await self.source.dispose(dead)
+        session = await self._obtain(lease.slot, until - self._clock.monotonic())
+        session.reset(until, seconds)
+        work.session = session
+
+    async def _obtain(self, slot: Slot, seconds: float) -> Session:
+        session = await self.source.obtain(max(0.001, seconds), self._clock, self.name)
+        slot.session = session
+        return session
+
+    async def give_back(self, work: Work) -> None:
+        """Take the work's connection back, in whatever state it is. May be called any number of times."""
+        session, lease = work.session, work.lease
+        if lease is None:
+            return
+        slot = lease.slot
+        try:
+            if session is not None and slot is not None:
+                self._note_return(slot)
+                session.fresh = False
+                session.idle_since = self._clock.monotonic()
+                if not (session.owned and session.reusable) or lease.closed:
+                    slot.session = None
+                    await self.source.dispose(session)
+        finally:
+            work.session = None
+            work.lease = None
+            lease.leave()
+
+    def _usable(self) -> Gate:
+        process = os.getpid()
+        if self._process is None:
+            self._process = process
+        elif self._process != process:
+            raise TransactionUsageError(
+                f"{self.name}: this process was forked after the database was opened, and connections cannot be "
+                "shared with the parent: open the database after the fork, or close() and open() it in the child",
+                name=self.name,
+            )
+        return self._gate
+
+    async def open(self, seconds: float) -> None:
+        """Connect as many as are to be kept. A closed database is opened again; an open one stays as it is."""
+        if self._gate.closed:
+            self._gate = Gate(self.name, self.size)
+            self._process = None
+        gate = self._usable()
+        await self.source.open()
+        until = self._clock.monotonic() + seconds
+        leases: list[Lease] = []
+        try:
+            for _ in range(self._keep if self.source.pool is None else 0):
+                lease = Lease(gate, owner_here(), self._clock.monotonic(), line_here())
+                leases.append(lease)
+                if not gate.enter(lease, self.source.io.bell):
+                    break  # others use them already
+                assert lease.slot is not None
+                if lease.slot.session is None:
+                    await self._obtain(lease.slot, until - self._clock.monotonic())
+        finally:
+            for lease in leases:
+                lease.leave()
+
+    async def close(self) -> None:
+        """Let nobody in any more and close what nobody uses; what is in use is closed when it comes back."""
+        if self._process is not None and self._process != os.getpid():
+            # The connections are the parent's, and so may be whoever holds the gate's lock.
+            self._gate = Gate(self.name, self.size)
+            self._gate.closed = True
+            return
+        for session in self._gate.close():
+            await self.source.dispose(session)
+        await self.source.close()
+
+    async def _look_after(self, now: float) -> None:
+        """Close connections that nobody needed for long, and report checkouts that are held for long."""
+        self._next_sweep = now + min(1.0, self._leak_after / 2)
+        self._report_overdue()
+        if self.source.pool is None:
+            for session in self._gate.expire(lambda idle: now - idle.idle_since > self._max_idle, self._keep):
+                await self.source.dispose(session)
+
+    def _report_overdue(self) -> list[Slot]:
+        held = self._gate.held()
+        now = self._clock.monotonic()
+        for slot in held:
+            age = now - slot.since
+            if age <= self._leak_after:
+                break
+            if not slot.reported:
+                slot.reported = True
+                self._emitter.emit(CheckoutOverdue, age=age, line=slot.line)
+        return held
+
+    def _note_return(self, slot: Slot) -> None:
+        age = self._clock.monotonic() - slot.since
+        if age > self._leak_after and not slot.reported:
+            slot.reported = True
+            self._emitter.emit(CheckoutOverdue, age=age, line=slot.line)
+
+    def stats(self) -> DatabaseStats:
+        """Return what is open, in use, waited for and lost. O(max_size)."""
+        held = self._report_overdue()
+        now = self._clock.monotonic()
+        dead = [slot for slot in held if slot.abandoned]
+        for slot in dead:
+            if not slot.told:
+                slot.told = True
+                self._emitter.emit(
+                    ConnectionLeaked, reason=f"taken at {slot.line} by {slot.owner!r}, which has ended"
+                )
+        return DatabaseStats(
+            size=self._gate.size,
+            in_use=len(held),
+            waiting=self._gate.waiting,
+            leaked=len(dead),
+            oldest_checkout=now - held[0].since if held else None,
+        )
+
+    def _no_time(self, seconds: float) -> TransactionTimeoutError:
+        return TransactionTimeoutError(
+            f"{self.name}: no time is left to begin a transaction", name=self.name, seconds=seconds
+        )
+
+    def _no_connection(self, seconds: float) -> TransactionTimeoutError:
+        held = self._gate.held()
+        oldest = f", the oldest taken at {held[0].line}" if held else ""
+        return TransactionTimeoutError(
+            f"{self.name}: no connection came free in {seconds:g} s; {len(held)} of {self.size} are in use{oldest}",
+            name=self.name,
+            seconds=seconds,
+        )

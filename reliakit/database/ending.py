@@ -1,0 +1,123 @@
+"""How a transaction ends: COMMIT and its answer, ROLLBACK, and the errors that tell the truth about both.
+
+```
+COMMIT ─▶ tag COMMIT ───────────────────────────────▶ committed
+       ─▶ tag ROLLBACK, an ordinary error ──────────▶ rolled back
+       ─▶ cancelled or late ─▶ wait, bounded ─▶ answer ─▶ as above
+                                              └ none ──▶ not known
+```
+
+Psycopg's own transaction status says COMMITTED before COMMIT is sent and never reads the tag, so it is not asked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from reliakit.core.errors import CommitUnknownError, TransactionRolledBackError, TransactionUsageError
+from reliakit.database import machine
+from reliakit.database.session import GRACE, Answer, Session
+
+if TYPE_CHECKING:
+    from reliakit.database.transaction import Handle, Work
+
+__all__ = ["as_timeout", "commit", "objection_to_commit", "rollback", "rolled_back"]
+
+# The server's codes for "I cut this": statement, idle transaction, whole transaction.
+_CUT = frozenset({"57014", "25P03", "25P04"})
+
+
+def objection_to_commit(work: Work, transaction: Handle, session: Session) -> BaseException | None:
+    """Return why a transaction whose code ended well must not commit all the same, or None."""
+    if session.ended:
+        return TransactionUsageError(
+            f"{session.name}: the code inside this block ran COMMIT or ROLLBACK itself, so what came before is out "
+            "of the block's hands and what came after was in no transaction: leave both to the block",
+            name=work.operation,
+        )
+    if session.clock.monotonic() >= session.until:
+        return session.timed_out()
+    if transaction.doomed and not transaction.deliberate:
+        return rolled_back(work, session, "code that joined it failed")
+    return None
+
+
+async def commit(work: Work, session: Session) -> tuple[machine.Verdict, BaseException | None]:
+    """Send COMMIT; return what became of the transaction and the error that says so. Never retried, never guessed."""
+    # Whoever hung up before COMMIT was sent cannot have read it.
+    gone = session.hung_up()
+    session.inside = False
+    answer = await session.command(b"COMMIT", session.until, GRACE)
+    verdict = machine.judge_commit(
+        answer.tag if answer.error is None else None,
+        sent=answer.sent and not gone,
+        alive=not answer.broken,
+        answered_with_error=answer.error is not None,
+        sqlstate=None if answer.error is None else answer.error.sqlstate,
+    )
+    return verdict, _error_of(work, session, answer, verdict)
+
+
+def _error_of(work: Work, session: Session, answer: Answer, verdict: machine.Verdict) -> BaseException | None:
+    unknown = _unknown(work, session, answer) if verdict == "unknown" else None
+    if answer.interrupt is not None:
+        if unknown is not None:
+            answer.interrupt.__cause__ = unknown
+        else:
+            known = "committed" if verdict == "committed" else "rolled back"
+            answer.interrupt.add_note(f"reliakit: the transaction {work.operation!r} was {known}")
+        return answer.interrupt
+    if verdict != "rolled_back":
+        return unknown
+    if answer.late:
+        late = session.timed_out()
+        late.__cause__ = answer.error
+        return late
+    return answer.error or rolled_back(work, session, "an earlier statement in it failed")
+
+
+def _unknown(work: Work, session: Session, answer: Answer) -> CommitUnknownError:
+    unknown = CommitUnknownError(
+        f"{session.name}: COMMIT was sent and its answer never came, so {work.operation!r} happened wholly or not "
+        "at all: look before trying it again",
+        name=work.operation,
+        attempts=work.attempt.number,
+        transaction_id=work.transaction_id,
+    )
+    unknown.__cause__ = answer.error
+    return unknown
+
+
+async def rollback(session: Session) -> BaseException | None:
+    """Roll back, or close the connection, which comes to the same. Bounded; returns a cancellation that came."""
+    session.inside = False
+    if session.reusable or not session.alive:
+        return None
+    answer = await session.command(b"ROLLBACK", session.clock.monotonic() + 2 * GRACE, 2 * GRACE)
+    if not session.reusable:
+        session.abandon()
+    return answer.interrupt
+
+
+def rolled_back(work: Work, session: Session, why: str) -> TransactionRolledBackError:
+    """Return the error for a transaction that reached its end and could not commit."""
+    state = f" (SQLSTATE {session.failed})" if session.failed else ""
+    return TransactionRolledBackError(
+        f"{session.name}: {work.operation!r} reached its end and was rolled back, because {why}{state} and the error "
+        "was swallowed: let it leave the block, or put what may fail into a block with propagation=NESTED",
+        name=work.operation,
+        attempts=work.attempt.number,
+    )
+
+
+def as_timeout(session: Session, error: BaseException | None) -> BaseException | None:
+    """Return the error with which a spent budget leaves, whoever cut: this side, or the server by its own clock."""
+    if not isinstance(error, psycopg.Error) or error.sqlstate not in _CUT:
+        return error
+    if session.clock.monotonic() < session.until:
+        return error  # somebody else's cancellation, or a limit that the caller's code set
+    late = session.timed_out()
+    late.__cause__ = error
+    return late

@@ -1,0 +1,390 @@
+"""The waiting sequences of a transaction, written once for threads and tasks.
+
+```
+enter ─▶ connection ─▶ BEGIN; SET LOCAL ... ─▶ ( the caller's code ) ─▶ COMMIT or ROLLBACK ─▶ events ─▶ hooks
+              ▲                                                                   │
+              └────────────── run: pause with full jitter ◀── lost a race ────────┘
+```
+
+Three round trips, however many limits are set. The caller's code runs between `enter` and `leave`, outside of both,
+and what it raises goes out as the very object it raised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from reliakit.core import deadline
+from reliakit.core.errors import TransactionError, TransactionRolledBackError, TransactionUsageError
+from reliakit.core.flow import Outcome
+from reliakit.database import ending, machine
+from reliakit.database.adapters import Late
+from reliakit.database.gate import owner_here
+from reliakit.database.machine import Inside, Step
+from reliakit.database.session import GRACE, Session
+from reliakit.database.settings import Propagation, TransactionOptions, milliseconds
+from reliakit.database.transaction import (
+    AsyncTransaction,
+    Attempt,
+    Frame,
+    Handle,
+    Transaction,
+    Work,
+    frame_of,
+    pop,
+    push,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reliakit.core.clock import Clock
+    from reliakit.database.adapters import Io
+    from reliakit.database.checkout import Checkouts
+    from reliakit.database.settings import Isolation, TransactionRetry
+    from reliakit.database.telling import Teller
+
+__all__ = ["Engine", "Entered"]
+
+
+class Entered:
+    """One block that was entered: what it did, and what to put back when it is left."""
+
+    __slots__ = ("frame", "hooks", "lock_timeout", "savepoint", "step", "transaction", "until", "work")
+
+    def __init__(self, step: Step, transaction: Handle, work: Work) -> None:
+        self.step = step
+        self.transaction = transaction
+        self.work = work
+        self.frame: Frame | None = None
+        self.until = 0.0  # the outer block's deadline
+        self.lock_timeout = work.lock_timeout  # the outer block's
+        self.savepoint = ""
+        self.hooks = (len(work.after_commit), len(work.after_rollback))
+
+    def remaining(self) -> float:
+        """Return the seconds that are left to the block."""
+        return self.transaction.remaining()
+
+
+class Engine:
+    """What a database of either colour does. Holds no lock; safe from threads and tasks."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        isolation: Isolation,
+        timeout: float,
+        lock_timeout: float | None,
+        retry: TransactionRetry,
+        io: Io,
+        checkouts: Checkouts,
+        teller: Teller,
+        clock: Clock,
+    ) -> None:
+        self.name = name
+        self.isolation = isolation
+        self.timeout = timeout
+        self.lock_timeout = lock_timeout
+        self.retry = retry
+        self.io = io
+        self.checkouts = checkouts
+        self.teller = teller
+        self.clock = clock
+        self._handle: type[Handle] = AsyncTransaction if io.asynchronous else Transaction
+
+    def running(self) -> Handle | None:
+        """Return the transaction that this thread or task is in, or None.
+
+        Raises:
+            TransactionUsageError: It belongs to another thread or task, and was inherited.
+        """
+        found = frame_of(self)
+        if found is None:
+            return None
+        transaction, mine = found
+        if not mine:
+            raise self._inherited(transaction)
+        return transaction
+
+    async def enter(self, options: TransactionOptions, attempt: Attempt) -> Entered:
+        """Do what a block asks for: begin, join, set a savepoint, or take a connection without a transaction."""
+        # A new transaction touches nobody's connection, so even a task inside somebody's transaction may have one.
+        outer = None if options.propagation is Propagation.REQUIRES_NEW else self.running()
+        inside: Inside = "nothing" if outer is None else "statements" if outer.is_bare else "transaction"
+        step = machine.step(options.propagation, inside, self.name)
+        if outer is None or step in (Step.BEGIN, Step.BARE):
+            return await self._begin(step, options, attempt)
+        return await self._join(step, options, outer)
+
+    async def leave(self, entered: Entered, error: BaseException | None) -> BaseException | None:
+        """End a block whose code raised `error`, or nothing; return what must leave the block, if anything."""
+        if isinstance(error, Late):
+            session = entered.work.session
+            assert session is not None
+            error = session.timed_out()
+        if entered.step in (Step.BEGIN, Step.BARE):
+            return await self._leave_outermost(entered, error)
+        return await self._leave_inner(entered, error)
+
+    async def run(
+        self,
+        options: TransactionOptions,
+        retry: TransactionRetry | None,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        *,
+        with_transaction: bool,
+    ) -> Outcome[Any]:
+        """Run the caller's code in a transaction, again where it lost a race, and return what came of it."""
+        began = self.clock.monotonic()
+        until, _ = self._budget(options)
+        number = 0
+        while True:
+            number += 1
+            attempt = Attempt(number, until, retry or self.retry)
+            error: BaseException
+            try:
+                entered = await self.enter(options, attempt)
+            except Exception as failed:  # noqa: BLE001 - returned below, unless it is tried again
+                error = failed
+            else:
+                given = (entered.transaction, *args) if with_transaction else args
+                outcome = await self.io.call(fn, given, entered.remaining())
+                left = await self.leave(entered, outcome.error)
+                if left is None:
+                    return outcome
+                error = left
+            if attempt.pause is None:
+                if number > 1:
+                    spent = self.clock.monotonic() - began
+                    error.add_note(f"reliakit: gave up after {number} attempts in {spent:.3f} s")
+                return Outcome(error=error)
+            self.teller.tried_again(number, attempt.pause, error)
+            await self.io.sleep(self.clock, attempt.pause)
+
+    async def _begin(self, step: Step, options: TransactionOptions, attempt: Attempt) -> Entered:
+        asked = self.clock.monotonic()
+        until, seconds = self._budget(options)
+        if attempt.until is None:
+            attempt.until = until
+        owner = owner_here()
+        work = Work(
+            options,
+            isolation=options.isolation or self.isolation,
+            lock_timeout=self.lock_timeout if options.lock_timeout is None else options.lock_timeout,
+            owner=owner,
+            attempt=attempt,
+            asked=asked,
+            bare=step is Step.BARE,
+        )
+        try:
+            await self.checkouts.take(work, attempt.until, seconds)
+            if not work.bare:
+                await self._send_begin(work)
+        except BaseException as error:
+            await self._did_not_begin(work, error)
+            raise
+        transaction = self._handle(work, self.clock, self.name)
+        entered = Entered(step, transaction, work)
+        entered.frame = push(self, transaction, owner)
+        if not work.bare:
+            self.teller.started(work)
+        return entered
+
+    async def _send_begin(self, work: Work) -> None:
+        """Open the transaction. A pooled connection that proves dead is replaced, silently and at most so often."""
+        replacements = self.checkouts.size + 1
+        while True:
+            session = work.session
+            assert session is not None
+            command = machine.begin_command(
+                work.isolation,
+                read_only=work.read_only,
+                deferrable=work.deferrable,
+                left=session.until - self.clock.monotonic(),
+                lock_timeout=work.lock_timeout,
+            )
+            answer = await session.command(command, session.until)
+            if answer.interrupt is not None:
+                raise answer.interrupt
+            if answer.late:
+                raise session.timed_out() from answer.error
+            if answer.error is None:
+                session.inside = True
+                return
+            if not answer.broken or session.fresh or replacements == 0:
+                raise answer.error
+            replacements -= 1
+            await self.checkouts.replace(work)
+
+    async def _did_not_begin(self, work: Work, error: BaseException) -> None:
+        """Give back what was taken for a transaction that never ran, and tell how it ended."""
+        try:
+            interrupt = None if work.session is None else await ending.rollback(work.session)
+        finally:
+            await self.checkouts.give_back(work)
+        self._plan_retry(work, error, began=False, conflict=False)
+        self._name(error, work)
+        self.teller.ended(work, error, "rolled_back", began=False)
+        if interrupt is not None and isinstance(error, Exception):
+            raise interrupt from error
+
+    async def _join(self, step: Step, options: TransactionOptions, outer: Handle) -> Entered:
+        session, work = outer.session(), outer.work
+        objection = None
+        if not work.bare:
+            objection = machine.objection_to_join(
+                options, isolation=work.isolation, read_only=work.read_only, deferrable=work.deferrable
+            )
+        if objection is not None:
+            raise TransactionUsageError(
+                f"{self.name}: {objection}", name=work.operation, attempts=work.attempt.number
+            )
+        entered = Entered(step, outer, work)
+        entered.until = session.until
+        commands: list[str] = []
+        if step is Step.SAVEPOINT:
+            work.savepoints += 1
+            entered.savepoint = f"reliakit_{work.savepoints}"
+            commands.append(f"SAVEPOINT {entered.savepoint}")
+        if options.lock_timeout not in (None, work.lock_timeout):
+            commands.append(_lock_timeout(options.lock_timeout))
+        if commands:
+            answer = await session.command("; ".join(commands).encode("ascii"), session.until)
+            failed = answer.interrupt or (session.timed_out() if answer.late else answer.error)
+            if failed is not None:
+                raise failed
+            work.lock_timeout = options.lock_timeout or work.lock_timeout
+        if options.timeout is not None:
+            session.until = min(session.until, self._budget(options)[0])
+        if step is Step.SAVEPOINT:
+            entered.transaction = self._handle(work, self.clock, self.name)
+            entered.frame = push(self, entered.transaction, work.owner)
+        return entered
+
+    async def _leave_outermost(self, entered: Entered, error: BaseException | None) -> BaseException | None:
+        work, transaction, session = entered.work, entered.transaction, entered.work.session
+        assert session is not None
+        assert entered.frame is not None
+        pop(entered.frame)
+        if error is None and work.owner is not owner_here():
+            error = TransactionUsageError(
+                f"{self.name}: a transaction of {work.owner!r} was left elsewhere, so it was rolled back",
+                name=work.operation,
+            )
+        verdict: machine.Verdict = "rolled_back"
+        interrupt: BaseException | None = None
+        try:
+            if error is None and not work.bare:
+                error = ending.objection_to_commit(work, transaction, session)
+            if error is not None or transaction.deliberate or work.bare:
+                error = ending.as_timeout(session, error)
+                interrupt = await ending.rollback(session)
+                if work.bare and error is None:
+                    verdict = "committed"
+            else:
+                verdict, error = await ending.commit(work, session)
+        finally:
+            transaction.finished = session.ended = True
+            statements, failed = session.statements, session.failed
+            await self.checkouts.give_back(work)
+        error = error if interrupt is None or _is_interrupt(error) else interrupt
+        if error is not None:
+            self._name(error, work)
+            swallowed = isinstance(error, TransactionRolledBackError) and failed in machine.CONFLICTS
+            conflict = swallowed or machine.conflict_state(error) is not None
+            if verdict == "rolled_back":
+                self._plan_retry(work, error, began=True, conflict=conflict)
+        self.teller.ended(work, error, verdict, statements=statements, deliberate=transaction.deliberate)
+        if verdict == "unknown":
+            return error
+        hooks = work.after_commit if verdict == "committed" else work.after_rollback
+        return error or await self.teller.run_hooks(work, hooks) if hooks else error
+
+    async def _leave_inner(self, entered: Entered, error: BaseException | None) -> BaseException | None:
+        work, transaction, session = entered.work, entered.transaction, entered.work.session
+        if entered.frame is not None:
+            pop(entered.frame)
+        if session is None or session.ended:
+            return error
+        if error is None and self.clock.monotonic() >= session.until:
+            error = session.timed_out()
+        error = ending.as_timeout(session, error)
+        session.until = entered.until
+        if entered.step is Step.SAVEPOINT:
+            error = await self._leave_savepoint(entered, session, error)
+            transaction.finished = True
+        elif error is not None:
+            transaction.doomed = True
+        if work.lock_timeout != entered.lock_timeout:
+            work.lock_timeout = entered.lock_timeout
+            if session.alive and not session.in_failed_transaction:
+                answer = await session.command(_lock_timeout(work.lock_timeout).encode("ascii"), session.until)
+                error = error or answer.interrupt or answer.error
+        return error
+
+    async def _leave_savepoint(
+        self, entered: Entered, session: Session, error: BaseException | None
+    ) -> BaseException | None:
+        transaction, work = entered.transaction, entered.work
+        if error is None and not transaction.deliberate:
+            if session.in_failed_transaction:
+                error = ending.rolled_back(work, session, "a statement in it failed")
+            elif transaction.doomed:
+                error = ending.rolled_back(work, session, "code that joined it failed")
+            else:
+                answer = await session.command(
+                    f"RELEASE SAVEPOINT {entered.savepoint}".encode("ascii"), session.until
+                )
+                return answer.interrupt or ending.as_timeout(session, answer.error)
+        for hooks, count in zip((work.after_commit, work.after_rollback), entered.hooks, strict=True):
+            del hooks[count:]
+        session.failed = None
+        command = f"ROLLBACK TO SAVEPOINT {entered.savepoint}; RELEASE SAVEPOINT {entered.savepoint}"
+        answer = await session.command(command.encode("ascii"), self.clock.monotonic() + 2 * GRACE, 2 * GRACE)
+        if answer.interrupt is not None and not _is_interrupt(error):
+            return answer.interrupt
+        return error or answer.error
+
+    def _budget(self, options: TransactionOptions) -> tuple[float, float]:
+        """Return until when, and how many seconds, a transaction that begins now may take."""
+        seconds = self.timeout if options.timeout is None else options.timeout
+        left = deadline.remaining()
+        if left is not None and left < seconds:
+            seconds = left
+        return self.clock.monotonic() + seconds, seconds
+
+    def _plan_retry(self, work: Work, error: BaseException, *, began: bool, conflict: bool) -> None:
+        attempt = work.attempt
+        if attempt.retry is not None and attempt.until is not None:
+            attempt.pause = machine.pause_before_retry(
+                error,
+                began=began,
+                conflict=conflict,
+                attempt=attempt.number,
+                retry=attempt.retry,
+                left=attempt.until - self.clock.monotonic(),
+                random=self.clock.random,
+            )
+
+    def _name(self, error: BaseException, work: Work) -> None:
+        """Complete one of our own errors: those that are made near the wire do not know the operation."""
+        if isinstance(error, TransactionError) and not error.attempts:
+            error.name, error.attempts = work.operation, work.attempt.number
+
+    def _inherited(self, transaction: Handle) -> TransactionUsageError:
+        return TransactionUsageError(
+            f"{self.name}: this code inherited a transaction of {transaction.work.owner!r}, and a connection cannot "
+            "be shared: finish that transaction first, or use propagation=REQUIRES_NEW here",
+            name=self.name,
+        )
+
+
+def _lock_timeout(seconds: float | None) -> str:
+    return f"SET LOCAL lock_timeout = {'DEFAULT' if seconds is None else milliseconds(seconds)}"
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    return error is not None and not isinstance(error, Exception)

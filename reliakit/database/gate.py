@@ -1,0 +1,289 @@
+"""Who may use a connection now: a fixed number of slots and one fair queue, for threads and tasks alike.
+
+```
+enter(lease) ── a slot is free ──────────────▶ lease.slot
+     └───────── none is ── queue ── a bell ──▶ lease.slot, handed over by whoever leaves
+leave(lease) ── next in the queue, else back to the free ones
+```
+
+A gate decides and never waits, so no cancellation and no Ctrl-C can arrive while it holds its lock for long, and one
+that does leaves the slot with exactly one owner: `slot.holder` is the single word that says whose it is. A lease that
+is dropped without being left, such as one of an abandoned generator, gives its slot back when it is collected.
+
+Psycopg's pool is not queued in for this reason: its queue hands a connection to a waiter that has gone when a
+KeyboardInterrupt or a cancellation comes at the wrong moment (psycopg issues 509, 1208, 1345).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from reliakit.core.errors import TransactionUsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from reliakit.database.session import Session
+
+__all__ = ["Bell", "Gate", "Lease", "Slot", "owner_here"]
+
+Owner = threading.Thread | asyncio.Task[object]
+
+
+def owner_here() -> Owner:
+    """Return the task that runs this code, or the thread where no event loop runs."""
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented for this use, and 10x cheaper than the error
+        task = asyncio.current_task()
+        if task is not None:
+            return task
+    return threading.current_thread()
+
+
+class Bell(Protocol):
+    """Wakes whoever waits for a slot. Ringing twice is harmless; a wake without a slot is looked at again."""
+
+    def ring(self) -> None:
+        """Wake the waiter. Never blocks; any thread."""
+        ...
+
+
+class Slot:
+    """The right to one connection. `holder` is the number of the lease that has it, 0 when it is free."""
+
+    __slots__ = ("holder", "line", "owner", "reported", "session", "since", "told")
+
+    def __init__(self) -> None:
+        self.holder = 0
+        self.session: Session | None = None
+        self.owner: Owner | None = None
+        self.since = 0.0
+        self.line = ""
+        self.reported = False  # that it is held for long
+        self.told = False  # that it is lost
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the thread or task that holds it has ended, so that nobody will give it back."""
+        owner = self.owner
+        if not self.holder or owner is None:
+            return False
+        return not owner.is_alive() if isinstance(owner, threading.Thread) else owner.done()
+
+
+class Lease:
+    """One checkout. Whoever has it must leave with it; one that is dropped instead does so when it is collected."""
+
+    __slots__ = ("__weakref__", "_gate", "bell", "line", "number", "owner", "since", "slot")
+
+    def __init__(self, gate: Gate, owner: Owner, since: float, line: str) -> None:
+        self.number = gate.next_number()
+        self.owner = owner
+        self.since = since
+        self.line = line
+        self.slot: Slot | None = None
+        self.bell: Bell | None = None
+        self._gate = gate
+
+    @property
+    def closed(self) -> bool:
+        """Whether the gate was closed meanwhile."""
+        return self._gate.closed
+
+    def leave(self) -> None:
+        """Give the slot back, or leave the queue. May be called any number of times."""
+        self._gate.leave(self)
+
+    def __del__(self) -> None:
+        slot = self.slot
+        if slot is not None and slot.holder == self.number:
+            self._gate.drop(slot, self.number)
+
+
+class Gate:
+    """The slots of one database and the queue before them.
+
+    Args:
+        name: The database, for messages.
+        size: How many connections there may be.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self.slots = tuple(Slot() for _ in range(size))
+        # A stack: the connection used last is used next, so that the others can grow old and be closed.
+        self._free = list(self.slots)
+        self._queue: deque[Lease] = deque()
+        self._dropped: deque[tuple[Slot, int]] = deque()
+        self._numbers = itertools.count(1)
+        self.closed = False
+
+    def next_number(self) -> int:
+        """Return a number that no other lease of this gate has."""
+        return next(self._numbers)
+
+    def enter(self, lease: Lease, bell: Callable[[], Bell]) -> bool:
+        """Give the lease a free slot and return True, or queue it and return False.
+
+        Raises:
+            TransactionUsageError: The gate is closed, or every slot is held by somebody who waits for one, this
+                caller included: nobody could ever leave.
+        """
+        try:
+            with self._lock:
+                if self.closed:
+                    raise TransactionUsageError(f"{self._name} is closed: open() it first", name=self._name)
+                self._sweep_locked()
+                while self._free and self._queue:  # only after an interrupt came at the worst moment
+                    self._pass_on_locked(self._free.pop())
+                if self._free:
+                    self._assign(lease, self._free[-1])
+                    self._free.pop()
+                    return True
+                self._refuse_deadlock_locked(lease)
+                lease.bell = bell()
+                self._queue.append(lease)
+                return False
+        finally:
+            self._settle_dropped()
+
+    def granted(self, lease: Lease) -> bool:
+        """Return whether a queued lease has its slot by now."""
+        with self._lock:
+            if self.closed and lease.slot is None:
+                raise TransactionUsageError(f"{self._name} was closed while this waited", name=self._name)
+            return lease.slot is not None
+
+    def leave(self, lease: Lease) -> None:
+        """Take the lease out of the queue, or its slot back. May be called any number of times."""
+        with self._lock:
+            self._leave_locked(lease)
+        self._settle_dropped()
+
+    def drop(self, slot: Slot, number: int) -> None:
+        """Take a slot back from a lease that was collected. Runs inside the garbage collector, so never blocks."""
+        self._dropped.append((slot, number))
+        self._settle_dropped()
+
+    def close(self) -> Iterator[Session]:
+        """Let nobody in any more, wake those who wait, and return the sessions that nobody uses."""
+        with self._lock:
+            self.closed = True
+            idle = [slot.session for slot in self._free if slot.session is not None]
+            for slot in self._free:
+                slot.session = None
+            for lease in self._queue:
+                if lease.bell is not None:
+                    lease.bell.ring()
+            self._queue.clear()
+        return iter(idle)
+
+    def expire(self, is_expired: Callable[[Session], bool], keep: int) -> list[Session]:
+        """Return sessions that nobody uses and that are too old, keeping so many. O(free slots)."""
+        expired: list[Session] = []
+        with self._lock:
+            size = sum(slot.session is not None for slot in self.slots)
+            for slot in self._free:
+                if size <= keep:
+                    break
+                session = slot.session
+                if session is not None and is_expired(session):
+                    expired.append(session)
+                    slot.session = None
+                    size -= 1
+        return expired
+
+    def held(self) -> list[Slot]:
+        """Return the slots that are in use, the oldest checkout first."""
+        with self._lock:
+            self._sweep_locked()
+            return sorted((slot for slot in self.slots if slot.holder), key=lambda slot: slot.since)
+
+    @property
+    def size(self) -> int:
+        """How many connections are open."""
+        return sum(slot.session is not None for slot in self.slots)
+
+    @property
+    def waiting(self) -> int:
+        """How many leases are queued."""
+        return len(self._queue)
+
+    def _assign(self, lease: Lease, slot: Slot) -> None:
+        # The lease learns its slot before the slot learns its holder: if an interrupt falls in between, the lease
+        # holds nothing, because `holder` alone decides.
+        lease.slot = slot
+        slot.owner = lease.owner
+        slot.since = lease.since
+        slot.line = lease.line
+        slot.reported = slot.told = False
+        slot.holder = lease.number
+
+    def _leave_locked(self, lease: Lease) -> None:
+        self._sweep_locked()
+        slot = lease.slot
+        if slot is None:
+            if lease in self._queue:
+                self._queue.remove(lease)
+            return
+        if slot.holder == lease.number:
+            self._pass_on_locked(slot)
+        lease.slot = None
+
+    def _pass_on_locked(self, slot: Slot) -> None:
+        while self._queue:
+            heir = self._queue[0]
+            if heir.bell is not None:
+                # Rung before the slot is handed over: it can only look once this lock is free again.
+                heir.bell.ring()
+            self._assign(heir, slot)
+            self._queue.popleft()
+            return
+        if slot not in self._free:
+            self._free.append(slot)
+        slot.owner = None
+        slot.holder = 0
+
+    def _settle_dropped(self) -> None:
+        # A collection may fall into a stretch where this very thread holds the lock: then whoever holds it sweeps.
+        while self._dropped and self._lock.acquire(blocking=False):
+            try:
+                self._sweep_locked()
+            finally:
+                self._lock.release()
+
+    def _sweep_locked(self) -> None:
+        while self._dropped:
+            slot, number = self._dropped.popleft()
+            if slot.holder != number:
+                continue
+            if slot.session is not None:
+                slot.session.abandon()
+            self._pass_on_locked(slot)
+
+    def _refuse_deadlock_locked(self, lease: Lease) -> None:
+        waiting = {id(queued.owner) for queued in self._queue}
+        waiting.add(id(lease.owner))
+        if all(id(slot.owner) in waiting for slot in self.slots if slot.holder):
+            raise TransactionUsageError(
+                f"{self._name}: all {len(self.slots)} connections are held by code that waits for another one, this "
+                "code included, so nobody could go on: raise max_size, or do not nest (REQUIRES_NEW inside a "
+                "transaction needs a second connection)",
+                name=self._name,
+            )
+
+
+def line_here() -> str:
+    """Return file:line of the nearest frame outside of reliakit. About half a microsecond."""
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 - documented, and builds no traceback
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("reliakit.", "contextlib")):
+        outer = frame.f_back
+        if outer is None:
+            break
+        frame = outer
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,0 +1,186 @@
+"""What a transaction decides, without a connection, a clock or a lock.
+
+```
+step(propagation, inside)           BEGIN, JOIN, SAVEPOINT or BARE
+begin_command(...)                  the one command that opens a transaction
+judge_commit(...)                   committed, rolled back, or not known
+pause_before_retry(...)             how long until the next attempt, or None
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from functools import lru_cache
+from typing import Literal
+
+from reliakit.core.categories import classify, sqlstate_of
+from reliakit.core.errors import TransactionUsageError
+from reliakit.database.settings import Isolation, Propagation, TransactionOptions, TransactionRetry, milliseconds
+
+__all__ = [
+    "Inside",
+    "Step",
+    "Verdict",
+    "begin_command",
+    "conflict_state",
+    "judge_commit",
+    "objection_to_join",
+    "pause_before_retry",
+    "step",
+]
+
+# Lost races: the server has rolled everything back, and the same work may succeed on a new snapshot.
+CONFLICTS = frozenset({"40001", "40P01"})
+# The server itself says that it does not know (statement_completion_unknown, transaction_resolution_unknown).
+_UNKNOWN = frozenset({"40003", "08007"})
+
+Inside = Literal["nothing", "transaction", "statements"]
+Verdict = Literal["committed", "rolled_back", "unknown"]
+
+
+class Step(Enum):
+    """What entering a block comes to."""
+
+    BEGIN = "begin"
+    JOIN = "join"
+    SAVEPOINT = "savepoint"
+    BARE = "bare"  # a connection without a transaction: each statement commits by itself
+
+
+def step(propagation: Propagation, inside: Inside, name: str = "") -> Step:
+    """Return what a block does.
+
+    Args:
+        propagation: What was asked for.
+        inside: What runs already in this thread or task: nothing, a transaction, or a block without one.
+        name: The database, for the message.
+
+    Raises:
+        TransactionUsageError: MANDATORY without a transaction, or NEVER within one.
+    """
+    if propagation is Propagation.REQUIRES_NEW:
+        return Step.BEGIN
+    if inside == "transaction":
+        if propagation is Propagation.NEVER:
+            raise TransactionUsageError(
+                f"{name}: propagation NEVER, but a transaction runs here: call this outside of it", name=name
+            )
+        return Step.SAVEPOINT if propagation is Propagation.NESTED else Step.JOIN
+    if propagation is Propagation.MANDATORY:
+        raise TransactionUsageError(
+            f"{name}: propagation MANDATORY, but no transaction runs here: open one around this call", name=name
+        )
+    if propagation in (Propagation.SUPPORTS, Propagation.NEVER):
+        return Step.JOIN if inside == "statements" else Step.BARE
+    return Step.BEGIN
+
+
+def objection_to_join(
+    wanted: TransactionOptions, *, isolation: Isolation, read_only: bool, deferrable: bool
+) -> str | None:
+    """Return what is asked for that the running transaction cannot give, or None."""
+    if wanted.isolation is not None and wanted.isolation is not isolation:
+        return f"isolation {wanted.isolation.value} inside a transaction that runs {isolation.value}"
+    if read_only and not wanted.read_only:
+        return "writes inside a read-only transaction (say read_only=True, or use REQUIRES_NEW)"
+    if wanted.deferrable and not deferrable:
+        return "deferrable inside a transaction that is not"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _begin(isolation: Isolation, read_only: bool, deferrable: bool) -> str:
+    words = ["BEGIN ISOLATION LEVEL", isolation.value]
+    # READ WRITE is not said: it would fail on a standby, and would override the server's own default.
+    words += ["READ ONLY"] if read_only else []
+    words += ["DEFERRABLE"] if deferrable else []
+    return " ".join(words)
+
+
+def begin_command(
+    isolation: Isolation, *, read_only: bool, deferrable: bool, left: float, lock_timeout: float | None
+) -> bytes:
+    """Return the one command that opens a transaction and sets its limits: a single round trip.
+
+    Args:
+        isolation: The isolation level.
+        read_only: Whether it only reads.
+        deferrable: Whether a serializable read-only one may wait for a safe snapshot.
+        left: Seconds that the transaction may still take, commit included.
+        lock_timeout: Seconds that one lock may be waited for, or None.
+    """
+    limit = milliseconds(left)
+    # Should this process die, freeze or lose its network, the server ends the transaction by itself.
+    command = (
+        f"{_begin(isolation, read_only, deferrable)}; SET LOCAL statement_timeout = {limit}; "
+        f"SET LOCAL idle_in_transaction_session_timeout = {limit}"
+    )
+    if lock_timeout is not None:
+        command += f"; SET LOCAL lock_timeout = {milliseconds(lock_timeout)}"
+    return command.encode("ascii")
+
+
+def judge_commit(
+    tag: bytes | None, *, sent: bool, alive: bool, answered_with_error: bool, sqlstate: str | None
+) -> Verdict:
+    """Return what became of a transaction whose COMMIT was sent. The command tag decides; nothing is guessed.
+
+    Args:
+        tag: The command tag of the answer, None when there was none.
+        sent: False when it is certain that the server never read the COMMIT.
+        alive: The connection still works.
+        answered_with_error: The answer was an error.
+        sqlstate: That error's code.
+    """
+    if tag == b"COMMIT":
+        return "committed"
+    if tag == b"ROLLBACK" or not sent:
+        return "rolled_back"
+    if answered_with_error and alive and sqlstate not in _UNKNOWN:
+        # An ordinary error, such as a deferred constraint: the server aborted and says so. A fatal one closes the
+        # connection and may come after the commit record was written.
+        return "rolled_back"
+    return "unknown"
+
+
+def conflict_state(error: BaseException | None) -> str | None:
+    """Return 40001 or 40P01 if that is why this error was raised, also where code wrapped it (`raise ... from`)."""
+    for _ in range(16):
+        if error is None:
+            return None
+        state = sqlstate_of(error)
+        if state in CONFLICTS:
+            return state
+        error = error.__cause__
+    return None
+
+
+def pause_before_retry(
+    error: BaseException,
+    *,
+    began: bool,
+    conflict: bool,
+    attempt: int,
+    retry: TransactionRetry,
+    left: float,
+    random: Callable[[], float],
+) -> float | None:
+    """Return the seconds to pause before the next attempt, or None if there must be none.
+
+    Args:
+        error: What ended the attempt.
+        began: BEGIN had been answered.
+        conflict: The server had rolled the attempt back for a lost race.
+        attempt: Its number, from 1.
+        retry: The policy.
+        left: Seconds that are left of the budget.
+        random: Draws from [0, 1).
+    """
+    if attempt >= retry.max_attempts or not isinstance(error, Exception):
+        return None
+    if not conflict and (began or classify(error).retry != "reconnect"):
+        return None
+    pause = retry.wait.delay(attempt, random)
+    return pause if pause < left else None

@@ -1,0 +1,76 @@
+"""A base for classes that keep one kind of thing in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from reliakit.core.errors import ConfigurationError
+from reliakit.database.database import AsyncDatabase, Database
+
+if TYPE_CHECKING:
+    from reliakit.database.transaction import AsyncTransaction, Transaction
+
+__all__ = ["AsyncRepository", "Repository"]
+
+R = TypeVar("R")
+
+
+class Repository:
+    """Data access on a `Database`: `self.db`, methods under `@transactional()`, and `with_transaction`.
+
+    Args:
+        db: The database, as `self.db`.
+
+    Raises:
+        ConfigurationError: It is no `Database`.
+    """
+
+    def __init__(self, db: Database) -> None:
+        if not isinstance(db, Database):
+            raise ConfigurationError(f"Repository takes a Database, got {type(db).__name__}; see AsyncRepository")
+        self.db = db
+
+    def with_transaction(self, callback: Callable[[Transaction], R], **options: Any) -> R:
+        """Call `callback(tx)` in a transaction, again where it lost a race, and return what it returns.
+
+        Args:
+            callback: Takes the transaction.
+            options: As for `Database.run`.
+        """
+        return self.db.run(callback, **options)
+
+    def current(self) -> Transaction:
+        """Return the transaction that this thread is in. Errors as `Database.current`."""
+        return self.db.current()
+
+
+class AsyncRepository:
+    """Data access on an `AsyncDatabase`: `self.db`, methods under `@transactional()`, and `with_transaction`.
+
+    Args:
+        db: The database, as `self.db`.
+
+    Raises:
+        ConfigurationError: It is no `AsyncDatabase`.
+    """
+
+    def __init__(self, db: AsyncDatabase) -> None:
+        if not isinstance(db, AsyncDatabase):
+            raise ConfigurationError(
+                f"AsyncRepository takes an AsyncDatabase, got {type(db).__name__}; see Repository"
+            )
+        self.db = db
+
+    async def with_transaction(self, callback: Callable[[AsyncTransaction], Awaitable[R]], **options: Any) -> R:
+        """Await `callback(tx)` in a transaction, again where it lost a race, and return what it returns.
+
+        Args:
+            callback: Takes the transaction.
+            options: As for `AsyncDatabase.run`.
+        """
+        return await self.db.run(callback, **options)
+
+    def current(self) -> AsyncTransaction:
+        """Return the transaction that this task is in. Errors as `AsyncDatabase.current`."""
+        return self.db.current()

@@ -1,0 +1,121 @@
+"""What a transaction can be asked for: isolation, propagation, retries, and what a database tells about itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from reliakit.core import checks
+from reliakit.core.backoff import Backoff
+from reliakit.core.errors import ConfigurationError
+
+__all__ = ["DatabaseStats", "Isolation", "Propagation", "TransactionOptions", "TransactionRetry"]
+
+
+class Isolation(Enum):
+    """How much a transaction sees of others that run beside it (PostgreSQL documentation, 13.2)."""
+
+    READ_COMMITTED = "READ COMMITTED"
+    REPEATABLE_READ = "REPEATABLE READ"
+    SERIALIZABLE = "SERIALIZABLE"
+
+
+class Propagation(Enum):
+    """What a transaction does where one runs already in this thread or task.
+
+    ```
+                    inside a transaction          outside of one
+    REQUIRED        joins it                      begins one
+    REQUIRES_NEW    begins one on another         begins one
+                    connection
+    NESTED          sets a savepoint              begins one
+    MANDATORY       joins it                      TransactionUsageError
+    SUPPORTS        joins it                      each statement commits by itself
+    NEVER           TransactionUsageError         each statement commits by itself
+    ```
+    """
+
+    REQUIRED = "required"
+    REQUIRES_NEW = "requires_new"
+    NESTED = "nested"
+    MANDATORY = "mandatory"
+    SUPPORTS = "supports"
+    NEVER = "never"
+
+
+# Full jitter, so that the losers of one race do not meet again.
+_PAUSES = Backoff(base=0.01, factor=2.0, cap=0.5, jitter=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionRetry:
+    """How a transaction that lost a race is tried again, by `run` and `transactional` alone.
+
+    Retried are serialization failures (40001), deadlocks (40P01), and a connection that failed before the first
+    statement. Each attempt starts on a clean snapshot; all of them share the transaction's one time budget.
+
+    Args:
+        max_attempts: How often the work may be tried in all; 1 means never again.
+        wait: The pause after each failed attempt.
+    """
+
+    max_attempts: int = 10
+    wait: Backoff = _PAUSES
+
+    def __post_init__(self) -> None:
+        checks.count("max_attempts", self.max_attempts)
+        if not isinstance(self.wait, Backoff):
+            raise ConfigurationError(f"wait must be a Backoff, got {self.wait!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionOptions:
+    """One transaction's wishes. None asks for the database's default, or for whatever an outer transaction has."""
+
+    isolation: Isolation | None = None
+    read_only: bool = False
+    deferrable: bool = False
+    timeout: float | None = None
+    lock_timeout: float | None = None
+    propagation: Propagation = Propagation.REQUIRED
+    operation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.isolation is not None and not isinstance(self.isolation, Isolation):
+            raise ConfigurationError(f"isolation must be an Isolation, got {self.isolation!r}")
+        if not isinstance(self.propagation, Propagation):
+            raise ConfigurationError(f"propagation must be a Propagation, got {self.propagation!r}")
+        for argument, claim in (("read_only", self.read_only), ("deferrable", self.deferrable)):
+            if not isinstance(claim, bool):
+                raise ConfigurationError(f"{argument} must be True or False, got {claim!r}")
+        if self.timeout is not None:
+            checks.seconds("timeout", self.timeout)
+        if self.lock_timeout is not None:
+            checks.seconds("lock_timeout", self.lock_timeout)
+        if self.operation is not None:
+            checks.named("operation", self.operation)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStats:
+    """A database's connections at one moment.
+
+    Attributes:
+        size: Connections that are open.
+        in_use: Connections held by a transaction.
+        waiting: Threads and tasks that wait for one.
+        leaked: Checkouts that will never come back: the thread or task that holds them has ended.
+        oldest_checkout: Seconds since the oldest of the held connections was taken, None when none is held.
+    """
+
+    size: int
+    in_use: int
+    waiting: int
+    leaked: int
+    oldest_checkout: float | None
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a duration for one of the server's settings, where 0 would mean no limit and 2**31 - 1 is the most."""
+    return min(max(1, math.ceil(seconds * 1000)), 2_147_483_647)

@@ -1,0 +1,396 @@
+"""The transaction in the caller's hands, and the one that a thread or task is in.
+
+```
+Work            one BEGIN ... COMMIT on one connection: the deadline, the hooks, the counters
+ └ Transaction  a handle on it: the whole, or a savepoint within it; joined blocks share their outer's handle
+Frame           "this thread or task is in that transaction", chained through a context variable
+```
+
+A context variable is inherited by tasks and by threads started with a copied context. A connection must not be, so a
+frame knows its owner and refuses everybody else.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Generic, LiteralString, TypeVar
+
+from psycopg import rows, sql
+
+from reliakit.core import guard
+from reliakit.core.errors import ConfigurationError, TransactionUsageError
+from reliakit.database.gate import owner_here
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from reliakit.core.clock import Clock
+    from reliakit.database.gate import Lease, Owner
+    from reliakit.database.session import Session
+    from reliakit.database.settings import Isolation, TransactionOptions, TransactionRetry
+
+__all__ = [
+    "AsyncTransaction",
+    "Attempt",
+    "Frame",
+    "Handle",
+    "Query",
+    "Transaction",
+    "Work",
+    "frame_of",
+    "pop",
+    "push",
+]
+
+Query = LiteralString | bytes | sql.SQL | sql.Composed
+Params = Sequence[Any] | Mapping[str, Any]
+Hook = Callable[[], object]
+ConnectionT = TypeVar("ConnectionT")
+
+
+class Attempt:
+    """One try of `run`, or the only one of a block.
+
+    Args:
+        number: Which one, from 1.
+        until: When the budget of all of them is spent, None to start one with the transaction.
+        retry: The policy, None where nothing is tried again.
+    """
+
+    __slots__ = ("number", "pause", "retry", "until")
+
+    def __init__(self, number: int = 1, until: float | None = None, retry: TransactionRetry | None = None) -> None:
+        self.number = number
+        self.until = until
+        self.retry = retry
+        self.pause: float | None = None  # seconds before the next one, None when this is the last
+
+
+class Work:
+    """One BEGIN ... COMMIT on one connection, whoever joins it."""
+
+    __slots__ = (
+        "after_commit",
+        "after_rollback",
+        "asked",
+        "attempt",
+        "bare",
+        "deferrable",
+        "isolation",
+        "lease",
+        "lock_timeout",
+        "operation",
+        "owner",
+        "read_only",
+        "rows",
+        "savepoints",
+        "session",
+        "transaction_id",
+        "waited",
+    )
+
+    def __init__(
+        self,
+        options: TransactionOptions,
+        *,
+        isolation: Isolation,
+        lock_timeout: float | None,
+        owner: Owner,
+        attempt: Attempt,
+        asked: float,
+        bare: bool,
+    ) -> None:
+        self.isolation = isolation
+        self.read_only = options.read_only
+        self.deferrable = options.deferrable
+        self.lock_timeout = lock_timeout
+        self.operation = options.operation or "transaction"
+        self.owner = owner
+        self.attempt = attempt
+        self.asked = asked  # when a connection was asked for
+        self.waited = 0.0
+        self.bare = bare  # a connection without a transaction
+        self.lease: Lease | None = None
+        self.session: Session | None = None
+        self.rows = 0
+        self.savepoints = 0
+        self.transaction_id: str | None = None
+        self.after_commit: list[Hook] = []
+        self.after_rollback: list[Hook] = []
+
+
+class _Handle(Generic[ConnectionT]):
+    """What both colours of a transaction share."""
+
+    __slots__ = ("__weakref__", "_clock", "_name", "deliberate", "doomed", "finished", "work")
+
+    def __init__(self, work: Work, clock: Clock, name: str) -> None:
+        self.work = work
+        self._clock = clock
+        self._name = name
+        self.finished = False
+        self.doomed = False  # joined code failed
+        self.deliberate = False  # set_rollback_only() was called
+
+    @property
+    def connection(self) -> ConnectionT:
+        """The psycopg connection, for cursors, COPY and whatever else psycopg offers.
+
+        Its statements have the transaction's deadline too. Do not commit or roll back on it, and do not keep it
+        beyond the block.
+
+        Raises:
+            TransactionUsageError: The transaction is over, or this is another thread or task.
+        """
+        return self.session().connection  # type: ignore[no-any-return]  # of whatever class the pool makes
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether each statement commits by itself, because no transaction was asked for."""
+        return self.work.bare
+
+    @property
+    def operation(self) -> str:
+        """What this transaction is called in events and metrics."""
+        return self.work.operation
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return self.work.attempt.number
+
+    def after_commit(self, fn: Hook) -> None:
+        """Call `fn()` once the server has confirmed the COMMIT, outside of the transaction.
+
+        Hooks run in the order they were given, after the connection went back. What they raise is reported and
+        changes nothing. A hook given inside a savepoint that is rolled back is dropped with it.
+
+        Args:
+            fn: Takes no argument. In an AsyncDatabase it may be `async def`.
+        """
+        self._add(self.work.after_commit, fn)
+
+    def after_rollback(self, fn: Hook) -> None:
+        """Call `fn()` once the transaction was rolled back; for each failed attempt; otherwise as `after_commit`."""
+        self._add(self.work.after_rollback, fn)
+
+    def set_rollback_only(self) -> None:
+        """Have the block end with a rollback instead of a commit, without an error."""
+        self.session()
+        self.deliberate = True
+
+    def remaining(self) -> float:
+        """Return the seconds that are left of the transaction's time, never below 0."""
+        session = self.work.session
+        return 0.0 if session is None else max(0.0, session.until - self._clock.monotonic())
+
+    def _add(self, hooks: list[Hook], fn: Hook) -> None:
+        self.session()
+        colour = guard.colour_of(fn, by="a hook")
+        if colour not in self._colours():
+            raise ConfigurationError(f"{self._name}: a hook must be a plain function here, got one that is {colour}")
+        hooks.append(fn)
+
+    @staticmethod
+    def _colours() -> tuple[str, ...]:
+        return ("plain",)
+
+    def session(self) -> Session:
+        """Return the session if the caller may use it."""
+        work = self.work
+        session = work.session
+        if session is None or self.finished:
+            raise TransactionUsageError(f"{self._name}: this transaction is over", name=self._name)
+        if work.owner is not owner_here():
+            raise TransactionUsageError(
+                f"{self._name}: this transaction belongs to {work.owner!r}; another thread or task cannot use it "
+                "(asyncio.wait_for and gather make tasks: use asyncio.timeout, or a transaction in each task)",
+                name=self._name,
+            )
+        if session.ended:
+            raise TransactionUsageError(
+                f"{self._name}: the code inside this block ended the transaction itself, so nothing more can be done "
+                "in it: leave COMMIT and ROLLBACK to the block",
+                name=self._name,
+            )
+        return session
+
+    def _noted(self, session: Session, query: object, tag: str | None, count: int) -> None:
+        """Keep count, and notice a COMMIT or ROLLBACK that leaves another transaction open behind it."""
+        if count > 0:
+            self.work.rows += count
+        if session.inside and tag in ("COMMIT", "ROLLBACK") and not _is_partial(query):
+            session.ended = True
+
+    def __repr__(self) -> str:
+        state = "over" if self.finished else f"{self.remaining():.3g} s left"
+        return f"<{type(self).__name__} {self._name}/{self.work.operation} attempt {self.attempt}, {state}>"
+
+
+class Transaction(_Handle["psycopg.Connection[Any]"]):
+    """A running transaction, or a savepoint in one, as `Database.transaction()` and `run()` hand it out.
+
+    Belongs to the thread that began it. It cannot be used after its block.
+    """
+
+    __slots__ = ()
+
+    def execute(self, query: Query, params: Params | None = None, **options: Any) -> psycopg.Cursor[Any]:
+        """Run a statement and return its cursor, with the rows already fetched from the server. One round trip.
+
+        Args:
+            query: The SQL, with `%s` or `%(name)s` placeholders.
+            params: Their values.
+            options: Passed on to psycopg: `prepare`, `binary`.
+
+        Raises:
+            TransactionTimeoutError: The transaction's time is spent, or ended while this ran.
+            TransactionUsageError: The transaction is over, or this is another thread.
+            psycopg.Error: What the server says.
+        """
+        session = self.session()
+        cursor = session.connection.execute(query, params, **options)
+        self._noted(session, query, cursor.statusmessage, cursor.rowcount)
+        return cursor  # type: ignore[no-any-return]
+
+    def fetch_one(self, query: Query, params: Params | None = None) -> Any:
+        """Run a query and return its first row, or None. Args and errors as `execute`."""
+        return self.execute(query, params).fetchone()
+
+    def fetch_all(self, query: Query, params: Params | None = None) -> list[Any]:
+        """Run a query and return all its rows. Args and errors as `execute`."""
+        return self.execute(query, params).fetchall()
+
+    def fetch_value(self, query: Query, params: Params | None = None) -> Any:
+        """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
+        session = self.session()
+        cursor = session.connection.cursor(row_factory=rows.scalar_row).execute(query, params)
+        self._noted(session, query, cursor.statusmessage, cursor.rowcount)
+        return cursor.fetchone()
+
+    def transaction_id(self) -> str:
+        """Return the server's id of this transaction, asking for one the first time. One round trip, once.
+
+        A CommitUnknownError carries it, so that the outcome can be looked up later with `pg_xact_status`.
+        """
+        if self.work.transaction_id is None:
+            self.work.transaction_id = str(self.fetch_value("SELECT pg_current_xact_id()::text"))
+        return self.work.transaction_id
+
+
+class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
+    """A running transaction, or a savepoint in one, as `AsyncDatabase.transaction()` and `run()` hand it out.
+
+    Belongs to the task that began it. It cannot be used after its block.
+    """
+
+    __slots__ = ()
+
+    async def execute(self, query: Query, params: Params | None = None, **options: Any) -> psycopg.AsyncCursor[Any]:
+        """Run a statement and return its cursor, with the rows already fetched from the server. One round trip.
+
+        Args:
+            query: The SQL, with `%s` or `%(name)s` placeholders.
+            params: Their values.
+            options: Passed on to psycopg: `prepare`, `binary`.
+
+        Raises:
+            TransactionTimeoutError: The transaction's time is spent, or ended while this ran.
+            TransactionUsageError: The transaction is over, or this is another task.
+            psycopg.Error: What the server says.
+        """
+        session = self.session()
+        cursor = await session.connection.execute(query, params, **options)
+        self._noted(session, query, cursor.statusmessage, cursor.rowcount)
+        return cursor  # type: ignore[no-any-return]
+
+    async def fetch_one(self, query: Query, params: Params | None = None) -> Any:
+        """Run a query and return its first row, or None. Args and errors as `execute`."""
+        return await (await self.execute(query, params)).fetchone()
+
+    async def fetch_all(self, query: Query, params: Params | None = None) -> list[Any]:
+        """Run a query and return all its rows. Args and errors as `execute`."""
+        return await (await self.execute(query, params)).fetchall()
+
+    async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
+        """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
+        session = self.session()
+        cursor = await session.connection.cursor(row_factory=rows.scalar_row).execute(query, params)
+        self._noted(session, query, cursor.statusmessage, cursor.rowcount)
+        return await cursor.fetchone()
+
+    async def transaction_id(self) -> str:
+        """Return the server's id of this transaction, asking for one the first time. One round trip, once.
+
+        A CommitUnknownError carries it, so that the outcome can be looked up later with `pg_xact_status`.
+        """
+        if self.work.transaction_id is None:
+            self.work.transaction_id = str(await self.fetch_value("SELECT pg_current_xact_id()::text"))
+        return self.work.transaction_id
+
+    def after_commit(self, fn: Callable[[], Awaitable[object] | object]) -> None:
+        """Call `fn()`, plain or async, once the server has confirmed the COMMIT; otherwise as for `Transaction`."""
+        super().after_commit(fn)
+
+    def after_rollback(self, fn: Callable[[], Awaitable[object] | object]) -> None:
+        """Call `fn()`, plain or async, once the transaction was rolled back; otherwise as for `Transaction`."""
+        super().after_rollback(fn)
+
+    @staticmethod
+    def _colours() -> tuple[str, ...]:
+        return ("plain", "async")
+
+
+Handle = Transaction | AsyncTransaction
+
+
+class Frame:
+    """One link of the chain of transactions that a context is in."""
+
+    __slots__ = ("outer", "owner", "realm", "transaction")
+
+    def __init__(self, realm: object, transaction: Handle, owner: Owner, outer: Frame | None) -> None:
+        self.realm = realm  # the database
+        # Held weakly, so that a block that is abandoned takes its transaction with it.
+        self.transaction = weakref.ref(transaction)
+        self.owner = owner
+        self.outer = outer
+
+
+_frame: ContextVar[Frame | None] = ContextVar("reliakit_transaction", default=None)
+
+
+def push(realm: object, transaction: Handle, owner: Owner) -> Frame:
+    """Enter a transaction in this context."""
+    frame = Frame(realm, transaction, owner, _frame.get())
+    _frame.set(frame)
+    return frame
+
+
+def pop(frame: Frame) -> None:
+    """Leave it again. In another context than it was entered in there is nothing to leave."""
+    if _frame.get() is frame:
+        _frame.set(frame.outer)
+
+
+def frame_of(realm: object) -> tuple[Handle, bool] | None:
+    """Return the running transaction of this database in this context, and whether the caller owns it."""
+    frame = _frame.get()
+    while frame is not None:
+        if frame.realm is realm:
+            transaction = frame.transaction()
+            # One that has ended is nobody's: a task that was started in a block may live longer than the block.
+            if transaction is not None and not transaction.finished:
+                return transaction, frame.owner is owner_here()
+        frame = frame.outer
+    return None
+
+
+def _is_partial(query: object) -> bool:
+    """Return whether a statement tagged ROLLBACK only went back to a savepoint."""
+    if isinstance(query, sql.Composable):
+        query = query.as_string(None)
+    text = query.decode("utf-8", "replace") if isinstance(query, bytes) else str(query)
+    return "TO" in text.upper().split()
