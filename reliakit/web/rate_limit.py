@@ -132,7 +132,7 @@ class RateLimitHeaders(Part):
             return tuple((f"x-ratelimit-{name}".encode(), str(value).encode()) for name, value in told)
         reset = "" if seconds is None else f";t={seconds}"
         return (
-            (b"ratelimit-policy", f"{self._quoted};q={limit}".encode()),
+            (b"ratelimit-policy", f"{self._quoted};q={limit}{_window(decision)}".encode()),
             (b"ratelimit", f"{self._quoted};r={remaining}{reset}".encode()),
         )
 
@@ -150,6 +150,17 @@ class RateLimitHeaders(Part):
 
     def __repr__(self) -> str:
         return f"RateLimitHeaders({self.limiter!r}, key={self._key!r}, fields={self._fields!r})"
+
+
+def _window(decision: Decided) -> str:
+    """Return the window parameter: the seconds in which the whole quota comes back, where they are known."""
+    rule = getattr(decision, "rule", None)
+    per, amount = getattr(rule, "per", None), getattr(rule, "amount", None)
+    if not per or not amount:
+        return ""
+    # The draft knows whole seconds only and wants the parameter left out below one.
+    seconds = round(per * decision.limit / amount)
+    return f";w={seconds}" if seconds >= 1 else ""
 
 
 def _quoted(name: str) -> str:

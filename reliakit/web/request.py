@@ -110,6 +110,8 @@ class Peers:
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     try:
+        if not isinstance(text, str):
+            raise TypeError("not a text")
         return ipaddress.ip_network(text)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(

@@ -64,7 +64,8 @@ def stack(
     client = (key if isinstance(key, ClientIP) else client_ip()).behind(peers)
     parts: list[Part] = [RequestObserver(service=service, client=client, listeners=mine, clock=clock)]
     if headers is not None:
-        parts.append(_a("headers", headers, SecurityHeaders).behind(peers) if peers else headers)
+        given = _a("headers", headers, SecurityHeaders)
+        parts.append(given.behind(peers) if peers else given)
     if cors is not None:
         parts.append(_a("cors", cors, Cors))
     parts.append(ProblemResponses(service=service, listeners=mine))

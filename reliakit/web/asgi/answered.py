@@ -39,12 +39,10 @@ class Answered:
 
     async def _end(self, scope: Request, gate: _Gate, error: Exception) -> None:
         exchange: Exchange | None = scope.get(observing.KEY)
-        gone = exchange is not None and exchange.disconnected and observing.is_disconnect(error)
-        if gone and not gate.started:
+        if exchange is not None and exchange.disconnected and observing.is_disconnect(error):
             return  # nobody is left to be answered
         if gate.started:
-            if not gone:
-                self._problems.seen(error, gate.status)
+            self._problems.seen(error, gate.status)
             raise error
         response = self._problems.answer(error)
         if exchange is not None:

@@ -70,7 +70,7 @@ class Bounded:
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
                 if size > limit.max_body:
-                    if not started:
+                    if not (started or refused):
                         refused = True
                         await send_answer(send, limit.answer())
                     raise limit.error()

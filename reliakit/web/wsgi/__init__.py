@@ -97,7 +97,7 @@ def wrap(app: WSGIApplication, part: Part) -> WSGIApplication:
     """Return the app behind one part."""
     if not callable(app):
         raise ConfigurationError(f"app must be a WSGI application, got {app!r}")
-    shell = _SHELLS.get(type(part))
+    shell = next((_SHELLS[kind] for kind in type(part).__mro__ if kind in _SHELLS), None)
     if shell is None:
         raise ConfigurationError(f"part must be one of {', '.join(kind.__name__ for kind in _SHELLS)}, got {part!r}")
     wrapped: WSGIApplication = shell(app, part)
