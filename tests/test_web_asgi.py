@@ -6,7 +6,7 @@ import logging
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from web_driver import Answer, call, exchange, scope
+from web_driver import Answer, call, exchange, scope, turn
 
 from reliakit import (
     ConfigurationError,
@@ -280,15 +280,15 @@ async def test_a_disconnect_after_the_last_byte_is_completed(heard):
 
 async def yielding(scope, receive, send):
     """Awaits between all steps, so that it can be cancelled at each."""
-    await asyncio.sleep(0)
+    await turn()
     while (await receive()).get("more_body"):
-        await asyncio.sleep(0)
+        await turn()
     await send({"type": START, "status": 200, "headers": []})
-    await asyncio.sleep(0)
+    await turn()
     await send({"type": BODY, "body": b"a", "more_body": True})
-    await asyncio.sleep(0)
+    await turn()
     await send({"type": BODY, "body": b"b"})
-    await asyncio.sleep(0)
+    await turn()
 
 
 class Everything:
@@ -300,7 +300,7 @@ class Everything:
         raise AssertionError
 
     async def ahit(self, key):
-        await asyncio.sleep(0)
+        await turn()
         return await RateLimiter("1000/s").ahit(key)
 
 
@@ -311,13 +311,12 @@ async def test_cancelled_at_any_await_it_leaves_as_cancelled_and_nothing_stays_b
     receive, send, answer = exchange(made, [b"a", b"b"])
 
     async def slow_send(message):
-        await asyncio.sleep(0)
+        await turn()
         await send(message)
 
     before = asyncio.all_tasks()
     task = asyncio.ensure_future(app(made, receive, slow_send))
-    for _ in range(stop):
-        await asyncio.sleep(0)
+    await turn(stop)
     finished = task.done()
     task.cancel()
     if finished:
@@ -409,7 +408,7 @@ ANSWERS = {
     422: (raising(ValidationError("no")), {}, {}),
     429: (ok, {"limiter": tight}, {}),
     500: (raising(KeyError("x")), {}, {}),
-    504: (never, {"timeout": 0.01}, {}),
+    504: (never, {"timeout": 1, "clock": lambda: ManualClock(auto_advance=True)}, {}),
 }
 
 
@@ -432,11 +431,6 @@ async def test_every_answer_carries_the_id_the_headers_and_the_origin(status):
 # Timeouts
 
 
-async def spin(times=20):
-    for _ in range(times):
-        await asyncio.sleep(0)
-
-
 async def test_a_budget_that_is_spent_before_the_first_byte_is_504(heard, manual_clock):
     stopped = []
 
@@ -449,7 +443,7 @@ async def test_a_budget_that_is_spent_before_the_first_byte_is_504(heard, manual
             raise
 
     task = asyncio.ensure_future(call(protect(app, service="s", timeout=2, clock=manual_clock, listeners=[heard])))
-    await spin()
+    await turn(20)
     manual_clock.advance(2.5)
     answer = await task
     assert answer.status == 504
@@ -473,9 +467,9 @@ async def test_the_504_does_not_wait_for_an_app_that_ignores_its_cancellation(ma
     made = scope()
     receive, send, answer = exchange(made)
     task = asyncio.ensure_future(protect(app, service="s", timeout=2, clock=manual_clock)(made, receive, send))
-    await spin()
+    await turn(20)
     manual_clock.advance(2.5)
-    await spin()
+    await turn(20)
     assert answer.status == 504
     assert answer.complete
     assert not task.done()
@@ -494,13 +488,13 @@ async def test_once_the_response_has_started_the_budget_is_lifted(heard, manual_
         await send({"type": START, "status": 200, "headers": []})
         seen.append(remaining())
         manual_clock.advance(100.0)
-        await spin()
+        await turn(20)
         await send({"type": BODY, "body": b"late", "more_body": True})
         manual_clock.advance(100.0)
-        await spin()
+        await turn(20)
         await send({"type": BODY, "body": b"!"})
         manual_clock.advance(100.0)
-        await spin()
+        await turn(20)
         seen.append("work after the last chunk")
 
     answer = await call(protect(app, service="s", timeout=2, clock=manual_clock, listeners=[heard]))
@@ -521,13 +515,13 @@ async def test_a_pause_within_a_stream_is_cut_and_the_client_of_a_slow_stream_is
 
     async def slow(message):
         manual_clock.advance(9.0)
-        await spin()
+        await turn(20)
         await send(message)
 
     whole = RequestTimeout(stream_timeout=3, clock=manual_clock).asgi(app)
     whole = RequestObserver(service="s", listeners=[heard], clock=manual_clock).asgi(whole)
     task = asyncio.ensure_future(whole(made, receive, slow))
-    await spin(80)
+    await turn(80)
     assert answer.body == b"a"
     manual_clock.advance(3.5)
     with pytest.raises(DeadlineExceededError):
@@ -543,7 +537,7 @@ async def test_work_after_the_last_chunk_is_not_a_pause(manual_clock):
     async def app(scope, receive, send):
         await ok(scope, receive, send)
         manual_clock.advance(50.0)
-        await spin()
+        await turn(20)
         done.append(True)
 
     answer = await call(protect(app, service="s", timeout=1, stream_timeout=1, clock=manual_clock))
@@ -571,7 +565,7 @@ async def test_what_an_app_makes_of_its_cancellation_does_not_change_the_504(hea
             raise KeyError("cleanup failed") from None
 
     task = asyncio.ensure_future(call(protect(app, service="s", timeout=1, clock=manual_clock, listeners=[heard])))
-    await spin()
+    await turn(20)
     manual_clock.advance(1.5)
     answer = await task
     assert (answer.status, answer.raised) == (504, None)
@@ -580,10 +574,10 @@ async def test_what_an_app_makes_of_its_cancellation_does_not_change_the_504(hea
 
 async def test_an_outer_cancellation_beside_the_timeout_stays_a_cancellation(manual_clock):
     made = scope()
-    receive, send, answer = exchange(made)
+    receive, send, _ = exchange(made)
     app = protect(never, service="s", timeout=1, clock=manual_clock)
     task = asyncio.ensure_future(app(made, receive, send))
-    await spin()
+    await turn(20)
     task.cancel()
     manual_clock.advance(1.5)
     with pytest.raises(asyncio.CancelledError):

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from web_driver import call, environ, scope, wcall
 
 from reliakit import ConfigurationError
-from reliakit.web import Cors, SecurityHeaders
-from reliakit.web import asgi, wsgi
+from reliakit.web import Cors, SecurityHeaders, asgi, wsgi
 
 pytestmark = pytest.mark.anyio
 

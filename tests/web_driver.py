@@ -162,3 +162,9 @@ def wcall(app, path="/", *, checked=True, read=None, **request) -> Answer:
             except Exception as error:
                 answer.raised = answer.raised or error
     return answer
+
+
+async def turn(times: int = 1) -> None:
+    """Let every other task of the loop take so many steps; no time passes."""
+    for _ in range(times):
+        await asyncio.sleep(0)  # noqa: TID251

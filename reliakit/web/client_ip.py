@@ -67,6 +67,9 @@ def client_ip(
     Without `trusted` it is the peer of the socket and no header is believed. A few microseconds a call; safe from
     threads and tasks.
 
+    The peer is what the server says it is: uvicorn by default rewrites it from X-Forwarded-For for proxies on the
+    same machine (`--no-proxy-headers` leaves that to this function).
+
     Args:
         trusted: Your own proxies: networks such as "10.0.0.0/8", addresses, or "unix" for a unix socket.
         header: The one header that your proxies maintain.
