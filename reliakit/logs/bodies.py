@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from reliakit.logs.words import KeyRules, Verdict
+from reliakit.logs.words import KeyRules, Verdict, word_set
 
 __all__ = ["is_spared", "mask_fields"]
 
@@ -26,10 +26,11 @@ _SPOKEN = re.compile(r"(?<![\w.\-])(-{0,2}[^\W\d_][\w.\-]*+)[ \t]++(?:(is|was|to
 _STEMS = re.compile(r"[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Kk]ey|KEY|[Pp]in|PIN|[Oo]tp|OTP|[Cc]red|IDENT|--")
 _TAG = re.compile(r"<((?:[\w\-]++:)?[\w.\-]++)(?:[ \t\r\n][^<>]*+)?(?<!/)>")
 _MULTIPART = re.compile(
-    r"form-data;[ \t]*name=\"([^\"\r\n]{1,200})\"[^\r\n]*+(?:\r?\n[^\r\n]++)*?\r?\n\r?\n([^\r\n]*+)"
+    r"form-data;[ \t]*name=\"([^\"\r\n]{1,200})\"[^\r\n]*+(?:\r?\n[^\r\n]++){0,8}+\r?\n\r?\n([^\r\n]*+)"
 )
 _PAIR = re.compile(
-    r"(\\*[\"'])(?:name|Name|key|Key|header)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1[ ]{0,4},[ ]{0,4}\1(?:value|Value)\1[ ]{0,4}:[ ]{0,4}"
+    r"(\\*[\"'])(?:name|Name|key|Key|header)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1"
+    r"[ ]{0,4},[ ]{0,4}\1(?:value|Value)\1[ ]{0,4}:[ ]{0,4}"
 )
 
 
@@ -56,13 +57,21 @@ def _hide_from(text: str, pattern: re.Pattern[str], group: int, hide: Hide, rule
         if verdict is Verdict.SAFE and _in_query(text, found.start(group), found[group]):
             verdict = Verdict.RANDOM
         if verdict is not Verdict.SAFE:
-            begin, end = _extent(text, found, found[group])
-            value = text[begin:end]
-            if value and not is_spared(verdict, value) and not _is_prose(text, found, value, end):
+            begin, stop = _extent(text, found, found[group])
+            value = text[begin:stop]
+            if _is_hidden(verdict, value) and not _is_prose(text, found, value, stop):
                 parts += (text[at:begin], hide(value))
-                at = end
+                at = end = stop
         found = pattern.search(text, max(end, found.end()))
     return "".join((*parts, text[at:])) if parts else text
+
+
+# No value that is spared is longer: looking into it once more costs little.
+_LONGEST_SPARED = 256
+
+
+def _is_hidden(verdict: Verdict, value: str) -> bool:
+    return len(value) > _LONGEST_SPARED or not is_spared(verdict, value)
 
 
 _QUERY_SECRETS = frozenset({"key", "code", "auth", "hash", "k", "t", "apikey", "samlresponse"})
@@ -72,28 +81,8 @@ def _in_query(text: str, start: int, name: str) -> bool:
     return name.lower() in _QUERY_SECRETS and text[start - 1 : start] in ("?", "&") if start else False
 
 
-_NOTHING = frozenset(
-    [
-        "none",
-        "null",
-        "nil",
-        "undefined",
-        "true",
-        "false",
-        "yes",
-        "no",
-        "n/a",
-        "na",
-        "unset",
-        "empty",
-        "set",
-        "missing",
-        "hidden",
-        "redacted",
-        "masked",
-        "filtered",
-        "removed",
-    ]
+_NOTHING = word_set(
+    "none null nil undefined true false yes no n/a na unset empty set missing hidden redacted masked filtered removed"
 )
 # Annotations in source lines of tracebacks: `def login(name: str, password: str)`.
 _TYPES = frozenset(
@@ -139,7 +128,7 @@ _TO_LINE_END = re.compile(r"[^\r\n\"']*+")
 _TO_SEMICOLON = re.compile(r"[^;\r\n\"']*+")
 _AUTHORIZATION = re.compile(r"(?:[A-Za-z][\w\-]{0,30}[ \t]++)?[^\s,;\"'<>\\]*+")
 _MANY_PARTS = re.compile(r"(?:Digest|AWS4-HMAC-SHA256|OAuth|Signature|Hawk|digest|oauth)\b[^\r\n]*+")
-_LINE = re.compile(r"[^\r\n]*?(?=[,;]?[ \t]+[\w.\-]{1,64}[=:]|[ \t]+#|[\r\n]|$)")
+_LINE = re.compile(r"(?:[^ \t\r\n]++|[ \t]++(?![\w.\-]{1,64}[=:]|#))*+")
 _BLOCK_MARK = re.compile(r"[|>][+\-]?[ \t]*+\r?\n|\r?\n")
 
 
@@ -164,7 +153,10 @@ def _extent(text: str, found: re.Match[str], name: str) -> tuple[int, int]:
         return start, many.end() if many else _end(_AUTHORIZATION, text, start)
     if _begins_line(text, found) and ":" in found[0]:
         block = _BLOCK_MARK.match(text, start)
-        return (block.end(), _block_end(text, found, block.end())) if block else (start, _end(_LINE, text, start))
+        if block is not None:
+            return block.end(), _block_end(text, found, block.end())
+        end = _end(_LINE, text, start)
+        return start, start + len(text[start:end].rstrip(" \t,;"))
     end = _end(_BARE, text, start)
     if text[end : end + 1] == "(":
         end = _balanced_end(text, end)
@@ -227,73 +219,14 @@ def _block_end(text: str, found: re.Match[str], start: int) -> int:
     return start + len(text[start:at].rstrip())
 
 
-_PROSE = frozenset(
-    [
-        "must",
-        "is",
-        "was",
-        "are",
-        "not",
-        "no",
-        "should",
-        "unexpected",
-        "expired",
-        "invalid",
-        "missing",
-        "required",
-        "the",
-        "a",
-        "an",
-        "has",
-        "have",
-        "had",
-        "cannot",
-        "can't",
-        "can",
-        "could",
-        "too",
-        "length",
-        "mismatch",
-        "does",
-        "doesn't",
-        "did",
-        "didn't",
-        "for",
-        "in",
-        "of",
-        "on",
-        "or",
-        "and",
-        "failed",
-        "wrong",
-        "incorrect",
-        "empty",
-        "unknown",
-        "malformed",
-        "at",
-        "from",
-        "with",
-        "without",
-        "may",
-        "might",
-        "be",
-        "been",
-        "field",
-        "value",
-        "please",
-        "enter",
-        "expected",
-        "already",
-        "only",
-        "your",
-        "you",
-        "this",
-        "that",
-        "it",
-        "its",
-    ]
+_PROSE = word_set(
+    """
+    must is was are not no should unexpected expired invalid missing required the a an has have had cannot can't can
+    could too length mismatch does doesn't did didn't for in of on or and failed wrong incorrect empty unknown malformed
+    at from with without may might be been field value please enter expected already only your you this that it its
+    """
 )
-_NEXT_WORD = re.compile(r"[ \t]+[a-z]")
+_NEXT_WORD = re.compile(r"[ \t]++[a-z]")
 
 
 def _is_prose(text: str, found: re.Match[str], value: str, end: int) -> bool:
@@ -316,10 +249,9 @@ def _hide_tags(text: str, hide: Hide, rules: KeyRules) -> str:
             closing = text.find(f"</{tag[1]}", tag.end())
             stop = closing if closing >= 0 else len(text)
             value = text[tag.end() : stop]
-            if value.strip() and not is_spared(verdict, value.strip()):
+            if _is_hidden(verdict, value.strip()):
                 parts += (text[at : tag.end()], hide(value))
-                at = stop
-            resume = stop
+                at = resume = stop
         tag = _TAG.search(text, resume)
     return "".join((*parts, text[at:])) if parts else text
 
@@ -332,28 +264,8 @@ def _part(found: re.Match[str], hide: Hide, rules: KeyRules) -> str:
     return found[0][: found.start(2) - found.start()] + hide(found[2])
 
 
-_TECHNICAL = frozenset(
-    [
-        "sha1",
-        "sha256",
-        "sha512",
-        "md5",
-        "base64",
-        "oauth2",
-        "utf8",
-        "argon2",
-        "argon2id",
-        "pbkdf2",
-        "hs256",
-        "rs256",
-        "es256",
-        "http2",
-        "v1",
-        "v2",
-        "v3",
-        "x509",
-        "aes256",
-    ]
+_TECHNICAL = word_set(
+    "sha1 sha256 sha512 md5 base64 oauth2 utf8 argon2 argon2id pbkdf2 hs256 rs256 es256 http2 x509 aes256"
 )
 _ENDS = ".,;:!?)]}'\""
 _SPOKEN_TOKEN = re.compile(r"\S++")

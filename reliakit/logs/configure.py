@@ -158,7 +158,7 @@ class LoggingHandle:
         )
 
 
-def _log_warning(
+def _log_warning(  # noqa: PLR0917 - the signature of warnings.showwarning
     message: Warning | str,
     category: type[Warning],
     filename: str,

@@ -118,7 +118,7 @@ def _password_hash(text: str, hide: Hide, _rules: KeyRules) -> str:
 
 
 # What follows `://` up to where a URL surely ends.
-_AUTHORITY = re.compile(r"(?<=://)[^\s\"'<>`\\]{1,2048}+")
+_AUTHORITY = re.compile(r"(?<=://)[^\s\"'<>`\\]++")
 
 
 def _userinfo(text: str, hide: Hide, _rules: KeyRules) -> str:

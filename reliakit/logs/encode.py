@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from types import ModuleType
 from typing import Any
 
-__all__ = ["encode", "escape_to_ascii"]
+__all__ = ["SmallNumber", "encode", "escape_to_ascii"]
 
+orjson: ModuleType | None
 try:
     import orjson
 except ImportError:  # the `fast` extra is not installed
-    orjson = None  # type: ignore[assignment]  # stands for its absence
+    orjson = None
 
 # Some readers end a line at these characters; JSON allows them to be escaped.
 _LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
-_EXPONENT = re.compile(r"e([+-])0?(\d+)$")
+
+
+class SmallNumber(float):
+    """A number near zero, which orjson would write in another form than Python: 1e-5 and 1e-05."""
+
+    __slots__ = ()
 
 
 def encode(record: dict[str, Any]) -> str:
@@ -24,33 +31,35 @@ def encode(record: dict[str, Any]) -> str:
     Args:
         record: Texts, numbers, booleans, None, lists and dicts with text keys.
     """
-    if orjson is not None:
+    if orjson is None:
+        line = _encode_slowly(record)
+    else:
         try:
-            line = orjson.dumps(record, option=orjson.OPT_PASSTHROUGH_SUBCLASS).decode()
+            line = orjson.dumps(record, _exactly, orjson.OPT_PASSTHROUGH_SUBCLASS).decode()
         except (TypeError, ValueError):
             # Lone surrogates and integers beyond 64 bits: valid in Python, refused by orjson.
             line = _encode_slowly(record)
-    else:
-        line = _encode_slowly(record)
     return line if line.isascii() else line.translate(_LINE_ENDS)
 
 
+def _exactly(value: object) -> object:
+    if orjson is not None and type(value) is SmallNumber:
+        return orjson.Fragment(float.__repr__(value))
+    raise TypeError
+
+
 def _encode_slowly(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_refuse)
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_type_only)
 
 
-def _refuse(value: object) -> str:
+def _type_only(value: object) -> str:
     """Stand in for a value that the masking pass should have made plain: its type only, never its text."""
     return f"[{type(value).__name__}]"
 
 
 def escape_to_ascii(line: str) -> str:
     """Return a JSON line for a stream whose encoding lacks some of its characters."""
-    return _BEYOND_ASCII.sub(_escaped, line)
+    return _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], line)
 
 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return json.dumps(found[0])[1:-1]

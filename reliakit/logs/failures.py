@@ -33,13 +33,11 @@ def error_fields(error: BaseException, walk: Walk) -> dict[str, Any]:
     found = classify(error)
     # What matters most is masked first: a long stack may use the budget up.
     message = walk.text(_message(error))
-    causes = [
-        {"type": type(cause).__name__, "message": walk.text(_message(cause)), "stack": cause}
-        for cause in _causes(error)
-    ]
+    chain = list(_causes(error))
+    causes = [{"type": type(cause).__name__, "message": walk.text(_message(cause))} for cause in chain]
     stack = walk.text("\n".join(_stack(error)))
-    for entry in causes:
-        entry["stack"] = walk.text("\n".join(_stack(entry["stack"])))
+    for entry, cause in zip(causes, chain, strict=True):
+        entry["stack"] = walk.text("\n".join(_stack(cause)))
     return {
         "type": type(error).__name__,
         "message": message,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
 
@@ -13,9 +13,11 @@ from reliakit.core.context import current_request
 from reliakit.logs.context import context_fields
 from reliakit.logs.encode import encode
 from reliakit.logs.failures import error_fields, shown_fields
-from reliakit.logs.masker import Masker
 from reliakit.logs.walk import FAILED, Walk
 from reliakit.logs.words import Verdict
+
+if TYPE_CHECKING:
+    from reliakit.logs.masker import Masker
 
 __all__ = ["MaskingFormatter"]
 
@@ -27,7 +29,7 @@ _RESERVED = frozenset({*RESERVED_ATTRS, "taskName", FIELDS, ERROR, FOUND, REQUES
 
 # `%s` right behind a sensitive word: once formatted, nothing tells the word and the secret apart.
 _NAMED_ARGUMENT = re.compile(r"([\w.\-]++)[\"']?[ \t]*+(?:=>|[:=]|is |was |to )?[ \t]*+[\"']?\Z")
-_PLACE = re.compile(r"%(?:%|[-#0+ ]*(?:\*|\d+)?(?:\.(?:\*|\d+))?[hlL]?[diouxXeEfFgGcrsa])")
+_PLACE = re.compile(r"%(?:%|[-#0+ ]*+(?:\*|\d++)?(?:\.(?:\*|\d++))?[hlL]?[diouxXeEfFgGcrsa])")
 
 
 class MaskingFormatter(BaseJsonFormatter):
@@ -50,13 +52,13 @@ class MaskingFormatter(BaseJsonFormatter):
         """Return the record's line."""
         try:
             walk = Walk(self._masker, plain=True)
-            line = self.serialize_log_record(self.process_log_record(self._data(record, walk)))
-            if walk.found or walk.failed:
-                record.__dict__[FOUND] = (walk.found, walk.failed)
-            return line
+            line: str = self.serialize_log_record(self.process_log_record(self._data(record, walk)))
         except Exception:  # noqa: BLE001 - the record is told of, nothing of what is in it
             record.__dict__[FOUND] = (0, True)
             return self.jsonify_log_record(self._stand_in(record))
+        if walk.found or walk.failed:
+            record.__dict__[FOUND] = (walk.found, walk.failed)
+        return line
 
     def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
         """Return the data as one line of JSON."""
@@ -148,18 +150,20 @@ def _extras(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def _message(record: logging.LogRecord, walk: Walk) -> str:
     """Return the formatted message; one that does not fit its arguments goes without them."""
-    message: object = record.msg
     try:
-        if type(message) is not str:
-            message = str(message)
-        if not record.args:
-            return str(message)
-        return str(message) % _hidden(str(message), record.args, walk)
+        message = str(record.msg)
+    except Exception:  # noqa: BLE001 - an object that cannot be shown is named by its type
+        return f"[unprintable {type(record.msg).__name__}]"
+    if not record.args:
+        return message
+    try:
+        formatted: str = message % _hidden(message, record.args, walk)
     except Exception:  # noqa: BLE001 - wrong arguments must not cost the record; they are not shown either
-        return message if isinstance(message, str) else f"[unprintable {type(record.msg).__name__}]"
+        return message
+    return formatted
 
 
-def _hidden(template: str, args: Any, walk: Walk) -> Any:
+def _hidden(template: str, args: object, walk: Walk) -> object:
     """Return the arguments with those hidden that stand right behind a sensitive word."""
     if not isinstance(args, tuple):
         return walk.value(args, 0) if isinstance(args, dict) else args

@@ -1,4 +1,7 @@
-"""Where lines go: to a stream, at once or through a bounded queue. A line that cannot be written is counted, not shown."""
+"""Where lines go: to a stream, at once or through a bounded queue.
+
+A line that cannot be written is counted; nothing of it is shown anywhere else.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,7 @@ class LineHandler(logging.Handler):
                 self._emitter.emit(LogDropped, reason=reason)
 
     def _tell(self, record: logging.LogRecord) -> None:
-        """Emit what the record is a sign of. A record that listeners write while they are told makes no new events."""
+        """Emit what the record is a sign of; records that listeners write while they are told make no new events."""
         if REQUEST_ID in record.__dict__:
             return
         found = record.__dict__.get(FOUND)

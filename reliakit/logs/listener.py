@@ -50,7 +50,7 @@ class LogListener:
         level, message, fields, error = tell(event)
         if logger.isEnabledFor(level):
             request_id = event.request_id if isinstance(event, events.RequestEnded) else None
-            _write(logger, level, message, fields, error, request_id)
+            _write(logger, level, message, fields, error=error, request_id=request_id)
 
     def _limit(self, event: events.LimitDecided) -> None:
         if not event.denied or not _LIMITS.isEnabledFor(logging.WARNING):
@@ -66,7 +66,7 @@ class LogListener:
             "denials": before + 1,
         }
         message = "rate limit reached" if event.enforced else "rate limit would have been reached"
-        _write(_LIMITS, logging.WARNING, message, fields, None, None)
+        _write(_LIMITS, logging.WARNING, message, fields)
 
     def __repr__(self) -> str:
         return f"<LogListener {'open' if self._subscription else 'closed'}>"
@@ -98,8 +98,9 @@ def _write(
     level: int,
     message: str,
     fields: dict[str, Any],
-    error: BaseException | None,
-    request_id: str | None,
+    *,
+    error: BaseException | None = None,
+    request_id: str | None = None,
 ) -> None:
     info = None if error is None else (type(error), error, error.__traceback__)
     record = logger.makeRecord(logger.name, level, __file__, 0, message, (), info)

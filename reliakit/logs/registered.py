@@ -41,7 +41,7 @@ class RegisteredSecrets:
             raise ConfigurationError(f"value must be a text or bytes, got {type(value).__name__}")
         if len(value.strip()) < _SHORTEST:
             raise ConfigurationError(
-                f"value is too short to be masked safely: at least {_SHORTEST} characters, blanks at its ends left out"
+                f"value is too short to be masked safely: it needs {_SHORTEST} characters besides blanks at its ends"
             )
         with self._lock:
             self._forms.update(forms_of(value))
@@ -84,7 +84,7 @@ def _base64_cores(raw: bytes) -> Iterator[str]:
     for offset in range(3):
         padded = b"\0" * offset + raw
         usable = len(padded) - len(padded) % 3
-        # The characters that also depend on what stands before are left out, and so are those that depend on what follows.
+        # Characters that also depend on what stands before or follows are left out.
         core = slice((offset * 8 + 5) // 6, usable // 3 * 4)
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             whole = encode(padded).decode()

@@ -10,8 +10,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
+from typing import TYPE_CHECKING
 
-from reliakit.logs.words import KeyRules
+if TYPE_CHECKING:
+    from reliakit.logs.words import KeyRules
+
 
 __all__ = ["VendorToken", "mask_tokens", "table"]
 
@@ -86,7 +89,8 @@ _OTHERS = re.compile(
     r"|(?<![A-Za-z0-9])[0-9a-f]{32}-us[0-9]{1,2}(?![A-Za-z0-9])"  # Mailchimp
     r"|(?<![A-Za-z0-9])[MNO][A-Za-z0-9_\-]{23,27}\.[A-Za-z0-9_\-]{6}\.[A-Za-z0-9_\-]{27,}+"  # Discord bot
     r"|(?<![A-Za-z0-9])A3T[A-Z0-9]{17}(?![A-Za-z0-9])"  # AWS
-    r"|(?<![A-Za-z0-9])(?:sc|ext|scauth|authress)_[a-z0-9]{5,30}\.[a-z0-9]{4,6}\.acc[_\-][a-z0-9\-]{10,32}\.[A-Za-z0-9+/_=\-]{30,}+"
+    r"|(?<![A-Za-z0-9])(?:sc|ext|scauth|authress)_[a-z0-9]{5,30}\.[a-z0-9]{4,6}\.acc[_\-]"
+    r"[a-z0-9\-]{10,32}\.[A-Za-z0-9+/_=\-]{30,}+"  # Authress
     r"|webhook\.office\.com/webhookb2/[^\s\"'<>]{60,}+"  # Microsoft Teams
 )
 

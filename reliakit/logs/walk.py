@@ -18,6 +18,7 @@ from uuid import UUID
 
 from reliakit.logs.bodies import is_spared
 from reliakit.logs.detectors import MARKER, Detector
+from reliakit.logs.encode import SmallNumber
 from reliakit.logs.personal import is_card
 from reliakit.logs.words import Verdict
 
@@ -34,7 +35,8 @@ CYCLE = "[cycle]"
 
 # A text with none of these signs holds nothing that the detectors look for.
 _WORTH = re.compile(
-    r"[=@$<:：＝'\"%]|[A-Za-z0-9_.+/~\-]{16}|[0-9][0-9 ().\-]{7}|--|earer|asic |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey |\+[0-9]"
+    r"[=@$<:：＝'\"%]|[A-Za-z0-9_.+/~\-]{16}|[0-9][0-9 ().\-]{7}|--|\+[0-9]"
+    r"|earer|EARER|asic |ASIC |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey "
 )
 _REMEMBERED_TEXTS = 4096
 _LONGEST_REMEMBERED = 80
@@ -54,6 +56,7 @@ _SCALARS: dict[type, Callable[[Any], object]] = {
     IPv6Address: str,
 }
 _LARGEST_INT = 2**63
+_SMALLEST = 1e-4
 _LEAST_CARD, _LAST_CARD = 10**12, 10**19 - 1
 # Smaller numbers are no secret by themselves, unless their field's name says so: too short to be registered, too.
 _MOST_INT = 10**5
@@ -162,7 +165,7 @@ class Walk:
             self.found += 1
         return masked
 
-    def value(self, value: Any, depth: int) -> Any:
+    def value(self, value: Any, depth: int) -> Any:  # noqa: PLR0911 - a table of types reads best in a row
         """Return any value without its secrets."""
         kind = type(value)
         if kind is str:
@@ -196,7 +199,11 @@ class Walk:
 
     def _float(self, value: float) -> Any:
         """Return a number; JSON knows none that is infinite or not a number."""
-        return value if not self._plain or value - value == 0.0 else str(value)
+        if not self._plain:
+            return value
+        if value - value != 0.0:
+            return str(value)
+        return SmallNumber(value) if value and -_SMALLEST < value < _SMALLEST else value
 
     def _contained(self, value: Any, depth: int, treat: Callable[[Any, int], Any]) -> Any:
         """Treat a container one level deeper, unless that is too deep or it contains itself."""
@@ -351,7 +358,7 @@ class Walk:
         self.found += 1
         return MARKER
 
-    def _other(self, value: Any, kind: type, depth: int) -> Any:
+    def _other(self, value: Any, kind: type, depth: int) -> Any:  # noqa: PLR0911, PLR0912 - likewise
         """Treat what is neither a plain scalar nor a plain container."""
         scalar = _SCALARS.get(kind)
         if scalar is not None:

@@ -25,7 +25,7 @@ from reliakit.core.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["KeyRules", "Verdict", "words_of"]
+__all__ = ["KeyRules", "Verdict", "word_set", "words_of"]
 
 
 class Verdict(IntEnum):
@@ -43,7 +43,8 @@ class Verdict(IntEnum):
     """A secret, unless the value is a path: `pwd`."""
 
 
-def _set(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """Return the words of a text, in lower case and without accents."""
     return frozenset(_plain(text).split())
 
 
@@ -57,7 +58,7 @@ def _plain(text: str) -> str:
 
 _LETTERS = str.maketrans({"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "ı": "i", "đ": "d", "æ": "ae"})  # do not decompose
 
-_SECRETS = _set(
+_SECRETS = word_set(
     """
     password passwords passwd passwds passphrase passphrases passcode passkey passkeys pw psw pswd psk pwhash
     secret secrets token tokens jwt jwts jws jwe bearer apikey apikeys apitoken apisecret appkey appsecret
@@ -207,10 +208,10 @@ _LONGEST_COMPOUND = max(map(len, _COMPOUNDS))
 # At the end of a name only: what comes after decides what the name is about.
 _TAILS: dict[str, Verdict] = {
     **dict.fromkeys(
-        _set("auth session sessions sid email emails mail phone telephone mobile msisdn iban clave"), Verdict.WEAK
+        word_set("auth session sessions sid email emails mail phone telephone mobile msisdn iban clave"), Verdict.WEAK
     ),
-    **dict.fromkeys(_set("sig signature salt seed nonce ticket assertion mnemonic pepper"), Verdict.RANDOM),
-    **dict.fromkeys(_set("pwd oldpwd"), Verdict.FOLDER),
+    **dict.fromkeys(word_set("sig signature salt seed nonce ticket assertion mnemonic pepper"), Verdict.RANDOM),
+    **dict.fromkeys(word_set("pwd oldpwd"), Verdict.FOLDER),
     "pass": Verdict.TALLY,
 }
 _TAIL_PAIRS: dict[tuple[str, str], Verdict] = {
@@ -221,14 +222,14 @@ _TAIL_PAIRS: dict[tuple[str, str], Verdict] = {
     ("telephone", "number"): Verdict.WEAK,
 }
 
-_PLURALS = _set("tokens cookies secrets passwords credentials jwts keys sessions emails passkeys")
+_PLURALS = word_set("tokens cookies secrets passwords credentials jwts keys sessions emails passkeys")
 
 # After a sensitive word: it only describes something about the secret.
-_AFTER = _set(
+_AFTER = word_set(
     """
     count counts counter total num type types kind length len size bits bytes chars width
     at on until since expires expiry expired expire expiration exp ttl lifetime timeout age duration seconds minutes
-    hours days date time timestamp interval period max min minimum maximum limit limits quota budget usage used use uses
+    hours days date time timestamp interval period max min minimum maximum limit limits quota budget usage used use
     remaining left consumed cost price rate per prompt policy policies rule rules strength score complexity entropy
     enabled disabled required optional allowed valid invalid validity verified validated present missing exists
     set unset changed updated created issued rotated revoked deleted rotation generation attempts attempt tries
@@ -241,24 +242,24 @@ _AFTER = _set(
     """
 )
 # Before a sensitive word, directly.
-_BEFORE = _set(
+_BEFORE = word_set(
     """
     max min num n nb total count avg mean prompt completion is has had needs need requires require use uses using
     forgot forgotten per remaining used supports support allow allows show
     """
 )
 # Before the plural "tokens" only: language models count these.
-_BEFORE_TOKENS = _set(
+_BEFORE_TOKENS = word_set(
     "input output reasoning cached audio accepted rejected generated context new num thinking text image"
 )
 
 # Names written in one word: a known head and a known tail, so that `dbpassword` is found and `betoken` is not.
-_HEADS = _set(
+_HEADS = word_set(
     """
     db database user username admin root my new old current confirm auth oauth access refresh id api app client csrf
     xsrf bot login session device push service server account master bearer web site app smtp ftp ssh sftp mail email
-    mysql postgres pg redis mongo rabbitmq ldap wifi proxy http https github gitlab slack stripe aws gcp azure security
-    signing webhook reset verification activation registration deploy personal x private
+    mysql postgres pg redis mongo rabbitmq ldap wifi proxy http https github gitlab slack stripe aws gcp azure
+    security signing webhook reset verification activation registration deploy personal x private
     """
 )
 _TAIL_WORDS = (
@@ -275,8 +276,9 @@ _TAIL_WORDS = (
     "pwd",
 )
 
+_LONGEST_NAME = 256
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^\W\d_A-Za-z]+")
-_SEPARATORS = re.compile(r"[\W_\d]+")
+_SEPARATORS = re.compile(r"[\W_\d]++")
 
 
 def words_of(name: str) -> list[str]:
@@ -314,7 +316,8 @@ class KeyRules:
         """Return what this name says about its value. Never raises. One lookup when the name has been seen."""
         found = self._known.get(name)
         if found is None:
-            found = self._judge(name)
+            # The end of a name says what it is the name of.
+            found = self._judge(name[-_LONGEST_NAME:])
             if len(name) <= self._LONGEST_REMEMBERED:
                 if len(self._known) >= self._REMEMBERED:
                     self._known.clear()
