@@ -56,7 +56,7 @@ class Family(Generic[S]):
         # Overflow keeps the few values that are known beforehand, so the sums by status stay right.
         combinations = math.prod(len(label.values) + 1 for label in metric.labels if _survives(label))
         self._places: Places[S] = Places(max(0, max_series - combinations) if metric.labels else 1)
-        self._overflow: Places[S] = Places(combinations)
+        self._overflow: Places[S] = Places(None)  # its keys are those combinations and no others
         self._lookup: dict[tuple[Any, ...], S] = {}
         self._lookup_cap = 2 * max_series
         self._next_cell = itertools.count().__next__
@@ -98,6 +98,8 @@ class Family(Generic[S]):
         return tuple([named.get(name, "") for name in self.label_names])
 
     def _find(self, values: tuple[object, ...]) -> S:
+        if not values:
+            values = ("",) * len(self.label_names)
         if len(values) != len(self.label_names):
             return self._lost
         key = tuple([bound.admit(value) for bound, value in zip(self._values, values, strict=True)])
@@ -143,7 +145,7 @@ class Family(Generic[S]):
             value if _survives(label) else OTHER for label, value in zip(self.metric.labels, key, strict=True)
         )
         series = self._overflow.find(spilled) or self._place(spilled, self._overflow)
-        assert series is not None, "overflow has a place for every combination"
+        assert series is not None, "overflow has room without limit"
         return series
 
     def _make(self, key: tuple[str, ...]) -> S:
@@ -241,7 +243,7 @@ class _Values:
     def admit(self, value: object) -> str:
         """Return the text that stands for `value`, `_other` when the label is full."""
         text = label_text(value)
-        if self._fold is not None:
+        if self._fold is not None and text != OTHER:
             text = _folded(self._fold, text)
         if self._places is None or text in self._known or text in {"", OTHER} or self._places.find(text) is not None:
             return text

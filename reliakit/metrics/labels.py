@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import math
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -52,15 +53,16 @@ class Label:
 
 
 class Places(Generic[T]):
-    """At most `limit` things, each under its key, decided exactly and without a lock.
+    """At most `limit` things, each under its key, decided without a lock; None is no limit.
 
-    Tickets come from an atomic counter. Whoever loses the race for a key hands its ticket back.
+    Tickets come from an atomic counter. Whoever loses the race for a key hands its ticket back; until it does,
+    another key may find no room although a place is about to become free.
     """
 
     __slots__ = ("_limit", "_spare", "_taken", "_tickets")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int | None) -> None:
+        self._limit = math.inf if limit is None else limit
         self._tickets = itertools.count()
         self._spare: list[None] = []
         self._taken: dict[Hashable, T] = {}
@@ -75,7 +77,7 @@ class Places(Generic[T]):
             self._spare.pop()
         except IndexError:
             if next(self._tickets) >= self._limit:
-                return None
+                return self._taken.get(key)
         kept = self._taken.setdefault(key, made)
         if kept is not made:
             self._spare.append(None)

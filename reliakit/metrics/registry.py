@@ -307,9 +307,9 @@ class Metrics:
                 shown.labels(verdict.objective, name).set(1 if name == verdict.verdict else 0)
         families = list(self._families.copy().values())
         held = self._own("metrics_series", Gauge)
-        for family in families:
-            if family.series:
-                held.labels(family.name).set(len(family.series))
+        full = [(held.labels(family.name), family) for family in families if family.series or family is held]
+        for gauge, family in full:
+            gauge.set(len(family.series))
         return families
 
     def _custom(self, metric: Metric) -> AnyFamily:

@@ -6,6 +6,7 @@ no exception. What cannot be counted is dropped and counted as dropped.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
     from reliakit.metrics.cells import Cells
 
-__all__ = ["CounterSeries", "GaugeSeries", "HistogramSeries", "Home", "Series", "Tally", "lost"]
+__all__ = ["MOST", "CounterSeries", "GaugeSeries", "HistogramSeries", "Home", "Series", "Tally", "lost"]
 
 # A larger number is no measurement, and adding up many of them would reach infinity and stay there.
-_MOST = 1e200
+MOST = 1e200
 _PLAIN = frozenset({int, float})
 # CPython has one object for 1, so the usual call is told by identity: 78 ns instead of 104.
 _ONE = 1
@@ -90,7 +91,7 @@ class CounterSeries(Series):
     def inc(self, amount: float = 1) -> None:
         """Add `amount`, zero or more. Never raises: anything else is dropped and counted. O(1), any thread."""
         try:
-            if amount is _ONE or (amount.__class__ in _PLAIN and 0 <= amount <= _MOST):
+            if amount is _ONE or (amount.__class__ in _PLAIN and 0 <= amount <= MOST):
                 self._own.row[self._first] += amount
                 return
         except (AttributeError, IndexError):
@@ -190,7 +191,7 @@ class HistogramSeries(Series):
     def observe(self, value: float) -> None:
         """Take in one measurement, zero or more. Never raises. O(log buckets), any thread."""
         try:
-            if value.__class__ in _PLAIN and 0 <= value <= _MOST:
+            if value.__class__ in _PLAIN and 0 <= value <= MOST:
                 row = self._own.row
                 # The sum's cell is the last one, so a row that is too short fails before anything is written.
                 row[self._sum] += value
@@ -283,11 +284,12 @@ def _number(value: object, drop: Callable[[str], None], *, signed: bool = False)
         number: float = value  # type: ignore[assignment]  # its class was just looked at
     else:
         try:
-            number = float(value)  # type: ignore[arg-type]  # whatever has __float__: Decimal, Fraction, numpy
+            # Whatever has __float__: Decimal, Fraction, numpy. A text is no measurement, though float() reads it.
+            number = math.nan if isinstance(value, str | bytes | bytearray) else float(value)  # type: ignore[arg-type]
         except Exception:  # noqa: BLE001 - a metric never raises into its caller; counted as dropped
             drop("not_a_number")
             return None
-    if not -_MOST <= number <= _MOST:
+    if not -MOST <= number <= MOST:
         drop("not_finite")
         return None
     if number < 0 and not signed:

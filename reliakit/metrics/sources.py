@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import deque
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.metrics.family import Counter
 from reliakit.metrics.labels import OTHER, Places, fold_source, label_text
-from reliakit.metrics.series import CounterSeries
+from reliakit.metrics.series import MOST, CounterSeries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,11 +156,12 @@ class SourceCounter(Counter):
 
     def labels(self, /, *values: object, **named: object) -> CounterSeries:
         """Return a handle for events of this source. Never raises."""
+        chosen = values or ("", "")
         if named:
-            values = (None if values else self._by_name(named)) or ()
-        if len(values) != len(self.label_names):
+            chosen = (None if values else self._by_name(named)) or ()
+        if len(chosen) != len(self.label_names):
             return self._lost
-        event, source = values
+        event, source = chosen[0], chosen[1]
         return _SourceSeries(self, label_text(event), fold_source(label_text(source)))
 
     def count(self, event: str, source: str, amount: float) -> None:
@@ -186,8 +187,8 @@ class SourceCounter(Counter):
 
 
 def _times(amount: Any) -> int:
-    """Return how many events a hostile amount stands for."""
+    """Return how many events an amount stands for; 0 for one that will not be counted."""
     try:
-        return max(0, int(cast("float", amount)))
-    except (TypeError, ValueError, OverflowError):
+        return int(amount) if 0 <= amount <= MOST else 0
+    except Exception:  # noqa: BLE001 - a hostile amount; the series drops and counts it
         return 0

@@ -1,0 +1,413 @@
+"""What reliakit's components tell becomes numbers: real events through the real spine."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from reliakit.core import events as vocabulary
+from reliakit.core.events import (
+    AttemptFailed,
+    CallEnded,
+    CallRejected,
+    CheckoutOverdue,
+    CircuitChanged,
+    ConnectionLeaked,
+    ErrorSeen,
+    Event,
+    LimitDecided,
+    LogDropped,
+    PoolWaited,
+    RequestEnded,
+    RequestStarted,
+    SecretsMasked,
+    SecurityNoticed,
+    StoreFailed,
+    StoreRecovered,
+    TransactionEnded,
+    TransactionStarted,
+    ValidationFailed,
+)
+from reliakit.core.spine import Emitter
+from reliakit.core.tracking import report
+from reliakit.metrics import Metrics
+from reliakit.resilience.breaker import CircuitBreaker
+from reliakit.testing import ManualClock
+
+
+@pytest.fixture
+def metrics():
+    with Metrics(clock=ManualClock()) as attached:
+        yield attached
+
+
+def value(metrics, name, /, **labels):
+    """Return the sample with exactly these labels, or None; names go without the namespace."""
+    for family in text_string_to_metric_families(metrics.render().body.decode()):
+        for sample in family.samples:
+            if sample.name == f"reliakit_{name}" and sample.labels == labels:
+                return sample.value
+    return None
+
+
+def verdict(metrics, name):
+    return next(found for found in metrics.slo() if found.objective == name)
+
+
+def ended(emitter, status="commit", **fields):
+    settings = {
+        "service": "auth",
+        "operation": "login",
+        "attempt": 1,
+        "duration": 0.01,
+        "wait": 0.0,
+        "statements": 1,
+        "rows": 1,
+    }
+    emitter.emit(TransactionEnded, **{**settings, "status": status, **fields})
+
+
+def started(emitter, **fields):
+    settings = {
+        "service": "auth",
+        "operation": "login",
+        "attempt": 1,
+        "isolation": "serializable",
+        "read_only": False,
+    }
+    emitter.emit(TransactionStarted, **{**settings, **fields})
+
+
+LOGIN = {"service": "auth", "operation": "login"}
+
+
+class TestTransactions:
+    def test_each_attempt_is_counted_and_timed_by_its_status(self, metrics):
+        db = Emitter("main")
+        for status in ("commit", "commit", "rollback", "timeout", "unknown", "retry"):
+            ended(db, status)
+        expected = {"commit": 2, "rollback": 1, "timeout": 1, "unknown": 1, "retry": 1}
+        for status, times in expected.items():
+            assert value(metrics, "transaction_total", **LOGIN, status=status) == times
+            assert value(metrics, "transaction_duration_seconds_count", **LOGIN, status=status) == times
+
+    def test_every_status_exists_before_its_first_outcome(self, metrics):
+        started(Emitter("main"))
+        for status in ("commit", "rollback", "timeout", "unknown", "retry"):
+            assert value(metrics, "transaction_total", **LOGIN, status=status) == 0
+        assert value(metrics, "db_pool_leaked_connections_total", pool="main") == 0
+
+    def test_open_transactions_are_those_begun_and_not_ended(self, metrics):
+        db = Emitter("main")
+        for _ in range(3):
+            started(db)
+        assert value(metrics, "transaction_in_progress", **LOGIN) == 3
+        ended(db)
+        ended(db, "rollback", began=False)
+        assert value(metrics, "transaction_in_progress", **LOGIN) == 2
+        for _ in range(5):
+            ended(db)
+        assert value(metrics, "transaction_in_progress", **LOGIN) == 0
+        started(db)
+        assert value(metrics, "transaction_in_progress", **LOGIN) == 1
+
+    def test_open_transactions_are_exact_under_threads(self, metrics):
+        db = Emitter("main")
+
+        def work(number):
+            for _ in range(200):
+                started(db, operation=f"o{number % 2}")
+                ended(db, operation=f"o{number % 2}")
+            started(db, operation="o0")
+
+        crowd = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join()
+        assert value(metrics, "transaction_in_progress", service="auth", operation="o0") == 8
+        assert value(metrics, "transaction_in_progress", service="auth", operation="o1") == 0
+
+    def test_endless_operations_share_one_count_of_open_ones(self, metrics):
+        db = Emitter("main")
+        for number in range(3000):
+            started(db, operation=f"op-{number}")
+        shown = list(metrics._own("transaction_in_progress", object).series)
+        assert sum(series.get() for series in shown) == 3000
+        assert len(shown) <= 1000
+        for number in range(3000):
+            ended(db, operation=f"op-{number}")
+        assert {series.get() for series in shown} == {0}
+
+    def test_retries_and_database_errors_are_told_apart(self, metrics):
+        db = Emitter("main")
+        ended(db, "retry", sqlstate="40001")
+        ended(db, "retry", sqlstate="40P01")
+        ended(db, "retry", sqlstate="57P01")
+        ended(db, "retry")
+        ended(db, "retry", sqlstate="55P03")
+        ended(db, "rollback", sqlstate="23505")
+        ended(db, "rollback", sqlstate="42P01")
+        for reason, times in {"serialization": 1, "deadlock": 1, "connection": 2, "other": 1}.items():
+            assert value(metrics, "transaction_retries_total", **LOGIN, reason=reason) == times
+        for state in ("40001", "40P01", "57xxx", "55xxx", "23505", "42xxx"):
+            assert value(metrics, "db_errors_total", sqlstate=state) == 1
+
+    def test_only_a_deadlock_that_reached_the_caller_breaches(self, metrics):
+        db = Emitter("main")
+        for _ in range(100):
+            ended(db)
+            ended(db, "retry", sqlstate="40P01")
+        assert verdict(metrics, "deadlocks").verdict == "met"
+        ended(db, "rollback", sqlstate="40P01")
+        found = verdict(metrics, "deadlocks")
+        assert (found.verdict, found.value, found.target) == ("breached", 1, 0)
+
+    def test_the_rollback_rate_judges_what_nobody_asked_for(self, metrics):
+        db = Emitter("main")
+        for _ in range(400):
+            ended(db)
+            ended(db, "rollback", deliberate=True)
+            ended(db, "retry", sqlstate="40001")
+        found = verdict(metrics, "rollback_rate")
+        assert (found.verdict, found.value, found.count) == ("met", 0.0, 400)
+        for _ in range(40):
+            ended(db, "rollback")
+        found = verdict(metrics, "rollback_rate")
+        assert (found.verdict, found.count) == ("breached", 440)
+        assert found.value == pytest.approx(40 / 440)
+
+    def test_latency_is_judged_by_attempts(self, metrics):
+        db = Emitter("main")
+        for _ in range(100):
+            ended(db, duration=0.1)
+        assert verdict(metrics, "transaction_latency").verdict == "met"
+        for _ in range(100):
+            ended(db, duration=0.2)
+        found = verdict(metrics, "transaction_latency")
+        assert (found.verdict, found.value, found.count) == ("breached", 0.5, 200)
+
+    def test_pools_are_watched(self, metrics):
+        pool = Emitter("main")
+        pool.emit(PoolWaited, wait=0.03, granted=True)
+        pool.emit(PoolWaited, wait=5.0, granted=False)
+        assert value(metrics, "db_pool_wait_seconds_count", pool="main") == 2
+        assert value(metrics, "db_pool_timeouts_total", pool="main") == 1
+        assert value(metrics, "db_pool_overdue_checkouts_total", pool="main") == 0
+        pool.emit(CheckoutOverdue, age=61.0, line="app.py:3")
+        assert value(metrics, "db_pool_overdue_checkouts_total", pool="main") == 1
+        assert verdict(metrics, "leaked_connections").verdict == "insufficient_data"
+        pool.emit(ConnectionLeaked, reason="thread died")
+        assert value(metrics, "db_pool_leaked_connections_total", pool="main") == 1
+        assert verdict(metrics, "leaked_connections").verdict == "breached"
+
+
+class TestResilience:
+    def test_a_real_breaker_shows_its_state_calls_and_transitions(self, metrics):
+        breaker = CircuitBreaker("db", failure_threshold=2, clock=ManualClock())
+
+        def fail():
+            raise OSError("down")
+
+        breaker.call(int)
+        for _ in range(2):
+            with pytest.raises(OSError, match="down"):
+                breaker.call(fail)
+        with pytest.raises(Exception, match="open"):
+            breaker.call(int)
+        for outcome, times in {"success": 1, "failure": 2, "rejected": 1, "ignored": 0}.items():
+            assert value(metrics, "circuit_breaker_calls_total", name="db", outcome=outcome) == times
+        assert value(metrics, "circuit_breaker_state", name="db", state="open") == 1
+        assert value(metrics, "circuit_breaker_state", name="db", state="closed") == 0
+        assert value(metrics, "circuit_breaker_transitions_total", name="db", **{"from": "closed", "to": "open"}) == 1
+        assert value(metrics, "calls_rejected_total", name="db", reason="CircuitOpenError") == 1
+        assert value(metrics, "error_total", type="OSError", status="resource") is None
+        assert value(metrics, "error_total", type="OSError", service="", status="resource") == 2
+
+    def test_only_one_state_is_shown_at_a_time(self, metrics):
+        breaker = Emitter("db")
+        for previous, state in (("closed", "open"), ("open", "half_open"), ("half_open", "closed")):
+            breaker.emit(CircuitChanged, previous=previous, state=state, cause="x")
+            shown = [series.get() for series in metrics._own("circuit_breaker_state", object).series]
+            assert sum(shown) == 1
+            assert value(metrics, "circuit_breaker_state", name="db", state=state) == 1
+
+    def test_other_guards_rejections_are_no_breaker_calls(self, metrics):
+        Emitter("pool").emit(CallRejected, reason="BulkheadFullError")
+        assert value(metrics, "calls_rejected_total", name="pool", reason="BulkheadFullError") == 1
+        assert value(metrics, "circuit_breaker_calls_total", name="pool", outcome="rejected") is None
+
+    def test_calls_with_a_duration_are_timed(self, metrics):
+        Emitter("db").emit(CallEnded, verdict="success", duration=0.2)
+        assert value(metrics, "circuit_breaker_call_duration_seconds_sum", name="db") == 0.2
+
+    def test_attempts_decisions_and_stores_are_counted(self, metrics):
+        Emitter("http").emit(AttemptFailed, attempt=1, delay=0.5, error_type="OSError")
+        assert value(metrics, "retry_attempts_total", name="http", outcome="retried") == 1
+        limiter = Emitter("search")
+        for allowed, denied, degraded in ((True, False, False), (False, True, False), (True, True, True)):
+            limiter.emit(
+                LimitDecided,
+                key="k",
+                allowed=allowed,
+                denied=denied,
+                enforced=not (allowed and denied),
+                degraded=degraded,
+                cost=1,
+                retry_after=0.0,
+            )
+        for decision in ("allowed", "limited", "shadow"):
+            assert value(metrics, "rate_limit_decisions_total", limiter="search", decision=decision) == 1
+        assert value(metrics, "rate_limit_degraded_total", limiter="search") == 1
+        limiter.emit(StoreFailed, store="redis", reason="timeout")
+        assert value(metrics, "store_failures_total", store="redis") == 1
+        assert value(metrics, "store_up", store="redis") == 0
+        limiter.emit(StoreRecovered, store="redis", outage=2.0)
+        assert value(metrics, "store_up", store="redis") == 1
+
+
+class TestTrouble:
+    def test_an_exception_object_counts_once_however_often_it_is_seen(self, metrics):
+        error = ValueError("no")
+        for name in ("db", "breaker", "web"):
+            report(Emitter(name), error, service="auth", status="422")
+        assert value(metrics, "error_total", type="ValueError", service="auth", status="422") == 1
+        for _ in range(30):
+            report(Emitter("web"), KeyError("k"), service="auth")
+        assert value(metrics, "error_total", type="KeyError", service="auth", status="programming") == 30
+        assert verdict(metrics, "errors_tracked").verdict == "met"
+
+    def test_an_error_that_breaks_the_counting_is_told_by_the_objective(self, metrics, monkeypatch):
+        monkeypatch.setattr(metrics._own("error_total", object), "labels", lambda *values: 1 / 0)
+        report(Emitter("web"), ValueError("v"))
+        assert verdict(metrics, "errors_tracked").verdict == "breached"
+
+    def test_security_events_are_counted_by_source(self, metrics):
+        web = Emitter("web")
+        for _ in range(9):
+            web.emit(SecurityNoticed, event="failed_login", source="203.0.113.9", fields={"account": "x"})
+        assert value(metrics, "security_total", event="failed_login", source="_other") == 5
+        assert value(metrics, "security_total", event="failed_login", source="203.0.113.9") == 4
+
+    def test_broken_rules_secrets_and_lost_records_are_counted(self, metrics):
+        Emitter("signup").emit(ValidationFailed, keywords=("required", "maximum", "required"))
+        assert value(metrics, "validation_failures_total", schema="signup", keyword="required") == 2
+        log = Emitter("logs")
+        log.emit(SecretsMasked, count=40)
+        log.emit(SecretsMasked, count=1, failed=True)
+        log.emit(LogDropped, reason="queue_full", count=3)
+        assert value(metrics, "log_secrets_total", result="masked") == 40
+        assert value(metrics, "log_secrets_total", result="withheld") == 1
+        assert value(metrics, "log_dropped_total", reason="queue_full") == 3
+        assert verdict(metrics, "secrets_masked").verdict == "met"
+
+
+class TestRequests:
+    def end(self, emitter, **fields):
+        settings = {
+            "service": "auth",
+            "method": "GET",
+            "route": "/users/{id}",
+            "status": 200,
+            "outcome": "completed",
+            "duration": 0.02,
+            "request_id": "r",
+            "response_bytes": 10,
+        }
+        emitter.emit(RequestEnded, **{**settings, **fields})
+
+    def test_requests_are_counted_timed_and_weighed(self, metrics):
+        web = Emitter("web")
+        web.emit(RequestStarted, method="GET")
+        web.emit(RequestStarted, method="GET")
+        assert value(metrics, "http_server_active_requests") == 2
+        self.end(web)
+        assert value(metrics, "http_server_active_requests") == 1
+        assert value(metrics, "http_server_requests_total", method="GET", route="/users/{id}", status="200") == 1
+        timed = {"method": "GET", "route": "/users/{id}", "status_class": "2xx", "outcome": "completed"}
+        assert value(metrics, "http_server_request_duration_seconds_count", **timed) == 1
+        assert value(metrics, "http_server_response_body_bytes_total", route="/users/{id}") == 10
+
+    def test_no_answer_unknown_methods_and_timeouts_have_their_values(self, metrics):
+        web = Emitter("web")
+        self.end(web, method="BREW", status=None, outcome="cancelled")
+        assert value(metrics, "http_server_requests_total", method="_other", route="/users/{id}", status="none") == 1
+        self.end(web, status=504, outcome="timeout")
+        self.end(web, status=200, outcome="timeout")
+        assert value(metrics, "http_server_timeouts_total", route="/users/{id}", phase="first_byte") == 1
+        assert value(metrics, "http_server_timeouts_total", route="/users/{id}", phase="idle") == 1
+
+    def test_hostile_routes_and_methods_leave_the_series_flat(self, metrics):
+        web = Emitter("web")
+        for number in range(5000):
+            self.end(web, method=f"M{number}", route=f"/r/{number}", status=100 + number % 500)
+        body = metrics.render().body.decode()
+        assert body.count("\nreliakit_http_server_requests_total{") <= 1000
+        assert body.count("\nreliakit_http_server_request_duration_seconds_count{") <= 1000
+
+
+class TestAttaching:
+    def test_attaching_twice_counts_once(self, metrics):
+        metrics.attach()
+        ended(Emitter("main"))
+        ended(Emitter("other", listeners=[metrics]))
+        assert value(metrics, "transaction_total", **LOGIN, status="commit") == 2
+
+    def test_a_closed_subscription_leaves_the_other_one(self):
+        metrics = Metrics()
+        first, second = metrics.attach(), metrics.attach()
+        first.close()
+        ended(Emitter("main"))
+        second.close()
+        ended(Emitter("main"))
+        assert value(metrics, "transaction_total", **LOGIN, status="commit") == 1
+
+    def test_close_ends_all_of_them_and_what_was_counted_stays(self):
+        metrics = Metrics()
+        metrics.attach()
+        with metrics:
+            ended(Emitter("main"))
+        metrics.close()
+        assert not Emitter("main").hears(TransactionEnded)
+        assert value(metrics, "transaction_total", **LOGIN, status="commit") == 1
+        with metrics:
+            ended(Emitter("main"))
+        assert value(metrics, "transaction_total", **LOGIN, status="commit") == 2
+
+    def test_two_metrics_both_count_and_one_that_was_closed_does_not(self):
+        one, other = Metrics(), Metrics("other")
+        with one:
+            with other:
+                ended(Emitter("main"))
+            ended(Emitter("main"))
+        assert value(one, "transaction_total", **LOGIN, status="commit") == 2
+        assert 'other_transaction_total{service="auth",operation="login",status="commit"} 1.0' in (
+            other.render().body.decode()
+        )
+
+    def test_one_components_listener_counts_without_attaching(self):
+        metrics = Metrics()
+        ended(Emitter("main", listeners=[metrics]))
+        ended(Emitter("main"))
+        assert value(metrics, "transaction_total", **LOGIN, status="commit") == 1
+
+    def test_every_event_is_counted_or_left_out_on_purpose(self):
+        left_out = {"HookFailed", "DeadlineOverrun", "Event"}
+        known = {name for name in vocabulary.__all__ if issubclass(getattr(vocabulary, name), Event)}
+        heard = {kind.__name__ for kind in Metrics()._feed.types}
+        assert known - heard == left_out
+
+    def test_a_users_own_subclass_counts_as_what_it_is(self, metrics):
+        class Mine(LogDropped):
+            pass
+
+        Emitter("logs").emit(Mine, reason="queue_full")
+        assert value(metrics, "log_dropped_total", reason="queue_full") == 1
+
+    def test_an_event_of_another_kind_counts_nothing(self):
+        Metrics()(Event(name="x", at=0.0, sequence=1))
+
+    def test_nobody_needs_to_build_an_error_event_for_a_metric_that_is_not_there(self):
+        assert not Emitter("main").hears(ErrorSeen)

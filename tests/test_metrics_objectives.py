@@ -1,0 +1,315 @@
+"""Verdicts do not cry wolf, windows slide, and the default objectives read what they say."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from reliakit.core.errors import ConfigurationError
+from reliakit.metrics import Metrics, Objective, at_most, below, complete, count, ratio, zero
+from reliakit.metrics.objectives import Reading, judge, wilson
+from reliakit.metrics.windows import Window
+from reliakit.testing import ManualClock
+
+NAMES = [
+    "transaction_latency",
+    "rollback_rate",
+    "deadlocks",
+    "leaked_connections",
+    "errors_tracked",
+    "error_resolution",
+    "secrets_masked",
+]
+
+
+def verdict(metrics, name):
+    (found,) = [verdict for verdict in metrics.slo() if verdict.objective == name]
+    return found
+
+
+def share_is_plausible(share, part, total):
+    """Return whether a true share would be off from this sample by up to 1.96 standard errors: Wilson's own test."""
+    return abs(part / total - share) <= 1.959963984540054 * math.sqrt(share * (1 - share) / total)
+
+
+class TestWilson:
+    @given(st.integers(1, 5000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+    def test_the_interval_holds_exactly_the_plausible_shares(self, sample):
+        part, total = sample
+        low, high = wilson(part, total)
+        assert 0 <= low <= part / total <= high <= 1
+        for share in (0.001, 0.01, 0.05, 0.3, 0.5, 0.9, 0.95, 0.99):
+            if min(abs(share - low), abs(share - high)) > 1e-9:
+                assert (low <= share <= high) == share_is_plausible(share, part, total)
+
+    @given(st.integers(0, 5000), st.integers(0, 5000), st.sampled_from([0.01, 0.05, 0.5]))
+    def test_a_ratio_is_judged_by_its_whole_interval(self, bad, good, limit):
+        total = bad + good
+        found = judge(Objective("x", ratio("bad", "all", limit)), Reading(bad, total))
+        if total < 30:
+            assert found.verdict == "insufficient_data"
+            return
+        low, high = wilson(bad, total)
+        assert found.verdict == ("met" if high <= limit else "breached" if low > limit else "at_risk")
+        assert (found.value, found.low, found.high, found.count) == (bad / total, low, high, total)
+
+    @given(st.integers(0, 5000), st.integers(0, 5000), st.sampled_from([0.5, 0.95, 0.99]))
+    def test_a_share_below_a_threshold_is_judged_by_its_whole_interval(self, good, slow, share):
+        total = good + slow
+        found = judge(Objective("x", below("m", 0.1, share)), Reading(good, total))
+        if total < 30:
+            assert found.verdict == "insufficient_data"
+            return
+        low, high = wilson(good, total)
+        assert found.verdict == ("met" if low >= share else "breached" if high < share else "at_risk")
+
+    def test_a_quiet_hour_does_not_cry_wolf(self):
+        objective = Objective("x", ratio("bad", "all", 0.01))
+        assert judge(objective, Reading(1, 50)).verdict == "at_risk"
+        assert judge(objective, Reading(0, 100)).verdict == "at_risk"
+        assert judge(objective, Reading(0, 400)).verdict == "met"
+        assert judge(objective, Reading(40, 400)).verdict == "breached"
+
+    def test_no_data_is_no_value(self):
+        for goal in (ratio("a", "b", 0.1), below("a", 1, 0.9), complete("a", "b")):
+            found = judge(Objective("x", goal), Reading(0, 0))
+            assert (found.verdict, found.value, found.low, found.count) == ("insufficient_data", None, None, 0)
+
+    def test_one_counterexample_breaches_zero_and_complete_whatever_the_minimum(self):
+        assert judge(Objective("x", zero("m")), Reading(1, None)).verdict == "breached"
+        assert judge(Objective("x", zero("m", among="n")), Reading(1, 2)).verdict == "breached"
+        assert judge(Objective("x", complete("m", "n")), Reading(1, 2)).verdict == "breached"
+
+    def test_zero_and_complete_wait_for_enough_to_be_called_met(self):
+        assert judge(Objective("x", zero("m", among="n")), Reading(0, 29)).verdict == "insufficient_data"
+        assert judge(Objective("x", zero("m", among="n")), Reading(0, 30)).verdict == "met"
+        assert judge(Objective("x", zero("m")), Reading(0, None)).verdict == "met"
+        assert judge(Objective("x", complete("m", "n")), Reading(29, 29)).verdict == "insufficient_data"
+        assert judge(Objective("x", complete("m", "n")), Reading(30, 30)).verdict == "met"
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: Objective("", zero("m")),
+            lambda: Objective("x", "zero"),
+            lambda: Objective("x", zero("m"), window=0),
+            lambda: Objective("x", zero("m"), window=math.inf),
+            lambda: Objective("x", zero("m"), minimum=0),
+            lambda: below("m", 0, 0.9),
+            lambda: below("m", 1, 1.1),
+            lambda: below("m", 1, 0),
+            lambda: ratio("a", "b", -0.1),
+            lambda: ratio("a", "b", 2),
+            lambda: at_most("m", math.nan),
+            lambda: count(""),
+            lambda: zero(""),
+            lambda: Metrics(objectives=["x"]),
+            lambda: Metrics().objective("x"),
+        ],
+    )
+    def test_wrong_arguments_are_refused(self, make):
+        with pytest.raises(ConfigurationError):
+            make()
+
+    def test_an_objective_of_the_same_name_takes_the_place_of_a_default(self):
+        mine = Objective("rollback_rate", ratio(count("transaction", status="rollback"), "transaction", 0.5))
+        metrics = Metrics(objectives=[mine, Objective("mine", zero("db_pool_timeouts"))])
+        assert [found.objective for found in metrics.slo()] == [*NAMES, "mine"]
+        for status in ("commit", "rollback") * 50:
+            metrics.increment("transaction", status=status)
+        assert verdict(metrics, "rollback_rate").target == 0.5
+        assert verdict(metrics, "rollback_rate").verdict == "at_risk"
+
+    def test_an_objective_on_a_declared_histogram_counts_from_then_on(self):
+        metrics = Metrics(clock=ManualClock())
+        checkout = metrics.histogram("checkout", unit="seconds", objectives=[0.3])
+        metrics.objective(Objective("checkout_fast", below(checkout, 0.3, 0.9), minimum=3))
+        for seconds in (0.1, 0.3, 0.30001):
+            checkout.observe(seconds)
+        found = verdict(metrics, "checkout_fast")
+        assert (found.value, found.count, found.verdict) == (2 / 3, 3, "at_risk")
+
+    def test_a_threshold_counts_with_labels_and_sums(self):
+        metrics = Metrics()
+        jobs = metrics.counter("jobs", labels=("result",))
+        bad = count(jobs, result=("failed", "lost")) + count("db_pool_timeouts")
+        metrics.objective(Objective("jobs", ratio(bad, count(jobs), 0.5), minimum=1))
+        for result in ("ok", "failed", "lost", "ok", "ok", "ok"):
+            jobs.labels(result).inc()
+        metrics.increment("db_pool_timeouts", pool="main")
+        assert verdict(metrics, "jobs").value == 0.5
+
+
+class TestDefaults:
+    def test_the_seven_defaults_stand_in_their_order_with_their_targets(self):
+        found = Metrics().slo()
+        assert [one.objective for one in found] == NAMES
+        assert [one.target for one in found] == [0.95, 0.01, 0, 0, 1.0, 3600.0, 1.0]
+        assert {one.verdict for one in found} == {"insufficient_data"}
+        assert {one.window for one in found} == {300.0}
+
+    def test_latency_counts_what_took_up_to_a_tenth_of_a_second(self):
+        metrics = Metrics()
+        for seconds in (0.1, 0.05, 0.1000001, 3):
+            for _ in range(50):
+                metrics.observe("transaction", duration=seconds, status="commit")
+        found = verdict(metrics, "transaction_latency")
+        assert (found.value, found.count, found.verdict) == (0.5, 200, "breached")
+
+    def test_the_rollback_rate_leaves_out_retries_and_deliberate_rollbacks(self):
+        metrics = Metrics()
+        metrics.increment("transaction", 990, status="commit")
+        metrics.increment("transaction", 500, status="retry")
+        metrics.increment("transaction", 110, status="rollback")
+        metrics.increment("transaction_deliberate_rollbacks", 100)
+        found = verdict(metrics, "rollback_rate")
+        assert (found.value, found.count) == (0.01, 1000)
+
+    def test_a_deadlock_that_a_retry_resolved_is_not_surfaced(self):
+        metrics = Metrics()
+        metrics.increment("transaction", 100, status="commit")
+        metrics.increment("db_errors", sqlstate="40P01")
+        metrics.increment("transaction_retries", reason="deadlock")
+        assert verdict(metrics, "deadlocks").verdict == "met"
+        metrics.increment("db_errors", sqlstate="40P01")
+        found = verdict(metrics, "deadlocks")
+        assert (found.value, found.verdict) == (1, "breached")
+
+    def test_one_leaked_connection_breaches_at_once(self):
+        metrics = Metrics()
+        metrics.increment("db_pool_leaked_connections", pool="main")
+        assert verdict(metrics, "leaked_connections").verdict == "breached"
+
+    def test_an_error_that_cannot_be_counted_breaches(self):
+        metrics = Metrics()
+        metrics.increment("error", 40, type="E", service="s", status=500)
+        assert verdict(metrics, "errors_tracked").verdict == "met"
+        metrics.increment("error", typ="E")
+        found = verdict(metrics, "errors_tracked")
+        assert (found.value, found.verdict) == (40 / 41, "breached")
+
+    def test_a_secret_found_in_the_log_breaches(self):
+        metrics = Metrics()
+        metrics.increment("log_secrets", 99, result="masked")
+        assert verdict(metrics, "secrets_masked").verdict == "met"
+        metrics.increment("log_secrets", result="leaked")
+        found = verdict(metrics, "secrets_masked")
+        assert (found.value, found.verdict) == (0.99, "breached")
+
+    def test_error_resolution_says_nothing_until_somebody_knows(self):
+        metrics = Metrics()
+        assert verdict(metrics, "error_resolution").value is None
+        metrics.observe("error_oldest_open_seconds", 3600)
+        assert verdict(metrics, "error_resolution").verdict == "met"
+        metrics.observe("error_oldest_open_seconds", 3601)
+        assert verdict(metrics, "error_resolution").verdict == "breached"
+
+    def test_the_verdicts_stand_in_the_scrape(self):
+        metrics = Metrics()
+        metrics.increment("db_pool_leaked_connections", pool="main")
+        body = metrics.render().body.decode()
+        assert 'reliakit_slo_verdict{slo="leaked_connections",verdict="breached"} 1.0' in body
+        assert 'reliakit_slo_verdict{slo="leaked_connections",verdict="met"} 0.0' in body
+
+
+class TestWindows:
+    def test_what_is_older_than_the_window_is_forgotten(self):
+        clock = ManualClock(start=1000.5)
+        metrics = Metrics(clock=clock)
+        metrics.increment("transaction", 100, status="rollback")
+        clock.advance(298)
+        assert verdict(metrics, "rollback_rate").count == 100
+        clock.advance(2)
+        assert verdict(metrics, "rollback_rate").verdict == "insufficient_data"
+        assert verdict(metrics, "rollback_rate").count == 0
+
+    def test_a_window_that_nobody_reads_does_not_grow(self):
+        clock = ManualClock()
+        window = Window(300.0, clock)
+        for _ in range(20_000):
+            window.add(1)
+            clock.advance(0.5)
+        assert len(window._inbox) <= 1025
+        assert len(window._slots) <= 301 + 1025
+        window.total()
+        assert len(window._slots) <= 301
+
+    def test_threads_lose_nothing_in_a_window(self):
+        window = Window(300.0, ManualClock())
+        totals = []
+
+        def work():
+            for _ in range(3000):
+                window.add(1)
+            totals.append(window.total())
+
+        crowd = [threading.Thread(target=work) for _ in range(8)]
+        for thread in crowd:
+            thread.start()
+        for thread in crowd:
+            thread.join()
+        assert window.total() == 24_000
+        assert max(totals) <= 24_000
+
+
+class WindowMachine(RuleBasedStateMachine):
+    """A window against the list of everything that was added."""
+
+    def __init__(self):
+        super().__init__()
+        self.clock = ManualClock(start=12.34)
+        self.window = Window(30.0, self.clock)
+        self.history = []
+
+    @rule(amount=st.integers(1, 9), times=st.integers(1, 3))
+    def add(self, amount, times):
+        for _ in range(times):
+            self.window.add(amount)
+            self.history.append((self.clock.monotonic(), amount))
+
+    @rule(seconds=st.one_of(st.floats(0.001, 1), st.floats(1, 40), st.just(0.1), st.just(30.0)))
+    def wait(self, seconds):
+        self.clock.advance(seconds)
+
+    @invariant()
+    def holds_the_window_to_the_nearest_slot(self):
+        now = self.clock.monotonic()
+        slot, rounding = 30.0 / 300, 1e-9
+        surely = sum(amount for at, amount in self.history if now - at < 30.0 - slot - rounding)
+        possibly = sum(amount for at, amount in self.history if now - at <= 30.0 + rounding)
+        assert surely <= self.window.total() <= possibly
+
+
+TestWindowMachine = WindowMachine.TestCase
+TestWindowMachine.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+def test_a_part_never_exceeds_its_whole_while_threads_count():
+    metrics = Metrics()
+    stop = threading.Event()
+
+    def work():
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            metrics.observe("transaction", 0.01 if number % 2 else 1.0, status="commit")
+
+    crowd = [threading.Thread(target=work) for _ in range(3)]
+    for thread in crowd:
+        thread.start()
+    try:
+        for _ in range(200):
+            found = verdict(metrics, "transaction_latency")
+            assert found.value is None or 0 <= found.value <= 1
+    finally:
+        stop.set()
+        for thread in crowd:
+            thread.join()
