@@ -1,0 +1,189 @@
+"""The auth service's web application."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, StringConstraints
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from examples.auth.accounts import Accounts
+from examples.auth.migrate import migrate
+from examples.auth.passwords import Passwords
+from examples.auth.tokens import InvalidTokenError, Tokens
+from reliakit import (
+    AsyncDatabase,
+    Metrics,
+    Problem,
+    RateLimiter,
+    ValidationError,
+    current_request,
+    deadline,
+    get_logger,
+)
+from reliakit.web.asgi import protect
+from reliakit.web.client_ip import client_ip
+from reliakit.web.problem import problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+    from starlette.types import ASGIApp
+
+    from examples.auth.settings import Settings
+
+log = get_logger(__name__)
+
+_ADDRESS = r"^[^@\s]+@[^@\s]+\.[^@\s]+$"
+Email = Annotated[str, StringConstraints(pattern=_ADDRESS, max_length=254), AfterValidator(str.lower)]
+
+
+class Login(BaseModel):
+    email: Email
+    # Long enough for any passphrase, short enough that nobody makes us hash a novel.
+    password: Annotated[SecretStr, Field(min_length=1, max_length=128)]
+
+
+class Registration(Login):
+    password: Annotated[SecretStr, Field(min_length=12, max_length=128)]
+
+
+class Token(BaseModel):
+    access_token: str
+    token_type: str = "bearer"
+    expires_in: int
+
+
+class LoginRefusedError(Exception):
+    """The address or the password is wrong; the answer does not tell which."""
+
+
+class EmailTakenError(Exception):
+    """Somebody has registered this address before."""
+
+
+REFUSALS = {LoginRefusedError: 401, InvalidTokenError: 401, EmailTakenError: 409}
+
+
+def create_app(settings: Settings) -> ASGIApp:
+    db = AsyncDatabase(settings.database_url, name="auth", service="auth", min_size=2, max_size=8, timeout=3.0)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with db:
+            await migrate(db)
+            yield
+
+    app = FastAPI(title="auth", lifespan=lifespan)
+    add_accounts(app, settings, db, metrics)
+    add_operations(app, db, metrics)
+    for kind in (HTTPException, *REFUSALS):
+        app.add_exception_handler(kind, answer_refusal)
+    app.add_exception_handler(RequestValidationError, answer_validation)
+    return protect(
+        app,
+        service="auth",
+        metrics=metrics,
+        trusted=settings.trusted_proxies,
+        timeout=10.0,
+        max_body=16_384,
+    )
+
+
+def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase, metrics: Metrics) -> None:
+    """What the service is for: registering, logging in, and reading tokens."""
+    accounts = Accounts(db)
+    passwords = Passwords(settings.hashes_at_once)
+    tokens = Tokens(settings.jwt_secret, settings.token_seconds)
+    tries = RateLimiter(settings.login_limit, name="login")
+    source_of = client_ip(trusted=settings.trusted_proxies)
+
+    @tries.limit(key=lambda login, source: f"{login.email} {source}")
+    async def authenticate(login: Login, source: str) -> UUID:
+        account = await accounts.find(login.email)
+        stored = account.password_hash if account else None
+        fits = await passwords.fits(stored, login.password.get_secret_value())
+        if account is None or not fits:
+            metrics.increment("security", event="failed_login", source=source)
+            log.warning("Login refused", email=login.email, password=login.password, source=source)
+            raise LoginRefusedError("the address or the password is wrong")
+        return account.id
+
+    @app.post("/register", status_code=201)
+    async def register(registration: Registration) -> dict[str, str]:
+        password_hash = await passwords.hash(registration.password.get_secret_value())
+        account_id = await accounts.add(registration.email, password_hash)
+        if account_id is None:
+            raise EmailTakenError("this address is registered")
+        log.info("Account registered", email=registration.email, account_id=str(account_id))
+        return {"id": str(account_id)}
+
+    @app.post("/login")
+    async def login(login: Login, request: Request) -> Token:
+        source = source_of(request.scope)
+        account_id = await authenticate(login, source)
+        await accounts.note_login(account_id)
+        token = tokens.issue(str(account_id))
+        log.info("Logged in", email=login.email, access_token=token, source=source)
+        return Token(access_token=token, expires_in=tokens.seconds)
+
+    @app.get("/verify")
+    async def verify(request: Request, authorization: Annotated[str, Header()] = "") -> dict[str, Any]:
+        try:
+            return tokens.read(authorization)
+        except InvalidTokenError:
+            source = source_of(request.scope)
+            metrics.increment("security", event="invalid_token", source=source)
+            log.warning("Token refused", authorization=authorization, source=source)
+            raise
+
+
+def add_operations(app: FastAPI, db: AsyncDatabase, metrics: Metrics) -> None:
+    """What the people who run the service look at."""
+    app.mount("/metrics", metrics.asgi_app)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        async with deadline(1.0):
+            await db.fetch_value("SELECT 1")
+        return {"status": "ok"}
+
+    @app.get("/slo")
+    async def slo() -> list[dict[str, Any]]:
+        return [asdict(verdict) for verdict in metrics.slo()]
+
+
+async def answer_refusal(_: Request, error: Exception) -> Response:
+    """Answer what the service or the framework refuses as application/problem+json; protect() answers the rest."""
+    status = error.status_code if isinstance(error, HTTPException) else REFUSALS[type(error)]
+    request = current_request()
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": error.detail if isinstance(error, HTTPException) else str(error),
+        "code": "refused",
+        "request_id": request and request.request_id,
+    }
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+async def answer_validation(_: Request, error: Exception) -> Response:
+    """Say what pydantic found in the words that every other service uses; the offending value is left out."""
+    assert isinstance(error, RequestValidationError)
+    problems = []
+    for found in error.errors():
+        location, *path = found["loc"]
+        pointer = "".join(f"/{step}" for step in path)
+        problems.append(Problem(pointer, found["type"], found["type"], found["msg"], location=str(location)))
+    answer = problem(ValidationError("", problems))
+    return Response(answer.json(), answer.status, answer.headers)

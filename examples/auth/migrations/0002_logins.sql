@@ -1,0 +1,3 @@
+ALTER TABLE account
+    ADD COLUMN last_login_at timestamptz,
+    ADD COLUMN logins        bigint NOT NULL DEFAULT 0 CHECK (logins >= 0);

@@ -1,0 +1,158 @@
+"""One run of the demo, from the empty machine to the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+
+from examples.demo import faults, figures, verdicts
+from examples.demo.planted import Planted, scan
+from examples.demo.stage import SERVICES, Stage
+from examples.demo.traffic import Traffic
+from reliakit import SYSTEM_CLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from pathlib import Path
+
+    from examples.demo.figures import Figures
+    from examples.demo.interrupt import Interrupt
+    from examples.demo.screen import Screen
+    from examples.demo.verdicts import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for on the command line.
+
+    Attributes:
+        seconds: How long the load lasts.
+        with_faults: Whether anything goes wrong; a run below four seconds is too short for it.
+        serve: Keep the services running and send them no load.
+        logs: Where the services' logs are kept; None for a folder that is removed at the end.
+        svg: Where a picture of the screen goes.
+        seed: Makes two runs send the same requests, as far as time allows.
+    """
+
+    seconds: float = faults.FULL_RUN
+    with_faults: bool = True
+    serve: bool = False
+    logs: Path | None = None
+    svg: Path | None = None
+    seed: int = 1
+
+
+def run(options: Options, screen: Screen, interrupt: Interrupt) -> int:
+    """Play the whole demo; return 0 when every objective is met, 1 when one is breached."""
+    with Stage(interrupt, logs=options.logs, preferred_ports=options.serve) as stage:
+        screen.tell(f"PostgreSQL {stage.postgres.version or 'of RELIAKIT_DSN'} and three services answer")
+        for name in SERVICES:
+            screen.tell(f"{name:<8} {stage.urls[name]}")
+        if options.serve:
+            return serve(stage, screen, interrupt)
+        rows = asyncio.run(unless_interrupted(perform(options, stage, screen), interrupt))
+    screen.judge(rows)
+    if options.svg is not None:
+        screen.save(options.svg)
+    return 1 if any(row.verdict == "breached" for row in rows) else 0
+
+
+def serve(stage: Stage, screen: Screen, interrupt: Interrupt) -> int:
+    """Keep the services running until told to stop."""
+    screen.end_picture()
+    screen.tell(
+        f"""try: curl {stage.urls["auth"]}/register --json '{{"email": "me@example.org", "password": "..."}}'"""
+    )
+    screen.tell("Ctrl-C ends it and removes everything")
+    while True:
+        interrupt.wait(1.0)
+        stage.must_run()
+
+
+async def unless_interrupted(work: Coroutine[Any, Any, list[Row]], interrupt: Interrupt) -> list[Row]:
+    """Do the work, or give it up as soon as the demo is told to stop."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(interrupt.cancel_when_told(task))
+    try:
+        return await task
+    except asyncio.CancelledError:
+        interrupt.check()
+        raise
+    finally:
+        watch.cancel()
+
+
+async def perform(options: Options, stage: Stage, screen: Screen) -> list[Row]:
+    """Send the load, let things go wrong meanwhile, and judge what came of it."""
+    planted = Planted(random.Random(options.seed))
+    planted.keep("signing key", stage.jwt_secret)
+    traffic = Traffic(stage.urls, planted, random.Random(options.seed))
+    try:
+        await traffic.prepare()
+        screen.tell(f"{traffic.people} people hired and put on projects; the load begins")
+        await load(options, stage, screen, traffic)
+        settled_after = await settle(traffic)
+        screen.tell("the load has ended; looking at what it left")
+        read = await figures.read(stage.urls)
+        truth = await asyncio.to_thread(figures.look, stage.dsns, traffic.tally, traffic.granted)
+    finally:
+        await traffic.aclose()
+    exit_codes = await asyncio.to_thread(stage.stop_services)
+    return verdicts.judge(
+        verdicts.Run(
+            tally=traffic.tally,
+            figures=read,
+            truth=truth,
+            planted=planted,
+            scan=await asyncio.to_thread(scan, planted, stage.folder),
+            people=traffic.people,
+            seconds=options.seconds,
+            with_faults=options.with_faults,
+            settled_after=settled_after,
+            exit_codes=exit_codes,
+            sessions_left=await asyncio.to_thread(figures.sessions, stage.dsns),
+        )
+    )
+
+
+async def load(options: Options, stage: Stage, screen: Screen, traffic: Traffic) -> None:
+    """Let everybody act for so many seconds, and show it."""
+    began = SYSTEM_CLOCK.monotonic()
+    shown: Figures | None = None
+
+    async def watch() -> None:
+        nonlocal shown
+        while True:
+            with contextlib.suppress(httpx2.HTTPError):  # a service in trouble has no figures for now
+                shown = await figures.read(stage.urls)
+            await SYSTEM_CLOCK.asleep(1.0)
+
+    async with asyncio.TaskGroup() as group:
+        for act in traffic.actors():
+            group.create_task(act())
+        watchers = [group.create_task(watch())]
+        if options.with_faults:
+            plan = faults.plan(stage, options.seconds)
+            watchers.append(group.create_task(faults.play(plan, options.seconds, screen.tell)))
+        while (elapsed := SYSTEM_CLOCK.monotonic() - began) < options.seconds:
+            screen.show(traffic.tally, shown, elapsed, options.seconds)
+            await SYSTEM_CLOCK.asleep(0.1)
+        # Nobody is cut off in the middle of a write: whoever waits for an answer gets it.
+        traffic.end()
+        for task in watchers:
+            task.cancel()
+
+
+async def settle(traffic: Traffic, patience: float = 8.0) -> float | None:
+    """Wait until every service is well again; return how long that took, None when it took too long."""
+    began = SYSTEM_CLOCK.monotonic()
+    while SYSTEM_CLOCK.monotonic() < began + patience:
+        if await traffic.all_is_well():
+            return SYSTEM_CLOCK.monotonic() - began
+        await SYSTEM_CLOCK.asleep(0.1)
+    return None

@@ -1,0 +1,185 @@
+"""The judgement: each figure of a run against its objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from examples.demo.figures import Figures, Truth
+    from examples.demo.planted import Planted, Scan
+    from examples.demo.tally import Tally
+
+_DURATION = "reliakit_transaction_duration_seconds"
+_TRANSACTIONS = "reliakit_transaction_total"
+_STATUSES = ("commit", "rollback", "timeout", "unknown")
+_SEVERITY = ("met", "insufficient_data", "at_risk", "breached")
+Verdict = Literal["met", "at_risk", "breached", "told"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: What was measured.
+        value: What came out.
+        objective: What it had to be; empty for a line that only tells.
+        verdict: "told" for a line without an objective; "at_risk" when there is too little to be sure either way.
+    """
+
+    name: str
+    value: str
+    objective: str = ""
+    verdict: Verdict = "told"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that is known of a run."""
+
+    tally: Tally
+    figures: Figures
+    truth: Truth
+    planted: Planted
+    scan: Scan
+    people: int
+    seconds: float
+    with_faults: bool
+    settled_after: float | None
+    exit_codes: Mapping[str, int]
+    sessions_left: int
+
+    @property
+    def guesses_allowed(self) -> int:
+        """Five at once, then one more every twelve seconds; preparing the run and settling it take time too."""
+        return 5 + int((self.seconds + 10.0) / 12.0)
+
+
+def judge(run: Run) -> list[Row]:
+    """Return the table, in the order it is read."""
+    return [*_service(run), *_security(run), *_data(run), *_resources(run)]
+
+
+def _service(run: Run) -> list[Row]:
+    tally, figures = run.tally, run.figures
+    failed = sum(tally.problems.values())
+    defects = tally.problems["500 internal_error"] + tally.problems["500 without a code"]
+    ended = {status: figures.total(_TRANSACTIONS, status=status) for status in _STATUSES}
+    return [
+        Row("requests", f"{tally.requests:,} in {run.seconds:g} s, {tally.tried_again} sent again"),
+        Row("requests that failed", f"{failed} ({failed / tally.requests:.2%}){_list(tally.problems)}"),
+        _row("of these by a defect", defects, "0", defects == 0),
+        Row("transactions", ", ".join(f"{status} {count:,.0f}" for status, count in ended.items())),
+        Row("tried again", _list(_whole(figures.by("reliakit_transaction_retries_total", "reason")), none="none")),
+        Row("p50, p95", f"{_ms(figures.quantile(_DURATION, 0.5))}, {_ms(figures.quantile(_DURATION, 0.95))}"),
+        _objective(figures, "transaction_latency", "within 0.1 s", "{:.1%}", "at least {:.0%}"),
+        _objective(figures, "rollback_rate", "rolled back", "{:.2%}", "at most {:.0%}"),
+        _objective(figures, "deadlocks", "deadlocks surfaced", "{:.0f}", "{:.0f}"),
+        _objective(figures, "errors_tracked", "errors tracked", "{:.0%}", "{:.0%}"),
+        *_breaker(run),
+    ]
+
+
+def _objective(figures: Figures, name: str, title: str, value: str, target: str) -> Row:
+    """Put the services' own verdicts on one objective together: the value of all, the verdict of the worst."""
+    known = [v for its in figures.verdicts.values() for v in its if v["objective"] == name and v["value"] is not None]
+    if not known:
+        return Row(title, "nothing happened")
+    if value.endswith("%}"):
+        pooled = sum(v["value"] * v["count"] for v in known) / sum(v["count"] for v in known)
+    else:
+        pooled = sum(v["value"] for v in known)
+    worst = max((v["verdict"] for v in known), key=_SEVERITY.index)
+    shown: Verdict = "met" if worst == "insufficient_data" else worst
+    return Row(title, value.format(pooled), target.format(known[0]["target"]), shown)
+
+
+def _breaker(run: Run) -> list[Row]:
+    opened = run.figures.total("reliakit_circuit_breaker_transitions_total", to="open")
+    closed = run.figures.total("reliakit_circuit_breaker_transitions_total", to="closed")
+    rows = [Row("pages shown without names", str(run.tally.incomplete_pages))]
+    if run.with_faults:
+        well = "" if run.settled_after is None else f", all well {run.settled_after:.1f} s after the end"
+        is_met = run.settled_after is not None and opened > 0 and closed > 0
+        rows.append(
+            _row("breaker opened, closed again", f"{opened:.0f}, {closed:.0f}{well}", "opens, closes", is_met)
+        )
+    return rows
+
+
+def _security(run: Run) -> list[Row]:
+    tally, scan = run.tally, run.scan
+    let_in = sum(tally.surprises.values())
+    counted = run.figures.total("reliakit_security_total", event="failed_login")
+    found = ", ".join(sorted({f"{kind} in {file}" for kind, file in scan.found}))
+    has_looked = scan.markers == len(run.planted.markers) > 0
+    return [
+        Row("logins refused for a password", f"{tally.wrong_passwords} answered, {counted:.0f} counted"),
+        _row(
+            "guesses of the attacker looked at",
+            f"{tally.guesses_answered} of {tally.guesses_answered + tally.guesses_turned_away}",
+            f"at most {run.guesses_allowed}",
+            tally.guesses_answered <= run.guesses_allowed,
+        ),
+        _row("forged tokens, bad input let in", f"{let_in}{_list(tally.surprises)}", "0", let_in == 0),
+        _row(
+            "planted secrets found in logs",
+            f"{found or 0} of {len(run.planted.secrets):,}, in {scan.lines:,} lines",
+            "0",
+            not scan.found and has_looked,
+        ),
+    ]
+
+
+def _data(run: Run) -> list[Row]:
+    tally, truth = run.tally, run.truth
+    kinds = ("raise", "transfer")
+    acknowledged = sum(len(tally.ids(kind, "acknowledged")) for kind in kinds)
+    refused = sum(len(tally.ids(kind, "refused")) for kind in kinds)
+    unknown = sum(len(tally.ids(kind, "unknown")) for kind in kinds)
+    lost = run.people - truth.people
+    return [
+        _row("acknowledged writes missing", f"{truth.missing} of {acknowledged:,}", "0", truth.missing == 0),
+        _row("refused writes that happened", f"{truth.ghosts} of {refused:,}", "0", truth.ghosts == 0),
+        _row("writes without a final answer", unknown, "0", unknown == 0),
+        _row("cents made or lost", truth.money, "0", truth.money == 0),
+        _row("people made or lost", abs(lost), "0", lost == 0),
+        _row("head counts that are wrong", truth.heads, "0", truth.heads == 0),
+    ]
+
+
+def _resources(run: Run) -> list[Row]:
+    unclean = {name: code for name, code in run.exit_codes.items() if code != 0}
+    return [
+        _objective(run.figures, "leaked_connections", "connections leaked", "{:.0f}", "{:.0f}"),
+        _row("sessions stuck in a transaction", run.truth.stuck, "0", run.truth.stuck == 0),
+        _row(
+            "sessions left by the services",
+            f"{run.sessions_left} of {run.truth.sessions}",
+            "0",
+            run.sessions_left == 0,
+        ),
+        _row("services that ended badly", str(unclean or 0), "0", not unclean),
+    ]
+
+
+def _whole(counts: Mapping[str, float]) -> dict[str, int]:
+    return {name: int(count) for name, count in counts.items()}
+
+
+def _row(name: str, value: object, objective: str, is_met: bool) -> Row:
+    return Row(name, str(value), objective, "met" if is_met else "breached")
+
+
+def _list(counts: Mapping[str, int], none: str = "") -> str:
+    named = ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]) if count)
+    if none:
+        return named or none
+    return f": {named}" if named else ""
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"

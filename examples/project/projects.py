@@ -1,0 +1,97 @@
+"""Projects and assignments in the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reliakit import AsyncRepository, transactional
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+
+class RefusedError(Exception):
+    """What was asked for contradicts what is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    id: int
+    name: str
+    head_count: int
+    members: tuple[UUID, ...] = ()
+
+
+class Projects(AsyncRepository):
+    @transactional(operation="add_project")
+    async def add(self, name: str) -> Project | None:
+        """Add a project; None when the name is taken."""
+        row = await self.db.fetch_one(
+            "INSERT INTO project (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING id, name, head_count",
+            (name,),
+        )
+        return row and Project(*row)
+
+    @transactional(operation="projects", read_only=True)
+    async def all(self) -> list[Project]:
+        rows = await self.db.fetch_all("SELECT id, name, head_count FROM project ORDER BY id LIMIT 500")
+        return [Project(*row) for row in rows]
+
+    @transactional(operation="project", read_only=True)
+    async def one(self, project_id: int) -> Project | None:
+        row = await self.db.fetch_one("SELECT id, name, head_count FROM project WHERE id = %s", (project_id,))
+        if row is None:
+            return None
+        members = await self.db.fetch_all(
+            "SELECT employee_id FROM assignment WHERE project_id = %s ORDER BY since, employee_id", (project_id,)
+        )
+        return Project(row[0], row[1], row[2], tuple(employee_id for (employee_id,) in members))
+
+    @transactional(operation="assign")
+    async def assign(self, project_id: int, employee_id: UUID) -> bool:
+        """Put an employee on a project; False when the employee was there already."""
+        current = await self.db.fetch_value(
+            "SELECT project_id FROM assignment WHERE employee_id = %s", (employee_id,)
+        )
+        if current == project_id:
+            return False
+        if current is not None:
+            raise RefusedError("the employee works on another project: make a transfer")
+        await self._count(project_id, 1)
+        await self.db.execute(
+            "INSERT INTO assignment (employee_id, project_id) VALUES (%s, %s)", (employee_id, project_id)
+        )
+        return True
+
+    @transactional(operation="transfer")
+    async def transfer(self, transfer: dict[str, Any], made_by: str) -> bool:
+        """Move an employee from one project to another, once, whoever sends it twice; True the first time.
+
+        Both projects are changed in the order of their ids: in the order of the transfer, two opposite ones would
+        each hold what the other waits for. Transfers that meet on a project collide, and the later is tried again.
+        """
+        transfer_id, employee_id = transfer["id"], transfer["employee_id"]
+        if await self.db.fetch_value("SELECT true FROM transfer WHERE id = %s", (transfer_id,)):
+            return False
+        where = await self.db.fetch_value("SELECT project_id FROM assignment WHERE employee_id = %s", (employee_id,))
+        if where != transfer["source"]:
+            raise RefusedError("the employee does not work on that project")
+        for project_id, heads in sorted([(transfer["source"], -1), (transfer["target"], 1)]):
+            await self._count(project_id, heads)
+        await self.db.execute(
+            "UPDATE assignment SET project_id = %s, since = now() WHERE employee_id = %s",
+            (transfer["target"], employee_id),
+        )
+        await self.db.execute(
+            "INSERT INTO transfer (id, employee_id, source, target, made_by) VALUES (%s, %s, %s, %s, %s)",
+            (transfer_id, employee_id, transfer["source"], transfer["target"], made_by),
+        )
+        return True
+
+    async def _count(self, project_id: int, heads: int) -> None:
+        cursor = await self.db.execute(
+            "UPDATE project SET head_count = head_count + %s WHERE id = %s", (heads, project_id)
+        )
+        if cursor.rowcount == 0:
+            raise RefusedError("there is no such project")
