@@ -186,8 +186,8 @@ class RequestObserver(Part):
             return
         exchange.ended = True
         outcome = exchange.outcome(error)
-        route = route_of(request, exchange.prefix)
         if self._emitter.hears(RequestEnded):
+            route = route_of(request, exchange.prefix)
             finished = self._clock.monotonic() if exchange.finished is None else exchange.finished
             cause = exchange.error if error is None else error
             self._emitter.emit(
