@@ -419,6 +419,12 @@ class TestBounds:
         counter.labels("a", "odd").inc()
         assert {series.values for series in counter.series} == {("a", "ok"), ("b", "ok"), (OTHER, "ok"), ("a", OTHER)}
 
+    def test_the_values_of_a_closed_label_exist_at_zero(self):
+        counter = Metrics().counter("jobs", labels=(Label.one_of("result", "ok", "failed"),))
+        assert {series.values: series.get() for series in counter.series} == {("ok",): 0, ("failed",): 0}
+        counter.labels("failed").inc()
+        assert {series.values: series.get() for series in counter.series} == {("ok",): 0, ("failed",): 1}
+
     def test_a_fold_that_raises_counts_as_other(self):
         counter = Metrics().counter("jobs", labels=(Label("n", fold=lambda text: text[5]),))
         counter.labels("abc").inc()
@@ -509,7 +515,21 @@ class TestDeclarations:
         with pytest.raises(ConfigurationError, match="name"):
             Metrics().counter(name)
 
-    @pytest.mark.parametrize("labels", ["queue", ("a", "a"), ("le",), ("__x",), ("a-b",), (5,), 5, ("quantile",)])
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            "queue",
+            ("a", "a"),
+            ("le",),
+            ("__x",),
+            ("a-b",),
+            (5,),
+            5,
+            ("quantile",),
+            (Label("a", limit=-1),),
+            (Label("a", ("x" * 200,)),),
+        ],
+    )
     def test_bad_labels_are_refused(self, labels):
         with pytest.raises(ConfigurationError, match="labels"):
             Metrics().counter("c", labels=labels)

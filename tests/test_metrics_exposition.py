@@ -237,6 +237,26 @@ class TestApplications:
         await Metrics().asgi_app({"type": "lifespan"}, receive, send)
         assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
+    @pytest.mark.anyio
+    async def test_a_router_takes_it_mounted_and_routed(self):
+        from starlette.applications import Starlette
+        from starlette.routing import Mount, Route
+
+        metrics = Metrics()
+        app = Starlette(routes=[Route("/metrics", metrics.asgi_app), Mount("/mounted", metrics.asgi_app)])
+        for path in ("/metrics", "/mounted/"):
+            sent = []
+
+            async def receive():
+                return {"type": "http.request"}
+
+            async def send(message, sent=sent):
+                sent.append(message)
+
+            await app({"type": "http", "method": "GET", "path": path, "headers": [], "root_path": ""}, receive, send)
+            assert sent[0]["status"] == 200
+            assert b"reliakit_error_total" in sent[1]["body"]
+
     def test_the_wsgi_application_serves_the_metrics(self):
         metrics = Metrics()
         answers = []

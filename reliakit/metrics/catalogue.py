@@ -60,11 +60,6 @@ class Metric:
         return replace(self, buckets=tuple(sorted({*self.buckets, *bounds})))
 
 
-def _one_of(name: str, *values: str) -> Label:
-    """Return a label with these values and no others; all of them are born."""
-    return Label(name, values, limit=0, born=values)
-
-
 def _only(name: str, *values: str) -> Label:
     """Return a label with these values and no others; none of them is born."""
     return Label(name, values, limit=0)
@@ -77,7 +72,7 @@ def _named(name: str, limit: int = 200) -> Label:
 
 _SERVICE = _named("service", 50)
 _OPERATION = _named("operation")
-_STATUS = _one_of("status", "commit", "rollback", "timeout", "unknown", "retry")
+_STATUS = Label.one_of("status", "commit", "rollback", "timeout", "unknown", "retry")
 _POOL = _named("pool", 50)
 _ROUTE = _named("route", 500)
 
@@ -115,7 +110,7 @@ _TRANSACTIONS = (
         "Attempts that were tried again, by reason.",
         _SERVICE,
         _OPERATION,
-        _one_of("reason", "serialization", "deadlock", "connection", "other"),
+        Label.one_of("reason", "serialization", "deadlock", "connection", "other"),
         born=True,
     ),
     _gauge("transaction_in_progress", "Transactions that are open now.", _SERVICE, _OPERATION),
@@ -148,7 +143,7 @@ _RESILIENCE = (
         "circuit_breaker_calls_total",
         "Calls that a breaker guarded, by outcome.",
         _named("name"),
-        _one_of("outcome", "success", "failure", "ignored", "rejected"),
+        Label.one_of("outcome", "success", "failure", "ignored", "rejected"),
     ),
     _counter(
         "circuit_breaker_transitions_total",
@@ -161,13 +156,16 @@ _RESILIENCE = (
     _gauge("circuit_breaker_failure_ratio", "Share of failures in the window.", _named("name"), unit="ratio"),
     _counter("calls_rejected_total", "Calls that a guard refused.", _named("name"), _named("reason", 20)),
     _counter(
-        "retry_attempts_total", "Failed attempts, by what followed.", _named("name"), _one_of("outcome", "retried")
+        "retry_attempts_total",
+        "Failed attempts, by what followed.",
+        _named("name"),
+        Label.one_of("outcome", "retried"),
     ),
     _counter(
         "rate_limit_decisions_total",
         "Decisions of rate limiters; `shadow` would have been limited if the limiter were enforced.",
         _named("limiter"),
-        _one_of("decision", "allowed", "limited", "shadow"),
+        Label.one_of("decision", "allowed", "limited", "shadow"),
     ),
     _counter("rate_limit_degraded_total", "Decisions made without the shared store.", _named("limiter")),
     _timing("rate_limit_wait_seconds", "Time waited for a limiter.", _named("limiter")),
@@ -216,10 +214,13 @@ _WEB = (
     _counter("http_server_response_body_bytes_total", "Bytes of body sent.", _ROUTE, unit="bytes"),
     _counter("http_server_request_body_bytes_total", "Bytes of body received.", _ROUTE, unit="bytes"),
     _counter(
-        "http_server_timeouts_total", "Requests cut by a timeout.", _ROUTE, _one_of("phase", "first_byte", "idle")
+        "http_server_timeouts_total",
+        "Requests cut by a timeout.",
+        _ROUTE,
+        Label.one_of("phase", "first_byte", "idle"),
     ),
     _gauge("websocket_connections", "Open websockets.", _ROUTE),
-    _counter("websocket_messages_total", "Messages over websockets.", _one_of("direction", "in", "out")),
+    _counter("websocket_messages_total", "Messages over websockets.", Label.one_of("direction", "in", "out")),
 )
 
 _OTHERS = (
@@ -227,7 +228,7 @@ _OTHERS = (
         "cache_requests_total",
         "Lookups in caches.",
         _named("cache"),
-        _one_of("result", "hit", "miss", "stale", "bypass", "error"),
+        Label.one_of("result", "hit", "miss", "stale", "bypass", "error"),
     ),
     _gauge("cache_entries", "Entries in a cache.", _named("cache")),
     _gauge("cache_bytes", "Bytes in a cache.", _named("cache"), unit="bytes"),
@@ -242,7 +243,9 @@ _OTHERS = (
 
 _OURSELVES = (
     _counter(
-        "log_records_total", "Log records written.", _one_of("level", "debug", "info", "warning", "error", "critical")
+        "log_records_total",
+        "Log records written.",
+        Label.one_of("level", "debug", "info", "warning", "error", "critical"),
     ),
     _counter(
         "log_dropped_total",
@@ -252,7 +255,7 @@ _OURSELVES = (
     _counter(
         "log_secrets_total",
         "Secrets on their way to the log: masked, withheld with the whole text as masking failed, or found in it.",
-        _one_of("result", "masked", "withheld", "leaked"),
+        Label.one_of("result", "masked", "withheld", "leaked"),
     ),
     _gauge(
         "slo_verdict",
@@ -264,7 +267,9 @@ _OURSELVES = (
     _counter(
         "metrics_dropped_total",
         "Values that could not be counted.",
-        _one_of("reason", "unknown_metric", "unknown_label", "wrong_kind", "not_finite", "negative", "not_a_number"),
+        Label.one_of(
+            "reason", "unknown_metric", "unknown_label", "wrong_kind", "not_finite", "negative", "not_a_number"
+        ),
     ),
     _gauge("build_info", "1, with the versions as labels.", _named("version", 5), _named("python", 5), absent=True),
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
 from reliakit.metrics.catalogue import Metric
-from reliakit.metrics.labels import Label
+from reliakit.metrics.labels import LONGEST, Label, label_text
 
 if TYPE_CHECKING:
     from reliakit.metrics.catalogue import Kind
@@ -61,6 +61,10 @@ def _labels(labels: Iterable[str | Label]) -> tuple[Label, ...]:
     for label in found:
         if not is_name(label.name) or label.name.startswith("__") or label.name in _RESERVED:
             raise ConfigurationError(f"labels must be letters, digits and _, not le or quantile, got {label.name!r}")
+        if label.limit is not None:
+            checks.count(f"limit of label {label.name!r}", label.limit, least=0)
+        if not all(isinstance(value, str) and value == label_text(value) for value in (*label.values, *label.born)):
+            raise ConfigurationError(f"values of label {label.name!r} must be texts of at most {LONGEST} characters")
     names = [label.name for label in found]
     if len(set(names)) != len(names):
         raise ConfigurationError(f"labels must differ, got {names!r}")

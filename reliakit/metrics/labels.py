@@ -46,6 +46,11 @@ class Label:
     born: tuple[str, ...] = ()
     fold: Callable[[str], str] | None = None
 
+    @classmethod
+    def one_of(cls, name: str, *values: str) -> Label:
+        """Return a label that takes these values and no others, each of which exists at 0 from the start."""
+        return cls(name, values, limit=0, born=values)
+
     @property
     def is_closed(self) -> bool:
         """Whether only the known values exist."""

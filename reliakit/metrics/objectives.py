@@ -17,7 +17,7 @@ below the minimum. `zero` and `complete` look at everything that happened: one c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from reliakit.core import checks
@@ -202,6 +202,7 @@ def _count(what: Count | str | AnyFamily) -> Count:
     return what if isinstance(what, Count) else count(what)
 
 
+@dataclass(frozen=True, slots=True)
 class Objective:
     """A goal with a name, judged over a sliding window.
 
@@ -215,18 +216,17 @@ class Objective:
         ConfigurationError: An argument is no such thing.
     """
 
-    __slots__ = ("goal", "minimum", "name", "window")
+    name: str
+    goal: Goal
+    window: float = field(default=300.0, kw_only=True)
+    minimum: int = field(default=30, kw_only=True)
 
-    def __init__(self, name: str, goal: Goal, *, window: float = 300.0, minimum: int = 30) -> None:
-        self.name = checks.named("name", name)
-        if not isinstance(goal, Goal):
-            raise ConfigurationError(f"goal must come from below(), ratio(), zero() or complete(), got {goal!r}")
-        self.goal = goal
-        self.window = checks.seconds("window", window)
-        self.minimum = checks.count("minimum", minimum)
-
-    def __repr__(self) -> str:
-        return f"Objective({self.name!r}, {self.goal!r}, window={self.window}, minimum={self.minimum})"
+    def __post_init__(self) -> None:
+        checks.named("name", self.name)
+        if not isinstance(self.goal, Goal):
+            raise ConfigurationError(f"goal must come from below(), ratio(), zero() or complete(), got {self.goal!r}")
+        checks.seconds("window", self.window)
+        checks.count("minimum", self.minimum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +301,7 @@ def _judge_share(objective: Objective, goal: Below | Ratio, part: float, total: 
 
 
 def _judge_zero(objective: Objective, bad: float, among: float | None) -> Verdict:
-    bad = max(bad, 0)
+    bad = float(max(bad, 0))
     if bad > 0:
         verdict: VerdictName = "breached"
     elif among is not None and among < objective.minimum:

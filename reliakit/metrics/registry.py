@@ -19,7 +19,7 @@ from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Subscription, subscribe
-from reliakit.metrics.apps import serve_asgi, serve_wsgi
+from reliakit.metrics.apps import AsgiApp, WsgiApp
 from reliakit.metrics.catalogue import CATALOGUE, LATENCY, Metric
 from reliakit.metrics.declare import aliases, declared, is_name, reserved
 from reliakit.metrics.exposition import OPENMETRICS, TEXT, Exposition, render, wants_openmetrics
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from reliakit.core.events import Event
-    from reliakit.metrics.apps import Environ, Receive, Scope, Send, StartResponse
     from reliakit.metrics.labels import Label
 
 __all__ = ["Metrics"]
@@ -67,6 +66,10 @@ class Metrics:
         max_series: How many series one metric may hold, 1 or more; further label values count as `_other`.
         objectives: Objectives beside the default ones, or instead of those with the same name.
         clock: What drives the windows of the objectives.
+
+    Attributes:
+        asgi_app: The ASGI application that serves the metrics; more than 1000 series are rendered in a thread.
+        wsgi_app: The WSGI application that serves them.
 
     Raises:
         ConfigurationError: An argument is no such thing.
@@ -107,6 +110,8 @@ class Metrics:
         self._board = Scoreboard(self._find, self._observed.get, clock)
         for objective in wanted:
             self._board.add(objective)
+        self.asgi_app = AsgiApp(self.render, self._is_large)
+        self.wsgi_app = WsgiApp(self.render)
         self._own("build_info", Gauge).labels(__version__, platform.python_version()).set(1)
 
     def attach(self) -> Subscription:
@@ -268,15 +273,6 @@ class Metrics:
         openmetrics = wants_openmetrics(accept)
         return Exposition(render(self._current(), openmetrics=openmetrics), OPENMETRICS if openmetrics else TEXT)
 
-    async def asgi_app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application that serves the metrics at whatever path it is mounted."""
-        aside = sum(len(family.series) for family in tuple(self._families.values())) > _MANY
-        await serve_asgi(self.render, aside=aside, scope=scope, receive=receive, send=send)
-
-    def wsgi_app(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """The WSGI application that serves the metrics at whatever path it is mounted."""
-        return serve_wsgi(self.render, environ, start_response)
-
     def register(self, registry: CollectorRegistry) -> None:
         """Let a prometheus_client registry show all these metrics too, as one collector, until `close()`.
 
@@ -351,6 +347,12 @@ class Metrics:
             found.append(metric.with_bounds(bounds) if metric.kind == "histogram" else metric)
         return found
 
+    def _is_large(self) -> bool:
+        return self._size() > _MANY
+
+    def _size(self) -> int:
+        return sum(len(family.series) for family in self._families.copy().values())
+
     def _full(self, name: str) -> str:
         return f"{self.namespace}_{name}" if self.namespace else name
 
@@ -366,9 +368,8 @@ class Metrics:
             self._own("error_untracked_total", Counter).inc()
 
     def __repr__(self) -> str:
-        series = sum(len(family.series) for family in tuple(self._families.values()))
         state = "attached" if self._subscriptions else "not attached"
-        return f"<Metrics {self.namespace!r}, max_series={self.max_series}, {series} series, {state}>"
+        return f"<Metrics {self.namespace!r}, max_series={self.max_series}, {self._size()} series, {state}>"
 
 
 def _merged(objectives: Iterable[Objective]) -> list[Objective]:

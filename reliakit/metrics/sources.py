@@ -156,12 +156,12 @@ class SourceCounter(Counter):
 
     def labels(self, /, *values: object, **named: object) -> CounterSeries:
         """Return a handle for events of this source. Never raises."""
-        chosen = values or ("", "")
+        chosen: tuple[object, ...] | None = values or ("", "")
         if named:
-            chosen = (None if values else self._by_name(named)) or ()
-        if len(chosen) != len(self.label_names):
+            chosen = None if values else self._by_name(named)
+        if chosen is None or len(chosen) != 2:
             return self._lost
-        event, source = chosen[0], chosen[1]
+        event, source = chosen
         return _SourceSeries(self, label_text(event), fold_source(label_text(source)))
 
     def count(self, event: str, source: str, amount: float) -> None:
