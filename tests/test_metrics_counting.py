@@ -531,7 +531,7 @@ class TestDeclarations:
         ],
     )
     def test_bad_labels_are_refused(self, labels):
-        with pytest.raises(ConfigurationError, match="labels"):
+        with pytest.raises(ConfigurationError, match="label"):
             Metrics().counter("c", labels=labels)
 
     @pytest.mark.parametrize(
