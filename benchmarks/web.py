@@ -135,9 +135,7 @@ async def main():
     print(f"{rounds} rounds of {times} requests; microseconds a request")
     for name, median in medians.items():
         added = median - base
-        print(
-            f"{name:38} {median:8.2f}  {median / base:6.2f}x bare  added {added:7.2f}  {added / nothing:6.3f}x nothing"
-        )
+        print(f"{name:38} {median:8.2f}  {median / base:6.2f}x bare  {added:+8.2f}  {added / nothing:6.3f}x nothing")
 
 
 if __name__ == "__main__":

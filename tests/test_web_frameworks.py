@@ -263,9 +263,11 @@ def test_flask_tells_its_rule_and_keeps_its_contexts(heard):
     assert {event.outcome for event in heard.of(RequestEnded)} == {"completed"}
 
 
-def test_flasks_errors_are_answered_when_it_lets_them_out_or_is_told_how():
-    answer = wcall(wsgi.protect(flask(PROPAGATE_EXCEPTIONS=True).wsgi_app, service="s"), "/boom")
+def test_flasks_errors_are_answered_when_it_lets_them_out_or_is_told_how(heard):
+    open_app = flask(PROPAGATE_EXCEPTIONS=True)
+    answer = wcall(wsgi.protect(open_app.wsgi_app, service="s", listeners=[heard]), "/boom")
     assert (answer.status, answer.headers["retry-after"]) == (429, "2")
+    assert heard.of(RequestEnded)[0].route == "/boom"
     app = flask()
 
     @app.errorhandler(RateLimitedError)

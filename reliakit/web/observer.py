@@ -160,10 +160,10 @@ class RequestObserver(Part):
         """Return the instant on the clock that measures durations."""
         return self._clock.monotonic()
 
-    def begun(self, exchange: Exchange, request: Request, status: int) -> None:
-        """Note the status of a response that begins, and the route: Flask forgets it before the body is sent."""
-        exchange.status = status
-        exchange.route = route_of(request, exchange.prefix)
+    def locate(self, exchange: Exchange, request: Request) -> None:
+        """Note the route now, because the framework forgets it before the exchange ends, as Flask does."""
+        if exchange.route == UNMATCHED:
+            exchange.route = route_of(request, exchange.prefix)
 
     def sent(self, exchange: Exchange, size: int, *, last: bool) -> None:
         """Note that so many bytes of body were handed to the server."""

@@ -199,9 +199,10 @@ def _entry(one: errors.Problem) -> Mapping[str, str]:
 class ProblemResponses(Part):
     """Answer an exception that leaves the app with its `problem`, while no byte has been sent.
 
-    The exception ends here: it is emitted as `ErrorSeen` once, one that leads to 5xx is logged with its traceback by
-    the logger "reliakit.web" (rejections and spent deadlines without one), and the server does not see it. Once a
-    byte was sent it is re-raised, so that the server cuts the connection and a torn body cannot look whole.
+    The exception ends here and the server does not see it: it is emitted as `ErrorSeen` once, and one that leads to
+    5xx is logged with its traceback by the logger "reliakit.web" (rejections and spent deadlines as a warning without
+    one). Once a byte was sent it is re-raised, so that the server cuts the connection and a torn body cannot look
+    whole.
 
     Starlette and FastAPI answer an unhandled exception with a plain 500 before they re-raise it; exactly that answer
     is held back and replaced. A handler of your own for `Exception` keeps its say. Flask keeps exceptions to itself
@@ -224,7 +225,8 @@ class ProblemResponses(Part):
         self.seen(error, response.status)
         if response.status >= 500:
             expected = isinstance(error, errors.RejectedError | errors.DeadlineExceededError)
-            _log.error(
+            _log.log(
+                logging.WARNING if expected else logging.ERROR,
                 "request failed with %s, answered with %d",
                 type(error).__name__,
                 response.status,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Limited", "Observed", "Secured", "Shared"]
 
 
+FLASK_LEAVES = "werkzeug.debug.preserve_context"
+
+
 class Observed:
     """An app under a `RequestObserver`."""
 
@@ -40,7 +43,8 @@ class Observed:
         exchange = observer.begin(environ)
 
         def start(status: str, lines: Lines, exc_info: ExcInfo = None, /) -> Write:
-            observer.begun(exchange, environ, int(status[:3]))
+            exchange.status = int(status[:3])
+            observer.locate(exchange, environ)
             exchange.declared = _declared(lines)
             kept = [line for line in lines if line[0].lower() != "x-request-id"]
             write = begin_response(start_response, status, [*kept, ("X-Request-ID", exchange.request_id)], exc_info)
@@ -51,6 +55,14 @@ class Observed:
 
             return counted
 
+        def leaving(context: object) -> None:
+            observer.locate(exchange, environ)
+            if before is not None:
+                before(context)
+
+        # Flask calls this hook of the debugger's when it is done with a request, also when an error leaves it.
+        before = environ.get(FLASK_LEAVES)
+        environ[FLASK_LEAVES] = leaving
         request_context(request_id=exchange.request_id, trace_id=exchange.trace_id).__enter__()
         try:
             iterable = self._app(environ, start)
