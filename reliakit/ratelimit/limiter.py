@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["RateLimiter"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_HIT = Op.HIT
+_ONE = 1  # by identity it is an int for sure: 1.0 and True are equal to it too
+# Decision(...) takes 300 ns, this takes 100.
+_new: Callable[..., Decision] = cast("Any", tuple).__new__
 
 
 class RateLimiter:
@@ -84,7 +88,9 @@ class RateLimiter:
         written = ",".join(f"{rule.algorithm}:{rule.limit}:{rule.period}:{rule.burst}" for rule in rules)
         self._plan = Plan(f"v1:{written}:{name}", rules)
         self._store = MemoryStore(clock=clock) if store is None else store
-        self._enforce = enforce
+        self._apply = self._store.apply
+        self._aapply = self._store.aapply
+        self._shadow = not enforce
         self._clock = clock
         self._emitter = Emitter(name, listeners, clock)
         self._heard = False
@@ -102,43 +108,47 @@ class RateLimiter:
         Raises:
             ConfigurationError: The key or the cost is none.
         """
-        self._check(key, cost)
-        return self._decided(key, cost, self._store.apply(Op.HIT, self._plan, key, cost, 0))
+        if cost is not _ONE or type(key) is not str or not key:
+            self._check(key, cost)
+        answer = self._apply(_HIT, self._plan, key, cost, 0)
+        return self._decided(key, cost, answer) if self._heard else self._decision(answer)
 
     async def ahit(self, key: str, cost: int = 1) -> Decision:
         """Spend `cost` if the limits allow it; the twin of `hit` for tasks."""
-        self._check(key, cost)
-        return self._decided(key, cost, await self._store.aapply(Op.HIT, self._plan, key, cost, 0))
+        if cost is not _ONE or type(key) is not str or not key:
+            self._check(key, cost)
+        answer = await self._aapply(_HIT, self._plan, key, cost, 0)
+        return self._decided(key, cost, answer) if self._heard else self._decision(answer)
 
     def peek(self, key: str) -> Decision:
         """Look without spending: `allowed` says whether a hit of cost 1 would pass."""
         self._check(key, 1)
-        return self._decision(self._store.apply(Op.PEEK, self._plan, key, 1, 0))
+        return self._decision(self._apply(Op.PEEK, self._plan, key, 1, 0))
 
     async def apeek(self, key: str) -> Decision:
         """Look without spending; the twin of `peek` for tasks."""
         self._check(key, 1)
-        return self._decision(await self._store.aapply(Op.PEEK, self._plan, key, 1, 0))
+        return self._decision(await self._aapply(Op.PEEK, self._plan, key, 1, 0))
 
     def reset(self, key: str) -> None:
         """Forget all that this key has spent."""
         self._check(key, 1)
-        self._store.apply(Op.RESET, self._plan, key, 1, 0)
+        self._apply(Op.RESET, self._plan, key, 1, 0)
 
     async def areset(self, key: str) -> None:
         """Forget all that this key has spent; the twin of `reset` for tasks."""
         self._check(key, 1)
-        await self._store.aapply(Op.RESET, self._plan, key, 1, 0)
+        await self._aapply(Op.RESET, self._plan, key, 1, 0)
 
     def refund(self, key: str, cost: int = 1) -> None:
         """Give back what was spent for nothing. Never leads to more than the burst."""
         self._check(key, cost)
-        self._store.apply(Op.REFUND, self._plan, key, cost, 0)
+        self._apply(Op.REFUND, self._plan, key, cost, 0)
 
     async def arefund(self, key: str, cost: int = 1) -> None:
         """Give back what was spent for nothing; the twin of `refund` for tasks."""
         self._check(key, cost)
-        await self._store.aapply(Op.REFUND, self._plan, key, cost, 0)
+        await self._aapply(Op.REFUND, self._plan, key, cost, 0)
 
     def acquire(self, key: str, cost: int = 1, timeout: float | None = None) -> Decision:
         """Spend `cost`, waiting in this thread for a free slot if need be. First come, first served.
@@ -157,7 +167,7 @@ class RateLimiter:
             ConfigurationError: The key, the cost or the timeout is none.
         """
         patience = self._patience(key, cost, timeout)
-        answer = self._store.apply(Op.HIT, self._plan, key, cost, patience)
+        answer = self._apply(Op.HIT, self._plan, key, cost, patience)
         decision = self._decided(key, cost, answer)
         if not decision:
             raise self.refusal(decision)
@@ -169,7 +179,7 @@ class RateLimiter:
             except BaseException:
                 unused = self._waiting.cancel(key, slot)
                 if unused:
-                    self._store.apply(Op.REFUND, self._plan, key, unused, 0)
+                    self._apply(Op.REFUND, self._plan, key, unused, 0)
                 raise
             self._waiting.serve(key, slot)
         return decision
@@ -177,7 +187,7 @@ class RateLimiter:
     async def aacquire(self, key: str, cost: int = 1, timeout: float | None = None) -> Decision:
         """Spend `cost`, suspending this task until a slot is free if need be; the twin of `acquire` for tasks."""
         patience = self._patience(key, cost, timeout)
-        answer = await self._store.aapply(Op.HIT, self._plan, key, cost, patience)
+        answer = await self._aapply(Op.HIT, self._plan, key, cost, patience)
         decision = self._decided(key, cost, answer)
         if not decision:
             raise self.refusal(decision)
@@ -189,7 +199,7 @@ class RateLimiter:
             except BaseException:
                 unused = self._waiting.cancel(key, slot)
                 if unused:
-                    await self._store.aapply(Op.REFUND, self._plan, key, unused, 0)
+                    await self._aapply(Op.REFUND, self._plan, key, unused, 0)
                 raise
             self._waiting.serve(key, slot)
         return decision
@@ -237,7 +247,7 @@ class RateLimiter:
         if timeout is not None:
             timeout = checks.seconds("timeout", timeout, zero=True)
         checkpoint()
-        if not self._enforce:
+        if self._shadow:
             return 0
         budgets = [seconds for seconds in (timeout, remaining()) if seconds is not None]
         return round(min(budgets) * 1e9) if budgets else FOREVER
@@ -250,7 +260,7 @@ class RateLimiter:
                 key=key,
                 allowed=decision.allowed,
                 denied=not answer.admitted,
-                enforced=self._enforce,
+                enforced=not self._shadow,
                 degraded=decision.degraded,
                 cost=cost,
                 retry_after=0.0 if answer.admitted else answer.wait / 1e9,
@@ -260,8 +270,9 @@ class RateLimiter:
     def _decision(self, answer: Answer) -> Decision:
         admitted, binding, left, wait, reset = answer
         limit = self.limits[binding]
-        allowed = admitted or not self._enforce
-        return Decision(allowed, limit.amount, left, 0.0 if allowed else wait / 1e9, reset / 1e9, False, limit)
+        if admitted or self._shadow:
+            return _new(Decision, (True, limit.amount, left, 0.0, reset / 1e9, False, limit))
+        return _new(Decision, (False, limit.amount, left, wait / 1e9, reset / 1e9, False, limit))
 
     def refusal(self, decision: Decision) -> RateLimitedError:
         """Return the error that says what this decision says."""
@@ -275,7 +286,7 @@ class RateLimiter:
 
     def __repr__(self) -> str:
         written = ", ".join(map(str, self.limits))
-        shadow = "" if self._enforce else ", enforce=False"
+        shadow = ", enforce=False" if self._shadow else ""
         return f"<RateLimiter {self.name!r} {written}{shadow}, store={self._store!r}>"
 
 

@@ -1,85 +1,118 @@
-"""How limits count: four machines on whole nanoseconds, without clock, lock or error of rounding.
+"""How limits count, on whole nanoseconds, without clock, lock or error of rounding.
 
 ```
-take(state, now, cost)   -> (due, state)         the earliest instant at which the cost fits, and the state after it
-look(state, now)         -> (remaining, full)    what fits at once now, and when the key will be as good as new
-refund(state, now, cost) -> state                None: as good as new
+Counter   one rule        due, spend, room, full, refund
+Machine   what a key has  hit, look, refund: all rules of a key together, and what is reserved for later
 ```
 
 With N the limit and P the period, at most this much is spent in any window of length P:
 
     gcra             burst + N                smooth; spends up to `burst` at once, then one in each P/N
     sliding_log      N                        exact; keeps N instants for each key
-    sliding_counter  about 2N at worst        two counters; the previous window fades out linearly
-    fixed_window     2N, around an edge       one counter; for quotas and bills
+    sliding_counter  about 2N at worst        two sums; the previous window's fades out linearly
+    fixed_window     2N, around an edge       one sum; for quotas and bills
 
-A slot may be taken in the future, which makes it a reservation. Slots are handed out in order: whoever asks later
-gets no earlier one.
+States are immutable values; None is a key that is as good as new. A slot may be taken in the future, which makes it a
+reservation. Slots are handed out in order: whoever asks later gets no earlier one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from math import gcd
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from reliakit.stores.protocol import Answer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reliakit.stores.protocol import Algorithm, Rule
 
-__all__ = ["FixedWindow", "Gcra", "Machine", "SlidingCounter", "SlidingLog", "machine_for"]
+__all__ = [
+    "AllOf",
+    "Counter",
+    "FixedWindow",
+    "Gcra",
+    "Machine",
+    "OneGcra",
+    "SlidingCounter",
+    "SlidingLog",
+    "machine_for",
+]
+
+_Sums: TypeAlias = tuple[int, int, int]
+# (instant, cost), the next one first.
+_Reserved: TypeAlias = tuple[tuple[int, int], ...]
+# Answer(...) takes 250 ns, this takes 90.
+_new: Callable[..., Answer] = cast("Any", tuple).__new__
 
 
-class Machine(Protocol):
-    """Counts one rule. States are immutable values; None is a key that is as good as new."""
+class Counter(ABC):
+    """Counts what is spent under one rule, one instant after the other."""
 
-    def take(self, state: Any, now: int, cost: int, /) -> tuple[int, Any]:
-        """Return the earliest instant, not before now, at which the cost may be spent, and the state after that."""
-        ...
+    __slots__ = ()
 
-    def look(self, state: Any, now: int, /) -> tuple[int, int]:
-        """Return how much may be spent at once now, and the instant at which the state may be forgotten."""
-        ...
+    @abstractmethod
+    def due(self, state: Any, at: int, cost: int, /) -> int:
+        """Return the first instant from `at` on at which the cost fits."""
 
-    def refund(self, state: Any, now: int, cost: int, /) -> Any:
+    @abstractmethod
+    def spend(self, state: Any, at: int, cost: int, /) -> Any:
+        """Return the state with this cost."""
+
+    @abstractmethod
+    def room(self, state: Any, at: int, /) -> int:
+        """Return how much fits at this instant."""
+
+    @abstractmethod
+    def full(self, state: Any, /) -> int:
+        """Return the instant from which on this state, which is not None, is as good as None."""
+
+    @abstractmethod
+    def refund(self, state: Any, at: int, cost: int, /) -> Any:
         """Return the state without a cost that was spent before."""
-        ...
 
 
-class Gcra:
+class Gcra(Counter):
     """The generic cell rate algorithm (ITU-T I.371): one instant, the theoretical arrival time of the next cell.
 
-    The state is that instant times the limit, so that a period that the limit does not divide stays exact.
+    The state is that instant times `scale`, so that a period that the limit does not divide stays exact.
     """
 
-    __slots__ = ("_increment", "_limit", "_tolerance")
+    __slots__ = ("increment", "scale", "tolerance")
 
     def __init__(self, rule: Rule) -> None:
-        self._limit = rule.limit
-        self._increment = rule.period
-        self._tolerance = rule.period * rule.burst
+        common = gcd(rule.period, rule.limit)
+        self.scale = rule.limit // common
+        self.increment = rule.period // common
+        self.tolerance = self.increment * rule.burst
 
-    def take(self, state: int | None, now: int, cost: int, /) -> tuple[int, int]:
-        """See `Machine`."""
-        scaled = now * self._limit
-        arrival = (scaled if state is None or state < scaled else state) + self._increment * cost
-        early = self._tolerance - arrival
+    def due(self, state: int | None, at: int, cost: int, /) -> int:
+        """See `Counter`."""
         # Rounded up, to the first nanosecond at which it fits.
-        return max(now, -(early // self._limit)), arrival
+        return max(at, -((self.tolerance - self.spend(state, at, cost)) // self.scale))
 
-    def look(self, state: int | None, now: int, /) -> tuple[int, int]:
-        """See `Machine`."""
-        if state is None:
-            return self._tolerance // self._increment, now
-        backlog = max(0, state - now * self._limit)
-        return max(0, self._tolerance - backlog) // self._increment, -(-state // self._limit)
+    def spend(self, state: int | None, at: int, cost: int, /) -> int:
+        """See `Counter`."""
+        return max(state or 0, at * self.scale) + self.increment * cost
 
-    def refund(self, state: int | None, now: int, cost: int, /) -> int | None:
-        """See `Machine`."""
-        if state is None:
-            return None
-        earlier = state - self._increment * cost
-        return earlier if earlier > now * self._limit else None
+    def room(self, state: int | None, at: int, /) -> int:
+        """See `Counter`."""
+        return max(0, self.tolerance - max(0, (state or 0) - at * self.scale)) // self.increment
+
+    def full(self, state: int, /) -> int:
+        """See `Counter`."""
+        return -(-state // self.scale)
+
+    def refund(self, state: int | None, at: int, cost: int, /) -> int | None:
+        """See `Counter`."""
+        earlier = (state or 0) - self.increment * cost
+        return earlier if earlier > at * self.scale else None
 
 
-class SlidingLog:
+class SlidingLog(Counter):
     """The instants of everything that was spent in the last period, oldest first."""
 
     __slots__ = ("_limit", "_period")
@@ -88,70 +121,36 @@ class SlidingLog:
         self._limit = rule.limit
         self._period = rule.period
 
-    def take(self, state: tuple[int, ...] | None, now: int, cost: int, /) -> tuple[int, tuple[int, ...]]:
-        """See `Machine`."""
-        spent = state or ()
-        due = max(now, spent[-1]) if spent else now
+    def due(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> int:
+        """See `Counter`."""
+        spent = self._since(state, at)
         over = len(spent) + cost - self._limit
-        if over > 0:
-            due = max(due, spent[over - 1] + self._period)
-        return due, (*self._since(spent, due), *((due,) * cost))
+        return at if over <= 0 else spent[over - 1] + self._period
 
-    def look(self, state: tuple[int, ...] | None, now: int, /) -> tuple[int, int]:
-        """See `Machine`."""
-        if not state:
-            return self._limit, now
-        left = 0 if state[-1] > now else self._limit - len(self._since(state, now))
-        return left, state[-1] + self._period
+    def spend(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> tuple[int, ...]:
+        """See `Counter`."""
+        return self._since(state, at) + (at,) * cost
 
-    def refund(self, state: tuple[int, ...] | None, now: int, cost: int, /) -> tuple[int, ...] | None:  # noqa: ARG002
-        """See `Machine`."""
-        return (state or ())[:-cost] or None
+    def room(self, state: tuple[int, ...] | None, at: int, /) -> int:
+        """See `Counter`."""
+        return self._limit - len(self._since(state, at))
 
-    def _since(self, spent: tuple[int, ...], now: int) -> tuple[int, ...]:
-        horizon = now - self._period
-        for index, at in enumerate(spent):
-            if at > horizon:
-                return spent[index:] if index else spent
-        return ()
+    def full(self, state: tuple[int, ...], /) -> int:
+        """See `Counter`."""
+        return state[-1] + self._period
 
+    def refund(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> tuple[int, ...] | None:
+        """See `Counter`."""
+        return self._since(state, at)[:-cost] or None
 
-class FixedWindow:
-    """The start of the window and what was spent in it. A window begins with the first cost after the last one."""
-
-    __slots__ = ("_limit", "_period")
-
-    def __init__(self, rule: Rule) -> None:
-        self._limit = rule.limit
-        self._period = rule.period
-
-    def take(self, state: tuple[int, int] | None, now: int, cost: int, /) -> tuple[int, tuple[int, int]]:
-        """See `Machine`."""
-        if state is None or now >= state[0] + self._period:
-            return now, (now, cost)
-        start, spent = state
-        if spent + cost > self._limit:
-            start, spent = start + self._period, 0
-        return max(now, start), (start, spent + cost)
-
-    def look(self, state: tuple[int, int] | None, now: int, /) -> tuple[int, int]:
-        """See `Machine`."""
-        if state is None or now >= state[0] + self._period:
-            return self._limit, now
-        start, spent = state
-        return 0 if start > now else self._limit - spent, start + self._period
-
-    def refund(self, state: tuple[int, int] | None, now: int, cost: int, /) -> tuple[int, int] | None:
-        """See `Machine`."""
-        if state is None or now >= state[0] + self._period:
-            return None
-        return (state[0], max(0, state[1] - cost))
+    def _since(self, state: tuple[int, ...] | None, at: int) -> tuple[int, ...]:
+        return () if state is None else state[bisect_right(state, at - self._period) :]
 
 
-class SlidingCounter:
-    """This window's sum and the previous one's, which fades out linearly while this one goes by.
+class SlidingCounter(Counter):
+    """This window's sum and the one before, which fades out linearly while this window goes by.
 
-    The state is (start of this window, previous sum, this sum, instant of the last slot).
+    The state is (start of the window, sum of the one before, sum of this one).
     """
 
     __slots__ = ("_limit", "_period")
@@ -160,56 +159,216 @@ class SlidingCounter:
         self._limit = rule.limit
         self._period = rule.period
 
-    def take(
-        self, state: tuple[int, int, int, int] | None, now: int, cost: int, /
-    ) -> tuple[int, tuple[int, int, int, int]]:
+    def due(self, state: _Sums | None, at: int, cost: int, /) -> int:
+        """See `Counter`."""
+        start, before, here = self._rolled(state, at)
+        if here + cost > self._limit:
+            start, before, here = start + self._period, here, 0
+            at = start
+        room = (self._limit - here - cost) * self._period
+        if before * (start + self._period - at) > room:
+            return start + self._period - room // before
+        return at
+
+    def spend(self, state: _Sums | None, at: int, cost: int, /) -> _Sums:
+        """See `Counter`."""
+        start, before, here = self._rolled(state, at)
+        return start, before, here + cost
+
+    def room(self, state: _Sums | None, at: int, /) -> int:
+        """See `Counter`."""
+        start, before, here = self._rolled(state, at)
+        return max(0, (self._limit - here) * self._period - before * (start + self._period - at)) // self._period
+
+    def full(self, state: _Sums, /) -> int:
+        """See `Counter`."""
+        return state[0] + self._period * (2 if state[2] else 1)
+
+    def refund(self, state: _Sums | None, at: int, cost: int, /) -> _Sums | None:
+        """See `Counter`."""
+        start, before, here = self._rolled(state, at)
+        before, here = max(0, before + min(0, here - cost)), max(0, here - cost)
+        return (start, before, here) if before or here else None
+
+    def _rolled(self, state: _Sums | None, at: int) -> _Sums:
+        if state is None:
+            return at, 0, 0
+        start, before, here = state
+        while (before or here) and at >= start + self._period:
+            start, before, here = start + self._period, here, 0
+        return (start, before, here) if before or here else (at, 0, 0)
+
+
+class FixedWindow(Counter):
+    """The sum of one window, which begins with the first cost after the last one's end.
+
+    The state is (start of the window, sum).
+    """
+
+    __slots__ = ("_limit", "_period")
+
+    def __init__(self, rule: Rule) -> None:
+        self._limit = rule.limit
+        self._period = rule.period
+
+    def due(self, state: tuple[int, int] | None, at: int, cost: int, /) -> int:
+        """See `Counter`."""
+        start, spent = self._rolled(state, at)
+        return at if spent + cost <= self._limit else start + self._period
+
+    def spend(self, state: tuple[int, int] | None, at: int, cost: int, /) -> tuple[int, int]:
+        """See `Counter`."""
+        start, spent = self._rolled(state, at)
+        return start, spent + cost
+
+    def room(self, state: tuple[int, int] | None, at: int, /) -> int:
+        """See `Counter`."""
+        return self._limit - self._rolled(state, at)[1]
+
+    def full(self, state: tuple[int, int], /) -> int:
+        """See `Counter`."""
+        return state[0] + self._period
+
+    def refund(self, state: tuple[int, int] | None, at: int, cost: int, /) -> tuple[int, int] | None:
+        """See `Counter`."""
+        start, spent = self._rolled(state, at)
+        return (start, spent - cost) if spent > cost else None
+
+    def _rolled(self, state: tuple[int, int] | None, at: int) -> tuple[int, int]:
+        return (at, 0) if state is None or at >= state[0] + self._period else state
+
+
+class Machine(ABC):
+    """Decides for one key under all its rules."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def hit(self, state: Any, now: int, cost: int, patience: int, /) -> tuple[Answer, Any]:
+        """Decide on a cost that may wait so long, and return the state after the decision."""
+
+    @abstractmethod
+    def look(self, state: Any, now: int, /) -> tuple[int, int]:
+        """Return how much fits at once now, and the instant from which on the state may be forgotten."""
+
+    @abstractmethod
+    def refund(self, state: Any, now: int, cost: int, /) -> Any:
+        """Return the state without what was spent or reserved last."""
+
+
+class OneGcra(Machine):
+    """A single gcra rule, the commonest case: one number, in which reservations are contained."""
+
+    __slots__ = ("_counter", "_increment", "_scale", "_tolerance")
+
+    def __init__(self, counter: Gcra) -> None:
+        self._counter = counter
+        self._scale = counter.scale
+        self._increment = counter.increment
+        self._tolerance = counter.tolerance
+
+    def hit(self, state: int | None, now: int, cost: int, patience: int, /) -> tuple[Answer, int | None]:
+        """See `Machine`. The sums of `Gcra` written out, which makes a decision three times as fast."""
+        scale = self._scale
+        scaled = now * scale
+        spending = self._increment * cost
+        backlog = spending if state is None or state < scaled else state - scaled + spending
+        room = self._tolerance - backlog
+        if room >= 0:
+            return _new(Answer, (True, 0, room // self._increment, 0, -(-backlog // scale))), scaled + backlog
+        wait = -(room // scale)
+        if wait <= patience:
+            return _new(Answer, (True, 0, 0, wait, -(-backlog // scale))), scaled + backlog
+        left = max(0, room + spending) // self._increment
+        return _new(Answer, (False, 0, left, wait, -(-(backlog - spending) // scale))), state
+
+    def look(self, state: int | None, now: int, /) -> tuple[int, int]:
         """See `Machine`."""
-        if state is None or now >= self._full(state):
-            return now, (now, 0, cost, now)
-        period = self._period
-        due = max(now, state[0], state[3])
-        start, before, spent = self._rolled(state, due)
-        if spent + cost > self._limit:
-            start, before, spent = start + period, spent, 0
-            due = start
-        room = (self._limit - spent - cost) * period
-        if before * (start + period - due) > room:
-            due = start + period - room // before
-            start, before, spent = self._rolled((start, before, spent, due), due)
-        return due, (start, before, spent + cost, due)
+        return self._counter.room(state, now), now if state is None else self._counter.full(state)
 
-    def look(self, state: tuple[int, int, int, int] | None, now: int, /) -> tuple[int, int]:
+    def refund(self, state: int | None, now: int, cost: int, /) -> int | None:
         """See `Machine`."""
-        if state is None or now >= self._full(state):
-            return self._limit, now
-        if state[3] > now:
-            return 0, self._full(state)
-        start, before, spent = self._rolled(state, now)
-        room = (self._limit - spent) * self._period - before * (start + self._period - now)
-        return max(0, room // self._period), self._full(state)
+        return self._counter.refund(state, now, cost)
 
-    def refund(
-        self, state: tuple[int, int, int, int] | None, now: int, cost: int, /
-    ) -> tuple[int, int, int, int] | None:
+
+class AllOf(Machine):
+    """Any rules: all are spent, each at the one instant at which all of them admit, or none is.
+
+    The state is (state of each rule..., reservations), the rules' states being those of now.
+    """
+
+    __slots__ = ("_counters", "_new")
+
+    def __init__(self, counters: tuple[Counter, ...]) -> None:
+        self._counters = counters
+        self._new: tuple[Any, ...] = (*[None] * len(counters), ())
+
+    def hit(
+        self, state: tuple[Any, ...] | None, now: int, cost: int, patience: int, /
+    ) -> tuple[Answer, tuple[Any, ...] | None]:
         """See `Machine`."""
-        if state is None or now >= self._full(state):
-            return None
-        start, before, spent, at = state
-        kept = max(0, before + min(0, spent - cost)), max(0, spent - cost)
-        return (start, *kept, min(at, now))  # the last slot may be the one that is given back
+        states, reserved = self._at(state, now)
+        last, at = self._after(states, reserved, now)
+        dues = [counter.due(each, at, cost) for counter, each in zip(self._counters, last, strict=True)]
+        due = max(dues)
+        binding = dues.index(due)
+        while due > at:  # what fits one rule at its own instant has to fit the others then
+            at = due
+            due = max([counter.due(each, at, cost) for counter, each in zip(self._counters, last, strict=True)])
+        wait = due - now
+        if wait > patience:
+            left, full = self._look(states, reserved, now)
+            return _new(Answer, (False, binding, left, wait, max(0, full - now))), state
+        if wait > 0:
+            reserved = (*reserved, (due, cost))
+        else:
+            states = [counter.spend(each, now, cost) for counter, each in zip(self._counters, states, strict=True)]
+            rooms = [counter.room(each, now) for counter, each in zip(self._counters, states, strict=True)]
+            binding = rooms.index(min(rooms))
+        left, full = self._look(states, reserved, now)
+        return _new(Answer, (True, binding, left, wait, max(0, full - now))), (*states, reserved)
 
-    def _full(self, state: tuple[int, int, int, int]) -> int:
-        start, _, spent, _ = state
-        return start + self._period * (2 if spent else 1)
+    def look(self, state: tuple[Any, ...] | None, now: int, /) -> tuple[int, int]:
+        """See `Machine`."""
+        return self._look(*self._at(state, now), now)
 
-    def _rolled(self, state: tuple[int, int, int, int], at: int) -> tuple[int, int, int]:
-        start, before, spent, _ = state
-        while at >= start + self._period:
-            start, before, spent = start + self._period, spent, 0
-        return start, before, spent
+    def refund(self, state: tuple[Any, ...] | None, now: int, cost: int, /) -> tuple[Any, ...] | None:
+        """See `Machine`."""
+        states, reserved = self._at(state, now)
+        waiting = list(reserved)
+        while cost and waiting:  # the last reservation first
+            at, reservation = waiting.pop()
+            if reservation > cost:
+                waiting.append((at, reservation - cost))
+            cost = max(0, cost - reservation)
+        if cost:
+            states = [counter.refund(each, now, cost) for counter, each in zip(self._counters, states, strict=True)]
+        after = (*states, tuple(waiting))
+        return None if after == self._new else after
+
+    def _at(self, state: tuple[Any, ...] | None, now: int) -> tuple[list[Any], _Reserved]:
+        """Return the rules' states of now, and the reservations that are still to come."""
+        *states, reserved = self._new if state is None else state
+        while reserved and reserved[0][0] <= now:
+            states, _ = self._after(states, reserved[:1], now)
+            reserved = reserved[1:]
+        return states, reserved
+
+    def _after(self, states: list[Any], reserved: _Reserved, now: int) -> tuple[list[Any], int]:
+        """Return the states once all reservations have come, and the instant from which on there is more to get."""
+        for at, cost in reserved:
+            states = [counter.spend(each, at, cost) for counter, each in zip(self._counters, states, strict=True)]
+        return states, max(now, reserved[-1][0]) if reserved else now
+
+    def _look(self, states: list[Any], reserved: _Reserved, now: int) -> tuple[int, int]:
+        pairs = list(zip(self._counters, states, strict=True))
+        left = 0 if reserved else min([counter.room(each, now) for counter, each in pairs])
+        if reserved:
+            pairs = list(zip(self._counters, self._after(states, reserved, now)[0], strict=True))
+        return left, max([now if each is None else counter.full(each) for counter, each in pairs])
 
 
-_MACHINES: dict[Algorithm, type[Gcra | SlidingLog | FixedWindow | SlidingCounter]] = {
+_COUNTERS: dict[Algorithm, type[Gcra | SlidingLog | FixedWindow | SlidingCounter]] = {
     "gcra": Gcra,
     "sliding_log": SlidingLog,
     "sliding_counter": SlidingCounter,
@@ -217,6 +376,8 @@ _MACHINES: dict[Algorithm, type[Gcra | SlidingLog | FixedWindow | SlidingCounter
 }
 
 
-def machine_for(rule: Rule) -> Machine:
-    """Return the machine that counts this rule."""
-    return _MACHINES[rule.algorithm](rule)
+def machine_for(rules: tuple[Rule, ...]) -> Machine:
+    """Return the machine that decides under these rules together."""
+    counters = tuple(_COUNTERS[rule.algorithm](rule) for rule in rules)
+    alone = counters[0]
+    return OneGcra(alone) if len(counters) == 1 and isinstance(alone, Gcra) else AllOf(counters)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryStore"]
 
+_HIT = Op.HIT
 _SHARED_STATES = 2**16
 # How many old states are looked at with each decision; 1 would do, 4 drains a generation well before its end.
 _DRAINED = 4
@@ -58,10 +59,14 @@ class MemoryStore:
         # Rounded, not cut: a float that should be 0.3 s may be a hair less.
         now = round(self._clock.monotonic() * 1e9)
         with self._lock:
-            shelf = self._shelves.get(plan.space)
-            if shelf is None:
-                shelf = self._shelves[plan.space] = _Shelf(plan)
-            shelf.drain(now)
+            shelf = self._shelves.get(plan.space) or self._shelf(plan)
+            if shelf.old or now >= shelf.turn:
+                shelf.drain(now)
+            young = shelf.young
+            state = young.get(key)
+            if state is not None and op is _HIT:
+                answer, young[key] = shelf.machine.hit(state, now, cost, patience)
+                return answer
             return shelf.decide(op, self._place(shelf, key, now), cost, now, patience)
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
@@ -82,14 +87,18 @@ class MemoryStore:
         with self._lock:
             return sum(shelf.own + shelf.shared for shelf in self._shelves.values())
 
+    def _shelf(self, plan: Plan) -> _Shelf:
+        shelf = self._shelves[plan.space] = _Shelf(plan)
+        return shelf
+
     def _place(self, shelf: _Shelf, key: str, now: int) -> str | int:
         """Return where the state of this key is kept: under its own name, or under its hash when there is no room."""
-        if shelf.knows(key):
+        if shelf.find(key) is not None:
             return key
         place = hash(key) % _SHARED_STATES
         if shelf.shared and shelf.is_live(place, now):
             return place  # what it may have spent there must not be forgotten because there is room again
-        if sum(each.own for each in self._shelves.values()) < self._max_keys:
+        if sum([each.own for each in self._shelves.values()]) < self._max_keys:
             return key
         for each in self._shelves.values():
             each.drain(now)  # other limiters may have fallen silent
@@ -102,89 +111,56 @@ class MemoryStore:
 class _Shelf:
     """The states of one plan. Its store's lock is held around every call."""
 
-    __slots__ = ("_lifetime", "_machines", "_old", "_turn", "_young", "own", "shared")
+    __slots__ = ("_lifetime", "machine", "old", "own", "shared", "turn", "young")
 
     def __init__(self, plan: Plan) -> None:
-        self._machines = tuple(machine_for(rule) for rule in plan.rules)
-        # A state is a tuple with the state of each rule; keys are texts, shared places are numbers.
-        self._young: dict[str | int, tuple[Any, ...]] = {}
-        self._old: dict[str | int, tuple[Any, ...]] = {}
-        self._lifetime = max(rule.period * max(2, -(-rule.burst // rule.limit)) for rule in plan.rules)
-        self._turn = 0
+        self.machine = machine_for(plan.rules)
+        # Keys are texts, shared places are numbers; no state is None.
+        self.young: dict[str | int, Any] = {}
+        self.old: dict[str | int, Any] = {}
         self.own = 0
         self.shared = 0
+        self.turn = 0
+        self._lifetime = max(rule.period * max(2, -(-rule.burst // rule.limit)) for rule in plan.rules)
 
-    def knows(self, place: str | int) -> bool:
-        return place in self._young or place in self._old
+    def find(self, place: str | int) -> Any:
+        state = self.young.get(place)
+        return self.old.get(place) if state is None else state
 
     def is_live(self, place: str | int, now: int) -> bool:
-        state = self._young.get(place) or self._old.get(place)
-        return state is not None and self._full(state, now) > now
+        state = self.find(place)
+        return state is not None and self.machine.look(state, now)[1] > now
 
     def drain(self, now: int) -> None:
-        """Look at a few old states and forget those that are as good as new."""
-        if self._old:
-            for _ in range(min(_DRAINED, len(self._old))):
-                place, state = self._old.popitem()
-                if self._full(state, now) > now:
-                    self._young[place] = state
-                else:
-                    self._count(place, -1)
-        elif now >= self._turn:
-            self._old, self._young = self._young, {}
-            self._turn = now + self._lifetime
+        """Look at a few old states and forget those that are as good as new, or begin a new generation."""
+        for _ in range(min(_DRAINED, len(self.old))):
+            place, state = self.old.popitem()
+            if self.machine.look(state, now)[1] > now:
+                self.young[place] = state
+            else:
+                self._count(place, -1)
+        if not self.old and now >= self.turn:
+            self.old, self.young = self.young, {}
+            self.turn = now + self._lifetime
 
     def decide(self, op: Op, place: str | int, cost: int, now: int, patience: int) -> Answer:
-        """Decide over all rules, and write only what was decided."""
-        known = self._young.get(place) or self._old.get(place)
-        states = known if known is not None else (None,) * len(self._machines)
-        if op is Op.HIT or op is Op.PEEK:
-            due, binding, after = self._take(states, now, cost)
-            admitted = due - now <= patience
-            if op is Op.HIT and admitted:
-                states = after
-                self._write(place, states, known)
-            return self._answer(states, now, due, binding, admitted=admitted)
-        if op is Op.REFUND:
-            states = tuple(
-                machine.refund(state, now, cost) for machine, state in zip(self._machines, states, strict=True)
-            )
+        """Decide, and write only what was decided."""
+        known = self.find(place)
+        answer, state = self.machine.hit(known, now, cost, patience)
+        if op is Op.PEEK:
+            left, full = self.machine.look(known, now)
+            return answer._replace(remaining=left, reset=max(0, full - now))
+        if op is not Op.HIT:
+            state = self.machine.refund(known, now, cost) if op is Op.REFUND else None
+            left, full = self.machine.look(state, now)
+            answer = Answer(True, 0, left, 0, max(0, full - now))
+        self.old.pop(place, None)
+        if state is not None:
+            self.young[place] = state
         else:
-            states = (None,) * len(self._machines)
-        self._write(place, states, known)
-        return self._answer(states, now, now, 0, admitted=True)
-
-    def _take(self, states: tuple[Any, ...], now: int, cost: int) -> tuple[int, int, tuple[Any, ...]]:
-        """Return the earliest instant at which every rule admits, which rule that is, and the states after that."""
-        due, binding = now, -1
-        while True:
-            taken = [machine.take(state, due, cost) for machine, state in zip(self._machines, states, strict=True)]
-            later = max(taken)[0] if len(taken) == 1 else max(at for at, _ in taken)
-            if later == due:
-                return due, binding, tuple(state for _, state in taken)
-            # Each rule must count the cost at the one instant at which it is spent.
-            binding = next(index for index, (at, _) in enumerate(taken) if at == later)
-            due = later
-
-    def _answer(self, states: tuple[Any, ...], now: int, due: int, binding: int, *, admitted: bool) -> Answer:
-        looks = [machine.look(state, now) for machine, state in zip(self._machines, states, strict=True)]
-        remaining = min(left for left, _ in looks)
-        if binding < 0:
-            binding = next(index for index, (left, _) in enumerate(looks) if left == remaining)
-        return Answer(admitted, binding, remaining, due - now, max(0, max(full for _, full in looks) - now))
-
-    def _full(self, state: tuple[Any, ...], now: int) -> int:
-        return max(machine.look(part, now)[1] for machine, part in zip(self._machines, state, strict=True))
-
-    def _write(self, place: str | int, states: tuple[Any, ...], known: tuple[Any, ...] | None) -> None:
-        self._old.pop(place, None)
-        if any(state is not None for state in states):
-            self._young[place] = states
-            if known is None:
-                self._count(place, 1)
-        elif known is not None:
-            self._young.pop(place, None)
-            self._count(place, -1)
+            self.young.pop(place, None)
+        self._count(place, (state is not None) - (known is not None))
+        return answer
 
     def _count(self, place: str | int, change: int) -> None:
         if isinstance(place, int):

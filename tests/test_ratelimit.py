@@ -1,0 +1,550 @@
+"""The rate limiter: what a key may do, how long it waits, and that nothing is spent for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reliakit import ConfigurationError, DeadlineExceededError, RateLimitedError, deadline, subscribe
+from reliakit.core.events import LimitDecided
+from reliakit.ratelimit import Decision, Limit, RateLimiter
+from reliakit.stores import MemoryStore
+from reliakit.testing import ManualClock
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(start=1000.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("10/s", Limit(10, per=1)),
+        ("10/sec", Limit(10, per=1)),
+        ("10 / second", Limit(10, per=1)),
+        ("600/min burst 100", Limit(600, per=60, burst=100)),
+        ("7/m", Limit(7, per=60)),
+        ("3 per hour", Limit(3, per=3600)),
+        ("3/H", Limit(3, per=3600)),
+        ("1/d", Limit(1, per=86400)),
+        ("2/day", Limit(2, per=86400)),
+        ("5 per 30s", Limit(5, per=30)),
+        ("5 per 0.5 s BURST 2", Limit(5, per=0.5, burst=2)),
+        (" 5 per 2 minutes ", Limit(5, per=120)),
+    ],
+)
+def test_a_text_says_what_it_reads_like(text: str, limit: Limit) -> None:
+    assert Limit.parse(text) == limit
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "10",
+        "s",
+        "10/",
+        "/s",
+        "-1/s",
+        "1.5/s",
+        "10/fortnight",
+        "10/s burst",
+        "10/s burst x",
+        "0/s",
+        "10 s",
+        None,
+        7,
+    ],
+)
+def test_a_text_that_is_no_limit_is_refused(text: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        Limit.parse(text)
+
+
+@given(
+    st.builds(
+        Limit,
+        st.integers(1, 1000),
+        per=st.sampled_from([1.0, 60.0, 3600.0, 86400.0, 30.0, 0.5]),
+        burst=st.none() | st.integers(1, 50),
+    )
+)
+def test_a_limit_shown_can_be_read_again(limit: Limit) -> None:
+    assert Limit.parse(str(limit)).rule == limit.rule
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"amount": 0}, "amount"),
+        ({"amount": 2.5}, "amount"),
+        ({"amount": True}, "amount"),
+        ({"amount": 1, "per": 0}, "per"),
+        ({"amount": 1, "per": float("nan")}, "per"),
+        ({"amount": 1, "per": 1e-10}, "per"),
+        ({"amount": 1, "burst": 0}, "burst"),
+        ({"amount": 1, "algorithm": "leaky"}, "algorithm"),
+        ({"amount": 5, "burst": 3, "algorithm": "sliding_log"}, "burst"),
+    ],
+)
+def test_a_wrong_limit_is_refused_by_its_argument(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        Limit(**arguments)
+
+
+def test_without_a_burst_the_burst_is_the_limit(clock: ManualClock) -> None:
+    limiter = RateLimiter("3/s", clock=clock)
+    assert [limiter.hit("k").allowed for _ in range(4)] == [True, True, True, False]
+    assert [RateLimiter("600/min burst 2", clock=clock).hit("k").allowed for _ in range(1)] == [True]
+
+
+def test_a_decision_tells_what_is_left_and_when_to_come_back(clock: ManualClock) -> None:
+    limiter = RateLimiter("2/s", clock=clock)
+    assert limiter.hit("k") == Decision(True, 2, 1, 0.0, 0.5, False, Limit(2))
+    assert limiter.hit("k") == Decision(True, 2, 0, 0.0, 1.0, False, Limit(2))
+    denied = limiter.hit("k")
+    assert denied == Decision(False, 2, 0, 0.5, 1.0, False, Limit(2))
+    assert not denied
+    assert limiter.peek("other")
+    clock.advance(denied.retry_after)
+    assert limiter.hit("k")
+
+
+def test_a_period_that_the_limit_does_not_divide_is_exact(clock: ManualClock) -> None:
+    limiter = RateLimiter("7/s burst 1", clock=clock)
+    times = []
+    for _ in range(71):
+        decision = limiter.hit("k")
+        while not decision:
+            clock.advance(decision.retry_after)
+            decision = limiter.hit("k")
+        times.append(clock.monotonic())
+    assert times[-1] - times[0] == pytest.approx(10.0, abs=1e-6)
+
+
+def test_several_limits_are_all_or_nothing(clock: ManualClock) -> None:
+    limiter = RateLimiter("20/min", "5/s", clock=clock)
+    assert sum(limiter.hit("k").allowed for _ in range(100)) == 5
+    assert limiter.peek("k").limit == 5
+    clock.advance(1.0)
+    assert limiter.peek("k").remaining == 5
+    assert limiter.hit("k", cost=5).remaining == 0
+    for _ in range(3):
+        clock.advance(1.0)
+        limiter.hit("k", cost=3)
+    assert limiter.hit("k", 5).limit == 20
+
+
+def test_a_cost_is_spent_at_once_or_not_at_all(clock: ManualClock) -> None:
+    limiter = RateLimiter("10/s", clock=clock)
+    assert limiter.hit("k", cost=7).remaining == 3
+    assert not limiter.hit("k", cost=4)
+    assert limiter.peek("k").remaining == 3
+
+
+@pytest.mark.parametrize("cost", [0, -1, 11, 1.0, 2.5, float("nan"), True, None, "1"])
+def test_a_cost_that_is_none_is_refused_at_the_call(cost: Any, clock: ManualClock) -> None:
+    limiter = RateLimiter("10/s", "100/min burst 50", clock=clock)
+    for method in (limiter.hit, limiter.refund, limiter.acquire):
+        with pytest.raises(ConfigurationError, match="cost"):
+            method("k", cost)
+    assert limiter.peek("k").remaining == 10
+
+
+@pytest.mark.parametrize("key", ["", None, 7, b"k"])
+def test_a_key_that_is_none_is_refused_at_the_call(key: Any, clock: ManualClock) -> None:
+    limiter = RateLimiter("10/s", clock=clock)
+    for method in (limiter.hit, limiter.peek, limiter.reset, limiter.refund, limiter.acquire):
+        with pytest.raises(ConfigurationError, match="key"):
+            method(key)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("key", ["", None, 7])
+async def test_the_twins_refuse_the_same(key: Any, clock: ManualClock) -> None:
+    limiter = RateLimiter("10/s", clock=clock)
+    for method in (limiter.ahit, limiter.apeek, limiter.areset, limiter.arefund, limiter.aacquire):
+        with pytest.raises(ConfigurationError, match="key"):
+            await method(key)
+    for spending in (limiter.ahit, limiter.arefund, limiter.aacquire):
+        with pytest.raises(ConfigurationError, match="cost"):
+            await spending("k", 11)
+
+
+def test_peek_shows_what_is_left_before_spending(clock: ManualClock) -> None:
+    limiter = RateLimiter("2/s", clock=clock)
+    for _ in range(3):
+        assert limiter.peek("k")[:4] == (True, 2, 2, 0.0)
+    limiter.hit("k", 2)
+    assert limiter.peek("k")[:4] == (False, 2, 0, 0.5)
+
+
+def test_reset_forgets_and_refund_gives_back(clock: ManualClock) -> None:
+    limiter = RateLimiter("5/s", clock=clock)
+    limiter.hit("k", 5)
+    limiter.refund("k", 2)
+    assert limiter.peek("k").remaining == 2
+    limiter.reset("k")
+    assert limiter.peek("k").remaining == 5
+    limiter.refund("k", 5)
+    assert limiter.peek("k").remaining == 5
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["hit", "hit", "hit", "peek", "refund", "reset"]),
+            st.sampled_from("ab"),
+            st.integers(1, 3),
+            st.sampled_from([0.0, 0.1, 0.25, 1.0, 30.0]),
+        ),
+        max_size=40,
+    ),
+    st.sampled_from(["gcra", "sliding_log", "sliding_counter", "fixed_window"]),
+)
+def test_threads_and_tasks_get_the_same_answers(history: list[tuple[str, str, int, float]], algorithm: Any) -> None:
+    def limiter_on(clock: ManualClock) -> RateLimiter:
+        return RateLimiter(Limit(4, per=2, algorithm=algorithm), "9/min", clock=clock)
+
+    def play(clock: ManualClock) -> list[Any]:
+        limiter, log = limiter_on(clock), []
+        for method, key, cost, pause in history:
+            arguments = (key, cost) if method in ("hit", "refund") else (key,)
+            log.append(getattr(limiter, method)(*arguments))
+            clock.advance(pause)
+        return log
+
+    async def aplay(clock: ManualClock) -> list[Any]:
+        limiter, log = limiter_on(clock), []
+        for method, key, cost, pause in history:
+            arguments = (key, cost) if method in ("hit", "refund") else (key,)
+            log.append(await getattr(limiter, f"a{method}")(*arguments))
+            clock.advance(pause)
+        return log
+
+    assert play(ManualClock()) == asyncio.run(aplay(ManualClock()))
+
+
+def test_eight_threads_get_exactly_the_limit(clock: ManualClock) -> None:
+    limiter = RateLimiter("1000/s", clock=clock)
+    allowed: list[bool] = []
+
+    def work() -> None:
+        allowed.extend([limiter.hit("k").allowed for _ in range(250)])
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(allowed), sum(allowed)) == (2000, 1000)
+
+
+def test_shadow_mode_allows_everybody_counts_and_tells(clock: ManualClock) -> None:
+    heard: list[LimitDecided] = []
+    limiter = RateLimiter("2/s", enforce=False, clock=clock, listeners=[heard.append])
+    decisions = [limiter.hit("k") for _ in range(3)]
+    assert [(decision.allowed, decision.remaining, decision.retry_after) for decision in decisions] == [
+        (True, 1, 0.0),
+        (True, 0, 0.0),
+        (True, 0, 0.0),
+    ]
+    assert [(event.allowed, event.denied, event.enforced) for event in heard] == [
+        (True, False, False),
+        (True, False, False),
+        (True, True, False),
+    ]
+    assert limiter.acquire("k").allowed
+    assert clock.monotonic() == 1000.0
+    assert limiter.peek("k").allowed
+
+
+def test_decisions_are_told_from_the_moment_that_somebody_listens(clock: ManualClock) -> None:
+    limiter = RateLimiter("1/s", name="search", clock=clock)
+    heard: list[LimitDecided] = []
+    limiter.hit("k")
+    with subscribe(heard.append, LimitDecided):
+        limiter.hit("k")
+        limiter.peek("k")
+    limiter.hit("k")
+    (event,) = heard
+    assert (event.name, event.key, event.allowed, event.denied, event.cost) == ("search", "k", False, True, 1)
+    assert (event.retry_after, event.degraded, event.enforced) == (1.0, False, True)
+
+
+def test_acquire_waits_its_turn() -> None:
+    clock = ManualClock(auto_advance=True)
+    limiter = RateLimiter("2/s burst 1", clock=clock)
+    times = []
+    for _ in range(4):
+        assert limiter.acquire("k").allowed
+        times.append(clock.monotonic())
+    assert times == [0.0, 0.5, 1.0, 1.5]
+
+
+def test_acquire_that_would_take_too_long_says_so_at_once(clock: ManualClock) -> None:
+    limiter = RateLimiter("1/s", name="mail", clock=clock)
+    limiter.acquire("k")
+    with pytest.raises(RateLimitedError) as refused:
+        limiter.acquire("k", timeout=0.5)
+    assert (refused.value.name, refused.value.retry_after) == ("mail", 1.0)
+    assert isinstance(refused.value.decision, Decision)
+    with pytest.raises(RateLimitedError):
+        limiter.acquire("k", timeout=0)
+    # What was refused has taken no slot.
+    assert limiter.peek("k").retry_after == 1.0
+
+
+def test_a_wait_that_the_deadline_forbids_is_not_begun(clock: ManualClock) -> None:
+    limiter = RateLimiter("1/s", clock=clock)
+    limiter.acquire("k")
+    with deadline(0.5, clock=clock), pytest.raises(RateLimitedError):
+        limiter.acquire("k", timeout=10)
+    with deadline(0.0, clock=clock), pytest.raises(DeadlineExceededError):
+        limiter.acquire("other")
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "1"])
+def test_a_timeout_that_is_none_is_refused(timeout: Any, clock: ManualClock) -> None:
+    with pytest.raises(ConfigurationError, match="timeout"):
+        RateLimiter("1/s", clock=clock).acquire("k", timeout=timeout)
+
+
+@pytest.mark.anyio
+async def test_who_comes_first_is_served_first_whatever_it_costs() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter("10/s", clock=clock)
+    limiter.hit("k", 10)
+    served: list[tuple[int, float]] = []
+
+    async def wait(number: int, cost: int) -> None:
+        await limiter.aacquire("k", cost)
+        served.append((number, clock.monotonic()))
+
+    async with asyncio.TaskGroup() as group:
+        for number, cost in enumerate([1, 10, 1, 1, 5]):
+            group.create_task(wait(number, cost))
+        await clock.await_for_sleepers(5)
+        assert not limiter.hit("k")  # nor does a hit overtake
+        for _ in range(20):
+            clock.advance(0.1)
+            await clock.asleep(0)
+            await clock.asleep(0)
+            await clock.asleep(0)
+    assert served == [(0, 0.1), (1, 1.1), (2, 1.2), (3, 1.3), (4, 1.8)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("algorithm", ["gcra", "sliding_log", "sliding_counter", "fixed_window"])
+async def test_a_cancelled_waiter_gives_its_slot_back(algorithm: Any) -> None:
+    clock = ManualClock()
+    limiter = RateLimiter(Limit(1, per=10, algorithm=algorithm), clock=clock)
+    await limiter.aacquire("k")
+    before = limiter.peek("k").retry_after
+    waiters = [asyncio.create_task(limiter.aacquire("k")) for _ in range(3)]
+    await clock.await_for_sleepers(3)
+    assert limiter.peek("k").retry_after > before
+    for waiter in reversed(waiters):
+        waiter.cancel()
+    for waiter in waiters:
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+    assert limiter.peek("k").retry_after == before
+    assert limiter._waiting._queues == {}
+
+
+@pytest.mark.anyio
+async def test_a_slot_with_others_behind_it_is_given_back_once_they_are_gone_too() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter("1/s", clock=clock)
+    await limiter.aacquire("k")
+    first, second = (asyncio.create_task(limiter.aacquire("k")) for _ in range(2))
+    await clock.await_for_sleepers(2)
+    first.cancel()
+    await asyncio.wait([first])
+    assert limiter.peek("k").retry_after == 3.0
+    second.cancel()
+    await asyncio.wait([second])
+    assert limiter.peek("k").retry_after == 1.0
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_slot_is_not_given_back_after_its_time() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter("1/s", clock=clock)
+    await limiter.aacquire("k")
+    first, second, third = (asyncio.create_task(limiter.aacquire("k")) for _ in range(3))
+    await clock.await_for_sleepers(3)
+    first.cancel()
+    clock.advance(2.0)
+    await second
+    third.cancel()
+    await asyncio.wait([first, third])
+    # The slot of the second was used at 2 s, so the next is at 3 s.
+    assert limiter.peek("k").retry_after == 1.0
+
+
+def test_an_interrupted_thread_gives_its_slot_back() -> None:
+    class Interrupting(ManualClock):
+        def sleep(self, seconds: float, /) -> None:
+            raise KeyboardInterrupt
+
+    limiter = RateLimiter("1/s", clock=Interrupting())
+    limiter.acquire("k")
+    with pytest.raises(KeyboardInterrupt):
+        limiter.acquire("k")
+    assert limiter.peek("k").retry_after == 1.0
+
+
+def test_threads_and_tasks_queue_together(clock: ManualClock) -> None:
+    limiter = RateLimiter("1/s", clock=clock)
+    limiter.hit("k")
+    times: list[float] = []
+
+    def work() -> None:
+        limiter.acquire("k")
+        times.append(clock.monotonic())
+
+    async def work_async() -> None:
+        await limiter.aacquire("k")
+        times.append(clock.monotonic())
+
+    async def tasks() -> None:
+        await asyncio.gather(*(work_async() for _ in range(4)))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads.append(threading.Thread(target=lambda: asyncio.run(tasks())))
+    for thread in threads:
+        thread.start()
+    for left in range(8, 0, -1):
+        clock.wait_for_sleepers(left)
+        clock.advance(1.0)
+        while clock.sleepers > left - 1 or len(times) < 9 - left:
+            pass
+    for thread in threads:
+        thread.join()
+    assert times == [1000.0 + second for second in range(1, 9)]
+
+
+def test_a_decorated_function_spends_by_its_arguments(clock: ManualClock) -> None:
+    limiter = RateLimiter("2/s", name="search", clock=clock)
+
+    @limiter.limit(key=lambda user, **_: f"user:{user}", cost=lambda user, **options: options.get("cost", 1))
+    def search(user: int, **options: int) -> int:
+        return user
+
+    assert search(7) == 7
+    assert search(8, cost=2) == 8
+    assert search(7) == 7
+    for user in (7, 8):
+        with pytest.raises(RateLimitedError, match="'search'") as refused:
+            search(user)
+        assert refused.value.retry_after == 0.5
+        assert str(user) not in str(refused.value)
+
+
+@pytest.mark.anyio
+async def test_every_colour_that_can_be_limited_is(clock: ManualClock) -> None:
+    limiter = RateLimiter("1/h", clock=clock)
+    ran: list[str] = []
+
+    def limit(name: str) -> Callable[[Any], Any]:
+        return limiter.limit(key=lambda *_: name)
+
+    class Service:
+        @limit("method")
+        def method(self) -> None:
+            ran.append("method")
+
+        @limit("static")
+        @staticmethod
+        def static() -> None:
+            ran.append("static")
+
+    @limit("async")
+    async def coroutine() -> None:
+        ran.append("async")
+
+    @limit("generator")
+    def generator() -> Generator[int, None, str]:
+        ran.append("generator")
+        yield 1
+        return "done"
+
+    assert asyncio.iscoroutinefunction(coroutine)
+    for _ in range(2):
+        for call in (Service().method, Service.static, lambda: list(generator())):
+            try:
+                call()
+            except RateLimitedError:
+                ran.append("refused")
+        try:
+            await coroutine()
+        except RateLimitedError:
+            ran.append("refused")
+    assert ran == ["method", "static", "generator", "async"] + ["refused"] * 4
+
+
+def test_what_cannot_be_limited_is_refused_at_decoration(clock: ManualClock) -> None:
+    limiter = RateLimiter("1/s", name="search", clock=clock)
+
+    async def rows() -> AsyncGenerator[int, None]:
+        yield 1
+
+    async def key() -> str:
+        return "k"
+
+    for wrong in (rows, int, 7):
+        with pytest.raises(ConfigurationError, match="search"):
+            limiter.limit(key=lambda: "k")(wrong)  # type: ignore[type-var]  # what is tested
+    with pytest.raises(ConfigurationError, match="key"):
+        limiter.limit(key=key)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="key"):
+        limiter.limit(key="k")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="cost"):
+        limiter.limit(key=lambda: "k", cost=2)
+
+
+def test_limiters_share_a_store_by_name_and_rules(clock: ManualClock) -> None:
+    store = MemoryStore(clock=clock)
+    first = RateLimiter("1/s", name="a", store=store, clock=clock)
+    same = RateLimiter("1/s", name="a", store=store, clock=clock)
+    other = RateLimiter("1/s", name="b", store=store, clock=clock)
+    changed = RateLimiter(Limit(1, algorithm="sliding_log"), name="a", store=store, clock=clock)
+    assert first.hit("k")
+    assert not same.hit("k")
+    assert other.hit("k")
+    assert changed.hit("k")
+
+
+@pytest.mark.parametrize(
+    ("limits", "settings", "named"),
+    [
+        ((), {}, "limit"),
+        (("x",), {}, "limit"),
+        (("1/s",), {"name": ""}, "name"),
+        (("1/s",), {"listeners": [7]}, "listener"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_name(
+    limits: tuple[str, ...], settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        RateLimiter(*limits, **settings)
+
+
+def test_it_shows_its_settings() -> None:
+    limiter = RateLimiter(
+        "10/s", "600/min burst 100", Limit(5, per=30, algorithm="sliding_log"), name="s", enforce=False
+    )
+    assert repr(limiter) == (
+        "<RateLimiter 's' 10/s, 600/min burst 100, 5 per 30s sliding_log, enforce=False, "
+        "store=<MemoryStore 0 keys, max_keys=100000>>"
+    )
