@@ -26,10 +26,10 @@ _SPOKEN = re.compile(r"(?<![\w.\-])(-{0,2}[^\W\d_][\w.\-]*+)[ \t]++(?:(is|was|to
 _STEMS = re.compile(r"[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Kk]ey|KEY|[Pp]in|PIN|[Oo]tp|OTP|[Cc]red|IDENT|--")
 _TAG = re.compile(r"<((?:[\w\-]++:)?[\w.\-]++)(?:[ \t\r\n][^<>]*+)?(?<!/)>")
 _MULTIPART = re.compile(
-    r"form-data;[ \t]*name=\"([^\"\r\n]{1,200})\"[^\r\n]*+(?:\r?\n[^\r\n]++){0,8}+\r?\n\r?\n([^\r\n]*+)"
+    r"form-data;[ \t]*+name=\"([^\"\r\n]{1,200})\"[^\r\n]*+(?:\r?\n[^\r\n]++){0,8}+\r?\n\r?\n([^\r\n]*+)"
 )
 _PAIR = re.compile(
-    r"(\\*[\"'])(?:name|Name|key|Key|header)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1"
+    r"(\\{0,8}[\"'])(?:name|Name|key|Key|header)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1"
     r"[ ]{0,4},[ ]{0,4}\1(?:value|Value)\1[ ]{0,4}:[ ]{0,4}"
 )
 
@@ -52,18 +52,27 @@ def _hide_from(text: str, pattern: re.Pattern[str], group: int, hide: Hide, rule
     at = 0
     found = pattern.search(text)
     while found is not None:
-        verdict = rules.verdict(found[group])
-        end = found.end()
-        if verdict is Verdict.SAFE and _in_query(text, found.start(group), found[group]):
+        name, end = _name(text, found, group), found.end()
+        verdict = rules.verdict(name)
+        if verdict is Verdict.SAFE and _in_query(text, found.start(group), name):
             verdict = Verdict.RANDOM
         if verdict is not Verdict.SAFE:
-            begin, stop = _extent(text, found, found[group])
+            begin, stop = _extent(text, found, name)
             value = text[begin:stop]
             if _is_hidden(verdict, value) and not _is_prose(text, found, value, stop):
                 parts += (text[at:begin], hide(value))
                 at = end = stop
         found = pattern.search(text, max(end, found.end()))
     return "".join((*parts, text[at:])) if parts else text
+
+
+def _name(text: str, found: re.Match[str], group: int) -> str:
+    """Return the name without what is left of an escape before it; the user of a URL is no name."""
+    start = found.start(group)
+    name = found[group]
+    if text[start - 1 : start] == "%":
+        return name[2:]
+    return "" if text[max(0, start - 3) : start] == "://" else name
 
 
 # No value that is spared is longer: looking into it once more costs little.
@@ -89,7 +98,7 @@ _TYPES = frozenset(
     {"str", "int", "bytes", "bool", "float", "Any", "object", "string", "String", "SecretStr", "Optional[str]"}
 )
 _MASKED = re.compile(
-    r"\*{3}[\w.+/=\-]{0,4}|\*+|hmac:[0-9a-f]{8}|[\[<(]?(?:redacted|REDACTED|masked|MASKED|[Ff]iltered|FILTERED|hidden|removed)[\]>)]?"
+    r"\*{3}[\w.+/=\-]{0,4}|\*++|hmac:[0-9a-f]{8}|[\[<(]?(?:redacted|REDACTED|masked|MASKED|[Ff]iltered|FILTERED|hidden|removed)[\]>)]?"
     r"|%s|%\(\w{1,40}\)s|\$\d{1,2}|\?|\{\}|\$\{[A-Z_]{1,40}\}?|\[masking failed\]"
 )
 _PLAIN_WORD = re.compile(r"[A-Za-z][a-z]{0,11}")
@@ -137,7 +146,7 @@ def _escaped_closing(opening: str) -> re.Pattern[str]:
     return re.compile(r"(?<!\\)" + re.escape(opening))
 
 
-def _extent(text: str, found: re.Match[str], name: str) -> tuple[int, int]:
+def _extent(text: str, found: re.Match[str], name: str) -> tuple[int, int]:  # noqa: PLR0911 - one return a notation
     """Return where the value behind a name begins and ends, quotes left outside."""
     start = found.end()
     opening = _OPENING.match(text, start)
@@ -222,8 +231,8 @@ def _block_end(text: str, found: re.Match[str], start: int) -> int:
 _PROSE = word_set(
     """
     must is was are not no should unexpected expired invalid missing required the a an has have had cannot can't can
-    could too length mismatch does doesn't did didn't for in of on or and failed wrong incorrect empty unknown malformed
-    at from with without may might be been field value please enter expected already only your you this that it its
+    could too length mismatch does doesn't did didn't for in of on or and failed wrong incorrect empty unknown at from
+    malformed with without may might be been field value please enter expected already only your you this that it its
     """
 )
 _NEXT_WORD = re.compile(r"[ \t]++[a-z]")

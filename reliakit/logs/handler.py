@@ -61,7 +61,8 @@ class LineHandler(logging.Handler):
         try:
             line = self.format(record)
             if self._writer is None:
-                self.write(line)
+                with _held(self.lock):
+                    self.write(line)
             elif not self._writer.put(line):
                 self._drop("queue full")
         except Exception as fault:  # noqa: BLE001 - told as an event; the caller is not to suffer from its log
@@ -69,16 +70,15 @@ class LineHandler(logging.Handler):
         self._tell(record)
 
     def write(self, line: str) -> None:
-        """Put one line on the stream, in one piece."""
-        with _held(self.lock):
-            stream = self._stream or sys.stderr
-            if stream is None:  # a program without a console
-                raise ValueError("no stream")
-            try:
-                stream.write(line + "\n")
-            except UnicodeEncodeError:
-                stream.write(escape_to_ascii(line) + "\n")
-            stream.flush()
+        """Put one line on the stream, in one piece. One thread at a time: the lock's holder, or the queue's thread."""
+        stream = self._stream or sys.stderr
+        if stream is None:  # a program without a console
+            raise ValueError("no stream")
+        try:
+            stream.write(line + "\n")
+        except UnicodeEncodeError:
+            stream.write(escape_to_ascii(line) + "\n")
+        stream.flush()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - the standard library's name
         """Count a record that could not be written. Nothing of it is printed."""

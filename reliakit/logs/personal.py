@@ -47,7 +47,7 @@ def _in_authority(found: re.Match[str]) -> bool:
 
 _AUTHORITY = re.compile(r"[^\s/?#@\"'<>]*+")
 _CARD_RUN = re.compile(r"[0-9](?<![\w.,][0-9])(?:[ \-]?[0-9]){11,}+")
-_DIGITS = re.compile(r"[0-9]+")
+_DIGITS = re.compile(r"[0-9]++")
 
 
 def mask_cards(text: str, hide: Hide, _rules: KeyRules) -> str:

@@ -77,7 +77,7 @@ def _tree(tokens: list[VendorToken]) -> str:
 
 
 _TOKEN = re.compile(rf"(?<![A-Za-z0-9])(?:{_tree(list(table()))})")
-_LONG_WORD = re.compile(r"[A-Za-z0-9_.\-+/=:~]{16,}+")
+_LONG_WORD = re.compile(r"[A-Za-z0-9_.\-+/=:~$]{16,}+")
 _HARMLESS = re.compile(r"[0-9a-f\-]++|[0-9A-F\-]++|[a-z_.\-/]++")
 # Tokens that are told by something else than their beginning.
 _OTHERS = re.compile(

@@ -36,7 +36,7 @@ CYCLE = "[cycle]"
 # A text with none of these signs holds nothing that the detectors look for.
 _WORTH = re.compile(
     r"[=@$<:：＝'\"%]|[A-Za-z0-9_.+/~\-]{16}|[0-9][0-9 ().\-]{7}|--|\+[0-9]"
-    r"|earer|EARER|asic |ASIC |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey "
+    r"|earer|EARER|asic |ASIC |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey |Failing"
 )
 _REMEMBERED_TEXTS = 4096
 _LONGEST_REMEMBERED = 80
@@ -55,6 +55,8 @@ _SCALARS: dict[type, Callable[[Any], object]] = {
     IPv4Address: str,
     IPv6Address: str,
 }
+_PLAIN_KEYS = frozenset({int, float, bool, type(None)})
+_NAME = re.compile(r"[\w.\-]{1,64}")
 _LARGEST_INT = 2**63
 _SMALLEST = 1e-4
 _LEAST_CARD, _LAST_CARD = 10**12, 10**19 - 1
@@ -266,7 +268,7 @@ class Walk:
                 name = key.decode("utf-8", "replace")
             elif isinstance(key, str):
                 name = str.__str__(key)
-            elif not self._plain and type(key) in (int, float, bool, type(None), tuple):
+            elif not self._plain and (type(key) in _PLAIN_KEYS or (type(key) is tuple and self.value(key, 0) is key)):
                 return key, Verdict.SAFE
             else:
                 masked = self.value(key, 0)
@@ -291,7 +293,8 @@ class Walk:
 
     def _hide_named(self, value: dict[Any, Any], changes: dict[Any, Any], depth: int) -> None:
         """Hide `value` where `name` says so: `{"name": "DB_PASSWORD", "value": "..."}`."""
-        name = next((value[title] for title in ("name", "Name", "key", "Key", "header") if title in value), None)
+        titles = ("name", "Name", "key", "Key", "header")
+        name = next((value[title] for title in titles if title in value), None)
         if type(name) is str and (verdict := self.verdict(name)) is not Verdict.SAFE:
             for title in ("value", "Value"):
                 if title in value:
@@ -333,7 +336,7 @@ class Walk:
         name = value[0]
         if type(name) is bytes:
             name = name.decode("latin-1")
-        if type(name) is not str or len(name) > 64:
+        if type(name) is not str or not _NAME.fullmatch(name):
             return None
         verdict = self.verdict(name)
         return None if verdict is Verdict.SAFE else verdict
@@ -398,6 +401,8 @@ class Walk:
             masked.append(TOO_MANY)
         if self._plain:
             return sorted(masked, key=str)
+        if room == len(value) and all(shown is item for shown, item in zip(masked, value, strict=True)):
+            return value
         return masked if any(type(item) in (dict, list) for item in masked) else type(value)(masked)
 
     def _bytes(self, value: Any) -> Any:
