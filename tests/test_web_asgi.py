@@ -204,6 +204,17 @@ async def test_the_plain_500_of_starlette_is_replaced_only_when_an_error_follows
     assert ended(heard).outcome == "completed"
 
 
+async def test_a_500_that_only_looks_like_starlettes_is_passed_on_whole():
+    page = [
+        {"type": START, "status": 500, "headers": [(b"content-length", b"21")]},
+        {"type": BODY, "body": b"Internal Server", "more_body": True},
+        {"type": BODY, "body": b" Panic"},
+    ]
+    answer = await call(protect(raising(ValueError(), after=page), service="s"))
+    assert (answer.body, answer.complete) == (b"Internal Server Panic", True)
+    assert isinstance(answer.raised, ValueError)
+
+
 async def test_an_app_that_never_answers_is_an_error(heard):
     async def silent(scope, receive, send):
         pass
@@ -583,6 +594,29 @@ async def test_an_outer_cancellation_beside_the_timeout_stays_a_cancellation(man
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+async def test_cancelled_while_the_504_is_on_its_way_it_leaves_as_cancelled(manual_clock):
+    made = scope()
+    receive, _, _ = exchange(made)
+    sending = asyncio.Event()
+
+    async def stuck(message):
+        sending.set()
+        await asyncio.Event().wait()
+
+    before = asyncio.all_tasks()
+    app = protect(never, service="s", timeout=1, clock=manual_clock)
+    task = asyncio.ensure_future(app(made, receive, stuck))
+    await turn(20)
+    manual_clock.advance(1.5)
+    await sending.wait()
+    await turn(20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await turn()
+    assert asyncio.all_tasks() == before
 
 
 @pytest.mark.parametrize(

@@ -141,9 +141,3 @@ def checked_value(name: str, value: str) -> str:
     if not isinstance(value, str) or not _VALUE.fullmatch(value):
         raise ConfigurationError(f"the value of {name} must be printable ASCII on one line, got {value!r}")
     return value
-
-
-def missing(present: Iterable[bytes], fields: Fields) -> Fields:
-    """Return the fields whose lower-case name is not among those already present."""
-    names = set(present)
-    return tuple(field for field in fields if field[0] not in names)
