@@ -1,0 +1,144 @@
+"""The schema as its author wrote it: which drafts it names, and which nodes an error passed through.
+
+The engine tells where an error comes from as a path of keywords. Two things need the nodes themselves: the author's
+own `errorMessage`, and the property names that a typing mistake may have meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+from urllib.parse import unquote, urldefrag, urljoin
+
+from reliakit.core.errors import ConfigurationError
+
+__all__ = ["Document", "Step", "check_drafts", "node_at"]
+
+Step = tuple[Mapping[str, Any], list[str]]
+
+_DRAFTS = frozenset(
+    {
+        "https://json-schema.org/draft/2020-12/schema",
+        "https://json-schema.org/draft/2019-09/schema",
+        "http://json-schema.org/draft-07/schema",
+        "http://json-schema.org/draft-06/schema",
+        "http://json-schema.org/draft-04/schema",
+    }
+)
+_REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
+# What these hold are values of the author, not schemas.
+_VALUES = frozenset({"const", "default", "enum", "examples"})
+
+
+class Document:
+    """A schema and the resources that it may refer to.
+
+    Args:
+        root: The schema.
+        resources: Other documents by their URI.
+    """
+
+    def __init__(self, root: object, resources: Mapping[str, object]) -> None:
+        self._root = root
+        self._by_uri: dict[str, object] = dict(resources)
+        for base, document in ((_id_of(root), root), *resources.items()):
+            self._index(base, document)
+
+    def _index(self, base: str, document: object) -> None:
+        # Remembered are the nodes with an `$id` of their own: references lead to them by that.
+        todo = [(base, document)]
+        while todo:
+            here, node = todo.pop()
+            if isinstance(node, dict):
+                mapping = cast("dict[str, object]", node)
+                own = _id_of(mapping)
+                if own:
+                    here = urldefrag(urljoin(here, own)).url
+                    self._by_uri.setdefault(here, mapping)
+                todo.extend((here, child) for key, child in mapping.items() if key not in _VALUES)
+            elif isinstance(node, list):
+                todo.extend((here, child) for child in cast("list[object]", node))
+
+    def steps(self, path: list[str | int]) -> list[Step]:
+        """Return the nodes on an evaluation path, outermost first, each with what is left of the path there.
+
+        Follows references. Ends early where the path cannot be followed, which happens below a property named "".
+        """
+        node, resource, base = self._root, self._root, _id_of(self._root)
+        found: list[Step] = []
+        for place, segment in enumerate(path):
+            if isinstance(node, dict):
+                mapping = cast("dict[str, object]", node)
+                found.append((mapping, [str(part) for part in path[place:]]))
+                if mapping is not resource and _id_of(mapping):
+                    resource, base = mapping, urljoin(base, _id_of(mapping))
+                node = mapping.get(str(segment))
+                if segment in _REFERENCES and isinstance(node, str):
+                    node, resource, base = self._follow(node, resource, base)
+            elif isinstance(node, list) and isinstance(segment, int):
+                items = cast("list[object]", node)
+                node = items[segment] if segment < len(items) else None
+            else:
+                break
+        return found
+
+    def _follow(self, reference: str, resource: object, base: str) -> tuple[object, object, str]:
+        uri, fragment = urldefrag(reference)
+        if uri:
+            base = urljoin(base, uri)
+            resource = self._by_uri.get(base)
+        return node_at(resource, unquote(fragment)), resource, base
+
+
+def _id_of(node: object) -> str:
+    found = cast("dict[str, object]", node).get("$id") if isinstance(node, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def node_at(document: object, pointer: str) -> object:
+    """Return what a JSON Pointer leads to, or None."""
+    node = document
+    for token in pointer.split("/")[1:]:
+        key = token.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, dict):
+            node = cast("dict[str, object]", node).get(key)
+        elif isinstance(node, list | tuple) and key.isdecimal() and int(key) < len(cast("list[object]", node)):
+            node = cast("list[object]", node)[int(key)]
+        else:
+            return None
+    return node if not pointer or pointer.startswith("/") else None
+
+
+def check_drafts(root: object, resources: Mapping[str, object]) -> None:
+    """Refuse a `$schema` that names no published draft and no document of `resources`.
+
+    Raises:
+        ConfigurationError: A dialect is unknown, so nobody knows what its keywords mean.
+    """
+    known = {*_DRAFTS, *(urldefrag(uri).url for uri in resources)}
+    for document in (root, *resources.values()):
+        for node in _resources_in(document):
+            named = node.get("$schema")
+            if named is not None and not (isinstance(named, str) and urldefrag(named).url in known):
+                raise ConfigurationError(
+                    f"$schema {named!r} is unknown: leave it out for draft 2020-12, or name one of "
+                    f"{', '.join(sorted(_DRAFTS))}"
+                )
+
+
+def _resources_in(document: object) -> Iterator[Mapping[str, Any]]:
+    for node in _nodes(document):
+        if node is document or _id_of(node):
+            yield node
+
+
+def _nodes(document: object) -> Iterator[Mapping[str, Any]]:
+    todo = [document]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, dict):
+            mapping = cast("dict[str, object]", node)
+            yield mapping
+            todo.extend(child for key, child in mapping.items() if key not in _VALUES)
+        elif isinstance(node, list):
+            todo.extend(cast("list[object]", node))
