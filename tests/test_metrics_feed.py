@@ -296,8 +296,8 @@ class TestTrouble:
         assert value(metrics, "validation_failures_total", schema="signup", keyword="required") == 2
         log = Emitter("logs")
         log.emit(SecretsMasked, count=40)
-        log.emit(SecretsMasked, count=1, failed=True)
-        log.emit(LogDropped, reason="queue_full", count=3)
+        log.emit(SecretsMasked, count=0, failed=True)
+        log.emit(LogDropped, reason="queue full", count=3)
         assert value(metrics, "log_secrets_total", result="masked") == 40
         assert value(metrics, "log_secrets_total", result="withheld") == 1
         assert value(metrics, "log_dropped_total", reason="queue_full") == 3
@@ -332,7 +332,7 @@ class TestRequests:
 
     def test_no_answer_unknown_methods_and_timeouts_have_their_values(self, metrics):
         web = Emitter("web")
-        self.end(web, method="BREW", status=None, outcome="cancelled")
+        self.end(web, method="_OTHER", status=None, outcome="cancelled")
         assert value(metrics, "http_server_requests_total", method="_other", route="/users/{id}", status="none") == 1
         self.end(web, status=504, outcome="timeout")
         self.end(web, status=200, outcome="timeout")

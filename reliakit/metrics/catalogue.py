@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from reliakit.metrics.labels import Label, fold_sqlstate, fold_status
+from reliakit.metrics.labels import Label, fold_sqlstate, fold_status, fold_words
 
 __all__ = ["CATALOGUE", "HTTP", "LATENCY", "SECURITY_EVENTS", "STATES", "Kind", "Metric"]
 
@@ -22,7 +22,7 @@ HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.
 STATES = ("closed", "open", "half_open", "forced_open", "disabled", "metrics_only")
 SECURITY_EVENTS = ("failed_login", "login_blocked", "rate_limit", "invalid_token", "forbidden", "validation")
 
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "_OTHER")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
 
 
@@ -250,7 +250,7 @@ _OURSELVES = (
     _counter(
         "log_dropped_total",
         "Log records that were not written.",
-        Label("reason", ("queue_full", "broken_stream"), limit=20, born=("queue_full", "broken_stream")),
+        Label("reason", limit=20, born=("queue_full", "error"), fold=fold_words),
     ),
     _counter(
         "log_secrets_total",

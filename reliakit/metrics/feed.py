@@ -213,8 +213,9 @@ class Feed:
             self._counter("http_server_timeouts_total").labels(event.route, phase).inc()
 
     def _secrets_masked(self, event: SecretsMasked) -> None:
-        result = "withheld" if event.failed else "masked"
-        self._counter("log_secrets_total").labels(result).inc(event.count)
+        # Where masking failed nobody knows how many there were: the whole text was withheld.
+        result, secrets = ("withheld", max(1, event.count)) if event.failed else ("masked", event.count)
+        self._counter("log_secrets_total").labels(result).inc(secrets)
 
     def _log_dropped(self, event: LogDropped) -> None:
         self._counter("log_dropped_total").labels(event.reason).inc(event.count)

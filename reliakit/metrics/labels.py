@@ -18,7 +18,17 @@ from enum import Enum
 from functools import lru_cache
 from typing import Generic, TypeVar
 
-__all__ = ["LONGEST", "OTHER", "Label", "Places", "fold_source", "fold_sqlstate", "fold_status", "label_text"]
+__all__ = [
+    "LONGEST",
+    "OTHER",
+    "Label",
+    "Places",
+    "fold_source",
+    "fold_sqlstate",
+    "fold_status",
+    "fold_words",
+    "label_text",
+]
 
 T = TypeVar("T")
 
@@ -134,6 +144,11 @@ def fold_sqlstate(text: str) -> str:
     if len(text) == 5 and text.isascii() and text.isalnum():
         return f"{text[:2]}xxx"
     return text if text == "" else OTHER
+
+
+def fold_words(text: str) -> str:
+    """Return a few words as one, such as "queue_full"."""
+    return text.replace(" ", "_")
 
 
 def fold_status(text: str) -> str:
