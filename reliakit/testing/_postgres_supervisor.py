@@ -5,10 +5,10 @@ program ── pipe ──> this process ──> initdb, postgres
                          └──> one temporary folder
 ```
 
-It is run as a file by an isolated interpreter (`python -I -S`), hence standard library only. It obeys one JSON
-request a line and answers each. When the pipe ends, its owner is gone or it is told to end, it stops the server
-and removes the folder. It leads a session of its own, so a terminal's Ctrl-C reaches the owner only. It makes the
-folder itself: there is no moment at which something exists and nobody would remove it.
+It is run as a file by an isolated interpreter (`python -I -S`), hence standard library only and all in one place.
+It obeys one JSON request a line and answers each. When the pipe ends, its owner is gone or it is told to end, it
+stops the server and removes the folder. It leads a session of its own, so a terminal's Ctrl-C reaches the owner
+only. It makes the folder itself: there is no moment at which something exists and nobody would remove it.
 
 As root the folder belongs to root and only `run/` inside it to the unprivileged user that the server runs as:
 root never writes where that user could have planted a link.
@@ -85,6 +85,10 @@ class Supervisor:
     def obey(self, request: Request) -> Request:
         """Do what one request asks and return what to answer."""
         match request["command"]:
+            case "choose":
+                self._make_folder()
+                self._installation = self._choose(request["installations"])
+                return {"folder": str(self._folder)}
             case "open":
                 return self._open(request)
             case "start":
@@ -108,13 +112,12 @@ class Supervisor:
             self._folder = None
 
     def _open(self, request: Request) -> Request:
-        self._make_folder()
-        self._installation = self._choose(request["installations"])
         self._free_port = request["port"] == 0
         self._listen = request["port"] is not None
         self._port = _SOCKET_PORT if request["port"] is None else request["port"]
         self._settings = {**_SETTINGS, **request["settings"]}
-        self._init(request["password"])
+        assert self._installation is not None
+        self._init(self._installation, request["password"])
         self._start()
         return {
             "folder": str(self._folder),
@@ -122,7 +125,6 @@ class Supervisor:
             "port": self._port,
             "programs": self._installation.programs,
             "version": self._installation.version,
-            "pid": self._server.pid if self._server else 0,
         }
 
     @property
@@ -216,16 +218,15 @@ class Supervisor:
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
         return target / Path(found["programs"]).relative_to(base)
 
-    def _init(self, password: str) -> None:
+    def _init(self, installation: _Installation, password: str) -> None:
         assert self._folder is not None
-        assert self._installation is not None
         secret = self._folder / "password"
         with secret.open("x") as stream:
             secret.chmod(0o600)
             stream.write(password + "\n")
         if self._user is not None:
             os.chown(secret, *self._user)
-        command = [f"{self._installation.programs}/initdb", "--pgdata", str(self._data), "--username=postgres"]
+        command = [f"{installation.programs}/initdb", "--pgdata", str(self._data), "--username=postgres"]
         command += ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={secret}"]
         command += ["--encoding=UTF8", "--locale=C", "--no-sync"]
         status, said = self._run_program(command, patience=120.0)

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +162,8 @@ class EmbeddedPostgres:
         self._binaries = binaries
         self._wanted_port = port
         self._settings = _checked_settings(settings or {})
+        # Reentrant: a start that fails stops.
+        self._lock = threading.RLock()
         self._external: str | None = None
         self._databases: set[str] = set()
         self._link: _Link | None = None
@@ -174,11 +177,13 @@ class EmbeddedPostgres:
         Raises:
             ConfigurationError: No server can be had here; the message is one line that names the ways out.
         """
-        if self._external is not None:
-            return
-        if self._link is not None:
-            self._link.ask("start")
-            return
+        with self._lock:
+            if self._link is not None:
+                self._link.ask("start")
+            elif self._external is None:
+                self._begin()
+
+    def _begin(self) -> None:
         if self._binaries is None and os.environ.get("RELIAKIT_DSN"):
             self._external = os.environ["RELIAKIT_DSN"]
             return
@@ -186,38 +191,40 @@ class EmbeddedPostgres:
             raise ConfigurationError(
                 "an embedded PostgreSQL needs Linux or macOS; set RELIAKIT_DSN to a running server"
             )
-        installations = find_installations(self._binaries)
-        if not installations:
+        found = [asdict(installation) for installation in find_installations(self._binaries)]
+        if not found:
             raise ConfigurationError(f"no PostgreSQL server found: {_WAY_OUT}")
         self._password = secrets.token_urlsafe(24)
         self._link = _Link()
         self._finalizer = weakref.finalize(self, self._link.close)
         try:
+            self._prepare(self._link, found)
             self._facts = self._link.ask(
-                "open",
-                installations=[{"programs": i.programs, "base": i.base, "roots": i.roots} for i in installations],
-                port=self._wanted_port,
-                settings=self._settings,
-                password=self._password,
+                "open", port=self._wanted_port, settings=self._settings, password=self._password
             )
-        except BaseException as error:
+        except BaseException:
             self.stop()
-            if isinstance(error, ConfigurationError):
-                raise ConfigurationError(f"PostgreSQL cannot be started: {error}; {_WAY_OUT}") from None
             raise
-        self._link.folder = self._facts["folder"]
+
+    def _prepare(self, link: _Link, found: list[dict[str, Any]]) -> None:
+        try:
+            link.folder = link.ask("choose", installations=found)["folder"]
+        except ConfigurationError as error:
+            raise ConfigurationError(f"no PostgreSQL server can run here: {error}; {_WAY_OUT}") from None
 
     def stop(self) -> None:
         """End the server and remove everything it left; idempotent. A server of RELIAKIT_DSN goes on running."""
-        if self._external is not None:
-            for conninfo in list(self._databases):
-                self.drop_database(conninfo)
-            self._external = None
-        self._databases.clear()
-        if self._link is not None and self._finalizer is not None:
-            self._finalizer()
-            self._link = None
-            self._facts = {}
+        with self._lock:
+            try:
+                for conninfo in list(self._databases) if self._external is not None else ():
+                    self.drop_database(conninfo)
+            finally:
+                self._external = None
+                self._databases.clear()
+                if self._link is not None and self._finalizer is not None:
+                    self._finalizer()
+                    self._link = None
+                    self._facts = {}
 
     def restart(self) -> None:
         """Shut down cleanly and start again: clients are disconnected, data, address and password stay."""

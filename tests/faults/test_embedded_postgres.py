@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -179,10 +181,10 @@ def test_a_killed_server_leaves_no_shared_memory():
     with EmbeddedPostgres(binaries=ONE) as server:
         ours = (server.folder / "run" / "data" / "postmaster.pid").read_text().splitlines()[6].split()[1]
         assert ours in segments().split()
-        before = set(Path("/dev/shm").iterdir())
+        before = set(Path("/dev/shm").glob("PostgreSQL.*"))
         server.kill()
         assert ours not in [line.split()[1] for line in segments().splitlines()]
-        assert set(Path("/dev/shm").iterdir()) <= before
+        assert set(Path("/dev/shm").glob("PostgreSQL.*")) <= before
 
 
 def test_databases_are_empty_and_of_their_own(server):
@@ -225,15 +227,22 @@ def test_settings_reach_the_server():
         assert fetch(server.dsn, "SHOW max_connections") == "17"
 
 
-def test_a_setting_that_the_server_refuses_is_told_in_its_words():
-    before = our_folders()
-    with pytest.raises(ConfigurationError, match='unrecognized configuration parameter "deadlock_time"'):
+def test_a_setting_that_the_server_refuses_is_told_in_its_words(place):
+    with pytest.raises(ConfigurationError, match=r'unrecognized configuration parameter "deadlock_time"$'):
         EmbeddedPostgres(binaries=ONE, settings={"deadlock_time": "1s"}).start()
-    assert our_folders() == before
+    assert not list(place.iterdir())
 
 
-def our_folders() -> set[Path]:
-    return {folder for root in ("/tmp", "/dev/shm", "/var/tmp") for folder in Path(root).glob("reliakit-pg-*")}
+@pytest.fixture
+def place(monkeypatch) -> Iterator[Path]:
+    """A temporary folder in which only this test's servers make theirs."""
+    folder = Path(
+        tempfile.mkdtemp(prefix="reliakit-test-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp")
+    )
+    folder.chmod(0o755)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("name", ["port", "Listen_Addresses", "data_directory", "a b", "x;y", ""])
@@ -260,12 +269,24 @@ def test_a_free_port_that_is_taken_meanwhile_is_exchanged(server, monkeypatch):
     really_free = _postgres_supervisor._free_port
     monkeypatch.setattr(_postgres_supervisor, "_free_port", lambda: next(ports, None) or really_free())
     supervisor = _postgres_supervisor.Supervisor()
-    installations = [{"programs": i.programs, "base": i.base, "roots": i.roots} for i in find_installations(None)]
-    request = {"command": "open", "installations": installations, "port": 0, "settings": {}, "password": "x"}
+    found = [dataclasses.asdict(installation) for installation in find_installations(None)]
     try:
-        assert supervisor.obey(request)["port"] != server.port
+        supervisor.obey({"command": "choose", "installations": found})
+        opened = supervisor.obey({"command": "open", "port": 0, "settings": {}, "password": "x"})
+        assert opened["port"] != server.port
     finally:
         supervisor.remove()
+
+
+def test_threads_that_start_it_at_once_share_one_server(place):
+    with EmbeddedPostgres(binaries=ONE) as server:
+        server.stop()
+        threads = [threading.Thread(target=server.start) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30.0)
+        assert len(list(place.iterdir())) == 1
 
 
 def test_use_before_the_start_is_told():
@@ -335,12 +356,11 @@ def broken_programs(folder: Path) -> Path:
     return folder
 
 
-def test_programs_that_do_not_load_are_told_in_one_line(tmp_path):
-    before = our_folders()
+def test_programs_that_do_not_load_are_told_in_one_line(tmp_path, place):
     with pytest.raises(ConfigurationError, match=r"libfancy\.so\.9.*RELIAKIT_DSN") as refusal:
         EmbeddedPostgres(binaries=broken_programs(tmp_path / "bin")).start()
     assert "\n" not in str(refusal.value)
-    assert our_folders() == before
+    assert not list(place.iterdir())
 
 
 def test_programs_that_do_not_load_are_passed_over(monkeypatch, tmp_path):
@@ -488,13 +508,12 @@ def test_an_owner_that_forgets_to_stop_leaves_nothing(ending):
     assert_gone(folder, pid, supervisor)
 
 
-def test_an_owner_killed_while_it_starts_leaves_nothing():
-    before = our_folders()
+def test_an_owner_killed_while_it_starts_leaves_nothing(place):
     for tenths in range(0, 8, 2):
         with program("from reliakit.testing import EmbeddedPostgres; EmbeddedPostgres().start()") as child:
             threading.Event().wait(tenths / 10)
             child.kill()
-    wait_until(lambda: our_folders() <= before, "the end of every folder")
+    wait_until(lambda: not list(place.iterdir()), "the end of every folder")
 
 
 def test_a_fork_that_outlives_the_killed_owner_does_not_keep_the_server():
