@@ -74,6 +74,13 @@ class Counter(ABC):
     def refund(self, state: Any, at: int, cost: int, /) -> Any:
         """Return the state without a cost that was spent before."""
 
+    def fit(self, state: Any, at: int, cost: int, /) -> tuple[int, int, Any] | None:
+        """Return room, full and state with this cost if it fits at this instant: the commonest sequence in one."""
+        if self.due(state, at, cost) > at:
+            return None
+        after = self.spend(state, at, cost)
+        return self.room(after, at), self.full(after), after
+
 
 class Gcra(Counter):
     """The generic cell rate algorithm (ITU-T I.371): one instant, the theoretical arrival time of the next cell.
@@ -110,6 +117,14 @@ class Gcra(Counter):
         """See `Counter`."""
         earlier = (state or 0) - self.increment * cost
         return earlier if earlier > at * self.scale else None
+
+    def fit(self, state: int | None, at: int, cost: int, /) -> tuple[int, int, int] | None:
+        """See `Counter`."""
+        scale = self.scale
+        scaled = at * scale
+        arrival = (scaled if state is None or state < scaled else state) + self.increment * cost
+        room = self.tolerance - arrival + scaled
+        return None if room < 0 else (room // self.increment, -(-arrival // scale), arrival)
 
 
 class SlidingLog(Counter):
@@ -307,6 +322,28 @@ class AllOf(Machine):
         self, state: tuple[Any, ...] | None, now: int, cost: int, patience: int, /
     ) -> tuple[Answer, tuple[Any, ...] | None]:
         """See `Machine`."""
+        known = self._new if state is None else state
+        return (None if known[-1] else self._fit(known, now, cost)) or self._hit(state, now, cost, patience)
+
+    def _fit(self, state: tuple[Any, ...], now: int, cost: int) -> tuple[Answer, tuple[Any, ...]] | None:
+        """Decide if nothing is reserved and every rule admits at once; a third of the cost of `_hit`."""
+        binding, left, latest = 0, -1, now
+        after: list[Any] = []
+        for counter, each in zip(self._counters, state, strict=False):  # the reservations come last, and are none
+            fits = counter.fit(each, now, cost)
+            if fits is None:
+                return None
+            room, full, spent = fits
+            if room < left or left < 0:
+                binding, left = len(after), room
+            latest = max(latest, full)
+            after.append(spent)
+        after.append(())
+        return _new(Answer, (True, binding, left, 0, latest - now)), tuple(after)
+
+    def _hit(
+        self, state: tuple[Any, ...] | None, now: int, cost: int, patience: int
+    ) -> tuple[Answer, tuple[Any, ...] | None]:
         states, reserved = self._at(state, now)
         last, at = self._after(states, reserved, now)
         dues = [counter.due(each, at, cost) for counter, each in zip(self._counters, last, strict=True)]
@@ -318,15 +355,15 @@ class AllOf(Machine):
         wait = due - now
         if wait > patience:
             left, full = self._look(states, reserved, now)
-            return _new(Answer, (False, binding, left, wait, max(0, full - now))), state
+            return Answer(False, binding, left, wait, max(0, full - now)), state
         if wait > 0:
             reserved = (*reserved, (due, cost))
-        else:
+        else:  # reservations have just come due, and there is room for more
             states = [counter.spend(each, now, cost) for counter, each in zip(self._counters, states, strict=True)]
             rooms = [counter.room(each, now) for counter, each in zip(self._counters, states, strict=True)]
             binding = rooms.index(min(rooms))
         left, full = self._look(states, reserved, now)
-        return _new(Answer, (True, binding, left, wait, max(0, full - now))), (*states, reserved)
+        return Answer(True, binding, left, wait, max(0, full - now)), (*states, reserved)
 
     def look(self, state: tuple[Any, ...] | None, now: int, /) -> tuple[int, int]:
         """See `Machine`."""
