@@ -26,7 +26,7 @@ _SPOKEN = re.compile(r"(?<![\w.\-])(-{0,2}[^\W\d_][\w.\-]*+)[ \t]++(?:(is|was|to
 _STEMS = re.compile(r"[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Kk]ey|KEY|[Pp]in|PIN|[Oo]tp|OTP|[Cc]red|IDENT|--")
 _TAG = re.compile(r"<((?:[\w\-]++:)?[\w.\-]++)(?:[ \t\r\n][^<>]*+)?(?<!/)>")
 _MULTIPART = re.compile(
-    r"form-data;[ \t]*+name=\"([^\"\r\n]{1,200})\"[^\r\n]*+(?:\r?\n[^\r\n]++){0,8}+\r?\n\r?\n([^\r\n]*+)"
+    r"form-data;[ \t]*+name=\"([^\"\r\n]{1,200})\"[^\r\n]{0,200}+(?:\r?\n[^\r\n]++){0,8}+\r?\n\r?\n([^\r\n]*+)"
 )
 _PAIR = re.compile(
     r"(\\{0,8}[\"'])(?:name|Name|key|Key|header)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1"
@@ -44,7 +44,7 @@ def mask_fields(text: str, hide: Hide, rules: KeyRules) -> str:
         text = _hide_from(text, _PAIR, 2, hide, rules)
     if "=" in text or ":" in text or "'" in text or '"' in text or "%3" in text or "：" in text:
         text = _hide_from(text, _NAMED, 1, hide, rules)
-    return _hide_spoken(text, hide, rules) if _STEMS.search(text) else text
+    return _hide_spoken(text, hide, rules) if " " in text and _STEMS.search(text) else text
 
 
 def _hide_from(text: str, pattern: re.Pattern[str], group: int, hide: Hide, rules: KeyRules) -> str:

@@ -79,10 +79,15 @@ _SCHEME = re.compile(
 )
 
 
+_SCHEME_SIGNS = ("earer", "asic", "oken", "BE", "BA", "egoti", "NTLM", "ApiKey")
+
+
 def _scheme(text: str, hide: Hide, _rules: KeyRules) -> str:
-    if "earer" in text or "asic" in text or "BE" in text or "BA" in text or "egoti" in text or "NTLM" in text:
+    if (" " in text or ":" in text or "=" in text or "+" in text or "%20" in text) and any(
+        sign in text for sign in _SCHEME_SIGNS
+    ):
         return _SCHEME.sub(lambda found: _credentials(found, hide), text)
-    return _SCHEME.sub(lambda found: _credentials(found, hide), text) if "oken " in text or "ApiKey" in text else text
+    return text
 
 
 def _credentials(found: re.Match[str], hide: Hide) -> str:

@@ -11,6 +11,7 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from reliakit.core.events import LogDropped, SecretsMasked
@@ -70,7 +71,7 @@ class LineHandler(logging.Handler):
         self._tell(record)
 
     def write(self, line: str) -> None:
-        """Put one line on the stream, in one piece. One thread at a time: the lock's holder, or the queue's thread."""
+        """Put one line on the stream in one piece. Called by one thread at a time: the lock's or the queue's."""
         stream = self._stream or sys.stderr
         if stream is None:  # a program without a console
             raise ValueError("no stream")
@@ -101,35 +102,27 @@ class LineHandler(logging.Handler):
 
     def _drop(self, reason: str) -> None:
         self.dropped += 1
-        with self._alone() as alone:
-            if alone:
-                self._emitter.emit(LogDropped, reason=reason)
+        self._once(lambda: self._emitter.emit(LogDropped, reason=reason))
 
     def _tell(self, record: logging.LogRecord) -> None:
         """Emit what the record is a sign of; records that listeners write while they are told make no new events."""
-        if REQUEST_ID in record.__dict__:
+        attributes = record.__dict__
+        if REQUEST_ID in attributes:
             return
-        found = record.__dict__.get(FOUND)
         error = error_of(record)
-        if found is None and error is None:
-            return
-        with self._alone() as alone:
-            if not alone:
-                return
-            if found is not None:
-                self._emitter.emit(SecretsMasked, count=found[0], failed=found[1])
-            if isinstance(error, BaseException):
-                report(self._emitter, error, service=self._service)
+        if isinstance(error, BaseException):
+            self._once(lambda: report(self._emitter, error, service=self._service))
+        if FOUND in attributes and self._emitter.hears(SecretsMasked):
+            count, failed = attributes[FOUND]
+            self._once(lambda: self._emitter.emit(SecretsMasked, count=count, failed=failed))
 
-    @contextlib.contextmanager
-    def _alone(self) -> Any:
-        """Give True once a thread, False inside of itself."""
+    def _once(self, emit: Callable[[], None]) -> None:
+        """Emit unless this thread is emitting for this handler already."""
         if getattr(self._speaking, "busy", False):
-            yield False
             return
         self._speaking.busy = True
         try:
-            yield True
+            emit()
         finally:
             self._speaking.busy = False
 

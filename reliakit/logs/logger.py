@@ -86,15 +86,12 @@ class Logger:
             self._write(level, message, args, fields)
 
     def _write(self, level: int, message: object, args: tuple[object, ...], fields: dict[str, Any]) -> None:
-        error = fields.pop("error", None)
-        exc_info = fields.pop("exc_info", None)
-        extra = fields.pop("extra", None)
-        stack_info = fields.pop("stack_info", False)
-        stacklevel = fields.pop("stacklevel", 1)
-        if isinstance(extra, Mapping):
-            fields = {**{str(name): value for name, value in extra.items()}, **fields}
-        elif extra is not None:
-            fields = {"extra": extra, **fields}
+        error = exc_info = None
+        stack_info, stacklevel = False, 1
+        if not _SPECIAL.isdisjoint(fields):
+            error, exc_info = fields.pop("error", None), fields.pop("exc_info", None)
+            stack_info, stacklevel = fields.pop("stack_info", False), fields.pop("stacklevel", 1)
+            fields = _with_extra(fields)
         if self._fields:
             fields = {**self._fields, **fields}
         caller = _caller(stacklevel)
@@ -121,6 +118,17 @@ class Logger:
     def __repr__(self) -> str:
         bound = f" with {', '.join(self._fields)}" if self._fields else ""
         return f"<Logger {self._logger.name!r}{bound}>"
+
+
+_SPECIAL = frozenset({"error", "exc_info", "extra", "stack_info", "stacklevel"})
+
+
+def _with_extra(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with those of `extra` among them; a field of the same name wins."""
+    extra = fields.pop("extra", None)
+    if isinstance(extra, Mapping):
+        return {**{str(name): value for name, value in extra.items()}, **fields}
+    return fields if extra is None else {"extra": extra, **fields}
 
 
 def get_logger(name: str | None = None, /) -> Logger:

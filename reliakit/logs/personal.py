@@ -11,38 +11,55 @@ __all__ = ["is_card", "mask_cards", "mask_emails", "mask_ibans", "mask_national_
 
 Hide = Callable[[str], str]
 
-# The local part is possessive and anchored, so a long run without @ is walked once.
-_EMAIL = re.compile(
-    r"(?<![\w.!$%*+^~\-])([\w.!$%*+^~\-]++|\"[^\"\s]{1,64}\")(@|%40)((?:[\w\-]{1,63}\.){1,8}([^\W\d_]{2,24}))(?![\w\-])"
-)
+_LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.!$%*+^~-"
+# The longest local part that is looked for; RFC 5321 allows 64 bytes.
+_LONGEST_LOCAL = 256
+_DOMAIN = re.compile(r"(?:[\w\-]{1,63}\.){1,8}([^\W\d_]{2,24})(?![\w\-])")
 _NOT_DOMAINS = word_set("png jpg jpeg gif svg webp ico css js ts map html htm pdf txt json xml yml yaml md py zip gz")
 
 
 def mask_emails(text: str, hide: Hide, _rules: KeyRules) -> str:
-    """Hide e-mail addresses; `git@host` and file names such as `logo@2x.png` are none."""
-    if "%40" in text:
-        # An escaped @ is found from its own place: % may stand in a local part too.
-        text = _ESCAPED_EMAIL.sub(
-            lambda found: hide(found[0]) if found[1].lower() not in _NOT_DOMAINS else found[0], text
-        )
-    if "@" not in text:
-        return text
-    return _EMAIL.sub(lambda found: _email(found, hide), text)
+    """Hide e-mail addresses, also with an escaped @; `git@host` and file names such as `logo@2x.png` are none."""
+    if "@" in text:
+        text = _mask_emails_at(text, "@", hide)
+    return _mask_emails_at(text, "%40", hide) if "%40" in text else text
 
 
-_ESCAPED_EMAIL = re.compile(r"(?<![\w.!$*+^~\-])[\w.!$*+^~\-]++%40(?:[\w\-]{1,63}\.){1,8}([^\W\d_]{2,24})(?![\w\-])")
+def _mask_emails_at(text: str, sign: str, hide: Hide) -> str:
+    parts: list[str] = []
+    done = 0
+    at = text.find(sign)
+    while at >= 0:
+        after = at + len(sign)
+        domain = _DOMAIN.match(text, after)
+        start = _local_start(text, done, at) if domain else at
+        if domain and start < at and _is_email(text, start, at, domain[1]):
+            parts += (text[done:start], hide(text[start : domain.end()]))
+            done = after = domain.end()
+        at = text.find(sign, after)
+    return "".join((*parts, text[done:])) if parts else text
 
 
-def _email(found: re.Match[str], hide: Hide) -> str:
-    if found[1] == "git" or found[4].lower() in _NOT_DOMAINS or _in_authority(found):
-        return found[0]
-    return hide(found[0])
+def _local_start(text: str, done: int, at: int) -> int:
+    """Return where the local part before an @ begins."""
+    head = text[max(done, at - _LONGEST_LOCAL) : at]
+    if head.endswith('"'):
+        opening = head.rfind('"', 0, len(head) - 1)
+        return at - len(head) + opening if opening >= 0 else at
+    rest = head.rstrip(_LOCAL)
+    while rest and rest[-1].isalnum():  # letters beyond ASCII
+        rest = rest[:-1].rstrip(_LOCAL)
+    return at - len(head) + len(rest)
 
 
-def _in_authority(found: re.Match[str]) -> bool:
+def _is_email(text: str, start: int, at: int, ending: str) -> bool:
+    return text[start:at] != "git" and ending.lower() not in _NOT_DOMAINS and not _in_authority(text, start)
+
+
+def _in_authority(text: str, start: int) -> bool:
     """Return whether this is `user@host` of a URL, whose secret part is hidden already and whose host is none."""
-    begin = found.string.rfind("://", max(0, found.start() - 256), found.start())
-    return begin >= 0 and _AUTHORITY.fullmatch(found.string, begin + 3, found.start()) is not None
+    begin = text.rfind("://", max(0, start - 256), start)
+    return begin >= 0 and _AUTHORITY.fullmatch(text, begin + 3, start) is not None
 
 
 _AUTHORITY = re.compile(r"[^\s/?#@\"'<>]*+")
@@ -167,13 +184,28 @@ def mask_national_ids(text: str, hide: Hide, _rules: KeyRules) -> str:
     return _SSN.sub(lambda found: hide(found[0]), text) if "-" in text else text
 
 
-_PHONE = re.compile(
-    r"\+(?<![\w+]\+)[1-9](?:[ ().\-]{0,2}[0-9]){7,14}(?![0-9])"
-    r"|(?<![\w.+\-])(?:1[ .\-])?(?:\([2-9][0-9]{2}\)[ ]?|[2-9][0-9]{2}[ .\-])"
-    r"[2-9][0-9]{2}[ .\-][0-9]{4}(?![\w\-]|\.[0-9])"
-)
+_INTERNATIONAL = re.compile(r"\+(?<![\w+]\+)[1-9](?:[ ().\-]{0,2}[0-9]){7,14}(?![0-9])")
+# The end is searched first, because it begins with a digit: that is several times as fast as a lookbehind.
+_AMERICAN_END = re.compile(r"[2-9][0-9]{2}[ .\-][0-9]{4}(?![\w\-]|\.[0-9])")
+_AMERICAN_BEGIN = re.compile(r"(?<![\w.+\-])(?:1[ .\-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .\-])\Z")
 
 
 def mask_phones(text: str, hide: Hide, _rules: KeyRules) -> str:
     """Hide phone numbers in international form, and in the form of North America."""
-    return _PHONE.sub(lambda found: hide(found[0]), text)
+    if "+" in text:
+        text = _INTERNATIONAL.sub(lambda found: hide(found[0]), text)
+    found = _AMERICAN_END.search(text)
+    return text if found is None else _mask_american(text, found, hide)
+
+
+def _mask_american(text: str, found: re.Match[str] | None, hide: Hide) -> str:
+    parts: list[str] = []
+    done = 0
+    while found is not None:
+        begin = _AMERICAN_BEGIN.search(text[max(done, found.start() - 10) : found.start()])
+        if begin is not None:
+            start = found.start() - len(begin[0])
+            parts += (text[done:start], hide(text[start : found.end()]))
+            done = found.end()
+        found = _AMERICAN_END.search(text, found.end())
+    return "".join((*parts, text[done:])) if parts else text
