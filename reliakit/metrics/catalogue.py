@@ -39,6 +39,7 @@ class Metric:
         buckets: A histogram's upper bounds, without the infinite one.
         born: Whether series exist from the start although some label is open; that label is then empty.
         absent: Whether a gauge has no series until it is set, because 0 would be a claim.
+        fixed: Whether its labels name only what was declared, so that `max_series` need not bound them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Metric:
     buckets: tuple[float, ...] = ()
     born: bool = False
     absent: bool = False
+    fixed: bool = False
 
     @property
     def family(self) -> str:
@@ -81,8 +83,8 @@ def _counter(name: str, text: str, *labels: Label, unit: str = "", born: bool = 
     return Metric(name=name, kind="counter", help=text, unit=unit, labels=labels, born=born)
 
 
-def _gauge(name: str, text: str, *labels: Label, unit: str = "", absent: bool = False) -> Metric:
-    return Metric(name=name, kind="gauge", help=text, unit=unit, labels=labels, absent=absent)
+def _gauge(name: str, text: str, *labels: Label, unit: str = "", absent: bool = False, fixed: bool = False) -> Metric:
+    return Metric(name=name, kind="gauge", help=text, unit=unit, labels=labels, absent=absent, fixed=fixed)
 
 
 def _timing(name: str, text: str, *labels: Label, buckets: tuple[float, ...] = LATENCY) -> Metric:
@@ -262,8 +264,9 @@ _OURSELVES = (
         "1 for the verdict on the objective.",
         _named("slo"),
         _only("verdict", "met", "at_risk", "breached", "insufficient_data"),
+        fixed=True,
     ),
-    _gauge("metrics_series", "Series that the metric holds.", _named("metric", 1000)),
+    _gauge("metrics_series", "Series that the metric holds.", _named("metric", 1000), fixed=True),
     _counter(
         "metrics_dropped_total",
         "Values that could not be counted.",

@@ -127,9 +127,12 @@ class Family(Generic[S]):
                 self._place(sibling)
 
     def _place(self, key: tuple[str, ...], places: Places[S] | None = None) -> S | None:
+        places = self._places if places is None else places
+        if not places.reserve():
+            return places.find(key)
         fresh = self._make(key)
         self._let_watch(fresh)
-        kept = (self._places if places is None else places).add(key, fresh)
+        kept = places.put(key, fresh)
         if kept is fresh:
             self.series.append(fresh)
             # An objective may have come between: it found neither this series in the list nor was it found.

@@ -88,11 +88,18 @@ class Places(Generic[T]):
 
     def add(self, key: Hashable, made: T) -> T | None:
         """Return what stands under `key` afterwards, or None when there is no room."""
+        return self.put(key, made) if self.reserve() else self.find(key)
+
+    def reserve(self) -> bool:
+        """Take a ticket for `put`, so that nothing is made for which there is no room."""
         try:
             self._spare.pop()
         except IndexError:
-            if next(self._tickets) >= self._limit:
-                return self._taken.get(key)
+            return next(self._tickets) < self._limit
+        return True
+
+    def put(self, key: Hashable, made: T) -> T:
+        """Use the ticket and return what stands under `key` afterwards: somebody else may have been faster."""
         kept = self._taken.setdefault(key, made)
         if kept is not made:
             self._spare.append(None)

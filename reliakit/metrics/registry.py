@@ -44,6 +44,7 @@ F = TypeVar("F", Counter, Gauge, Histogram)
 
 # Rendering more series than this takes longer than an event loop should stand still.
 _MANY = 1000
+_UNBOUNDED = 1 << 30
 
 
 class Metrics:
@@ -321,7 +322,7 @@ class Metrics:
                 raise ConfigurationError(
                     f"metric {full} clashes with {self._owners[name]} over {name}: use another name"
                 )
-        family = _family_class(metric)(metric, full, self.max_series, self._drop)
+        family = _family_class(metric)(metric, full, _UNBOUNDED if metric.fixed else self.max_series, self._drop)
         self._owners.update(dict.fromkeys(reserved(metric, full), full))
         self._families[full] = family
         for alias in (full, *aliases(metric)):
