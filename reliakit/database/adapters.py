@@ -8,6 +8,7 @@ what `SuspendingIo` offers awaits.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import threading
 from collections.abc import Callable, Coroutine
@@ -18,22 +19,32 @@ import psycopg
 from psycopg import waiting
 
 from reliakit.core import guard
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.flow import Outcome, run_blocking
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
-    from reliakit.core.clock import Clock
     from reliakit.database.gate import Bell
 
-__all__ = ["INTERVAL", "BlockingIo", "Io", "Late", "SuspendingIo"]
+__all__ = ["INTERVAL", "BlockingIo", "Io", "Late", "SuspendingIo", "WaitTimeout"]
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 # Psycopg's own default: how often a wait looks up for a lost socket or a Ctrl-C, in seconds.
 INTERVAL = 0.1
+
+# Psycopg 3.3 bounds a wait by itself, which costs nothing; before that the exchange is watched from outside.
+_NATIVE = "timeout" in inspect.signature(waiting.wait_async).parameters
+
+
+class _NeverRaised(Exception):  # noqa: N818 - stands in for an error that an older psycopg does not have
+    pass
+
+
+WaitTimeout: type[Exception] = getattr(psycopg.errors, "_WaitTimeout", _NeverRaised)
 
 
 class Late(Exception):  # noqa: N818 - never leaves this package
@@ -45,8 +56,8 @@ class Io(Protocol):
 
     asynchronous: bool
 
-    async def wait(self, exchange: PQGen[T], fileno: int, interval: float) -> T:
-        """Drive one exchange with the server to its end."""
+    async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
+        """Drive one exchange with the server to its end, or raise Late after so many seconds and leave it."""
         ...
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
@@ -155,8 +166,13 @@ class BlockingIo:
 
     asynchronous = False
 
-    async def wait(self, exchange: PQGen[T], fileno: int, interval: float) -> T:
-        return waiting.wait(exchange, fileno, interval)
+    async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
+        try:
+            if _NATIVE:
+                return waiting.wait(exchange, fileno, interval, seconds)
+            return waiting.wait(_timed(exchange, seconds), fileno, interval)
+        except WaitTimeout:
+            raise Late from None
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
         return psycopg.Connection.connect(
@@ -235,8 +251,13 @@ class SuspendingIo:
         # The event loop holds tasks weakly (SQLAlchemy issue 8516): without a reference one could vanish half way.
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def wait(self, exchange: PQGen[T], fileno: int, interval: float) -> T:
-        return await waiting.wait_async(exchange, fileno, interval)
+    async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
+        try:
+            if _NATIVE:
+                return await waiting.wait_async(exchange, fileno, interval, seconds)
+            return await waiting.wait_async(_timed(exchange, seconds), fileno, interval)
+        except WaitTimeout:
+            raise Late from None
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
         return await psycopg.AsyncConnection.connect(
@@ -291,7 +312,7 @@ class SuspendingIo:
                 pending = fn(*args)
                 if not guard.is_awaitable(pending):
                     raise ConfigurationError(
-                        f"{getattr(fn, '__qualname__', fn)} gave nothing to await: an AsyncDatabase runs async functions"
+                        f"{getattr(fn, '__qualname__', fn)} is a plain function: an AsyncDatabase takes async ones"
                     )
                 return Outcome(await pending)
         except TimeoutError as error:
@@ -358,6 +379,21 @@ async def _return_late(pool: Any, task: asyncio.Task[Any]) -> None:
     except Exception:  # noqa: BLE001 - nobody waits for it any more, and the pool has kept its own books
         return
     await pool.putconn(connection)
+
+
+def _timed(exchange: PQGen[T], seconds: float) -> PQGen[T]:
+    """Drive an exchange and raise Late when the time is up. It stays where it is and can be driven on."""
+    until = SYSTEM_CLOCK.monotonic() + seconds
+    try:
+        wish = next(exchange)
+        while True:
+            ready = yield wish
+            wish = exchange.send(ready)
+            if SYSTEM_CLOCK.monotonic() >= until:
+                raise Late
+    except StopIteration as done:
+        result: T = done.value
+        return result
 
 
 def _connection(taken: Any) -> Connection:

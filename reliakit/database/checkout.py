@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reliakit.core.errors import TransactionTimeoutError, TransactionUsageError
 from reliakit.core.events import CheckoutOverdue, ConnectionLeaked, PoolWaited
-from reliakit.database.gate import Gate, Lease, Slot, line_here, owner_here
+from reliakit.database.gate import Gate, Lease, Slot, owner_here, place_here
 from reliakit.database.session import Session
 from reliakit.database.settings import DatabaseStats
 
@@ -123,7 +123,7 @@ class Checkouts:
             psycopg.OperationalError: The server cannot be reached.
         """
         gate = self._usable()
-        lease = Lease(gate, work.owner, work.asked, line_here())
+        lease = Lease(gate, work.owner, work.asked, place_here())
         # From here on the lease is the work's: whatever comes, giving the work back gives the slot back.
         work.lease = lease
         if until <= work.asked:
@@ -220,7 +220,7 @@ class Checkouts:
         leases: list[Lease] = []
         try:
             for _ in range(self._keep if self.source.pool is None else 0):
-                lease = Lease(gate, owner_here(), self._clock.monotonic(), line_here())
+                lease = Lease(gate, owner_here(), self._clock.monotonic(), place_here())
                 leases.append(lease)
                 if not gate.enter(lease, self.source.io.bell):
                     break  # others use them already

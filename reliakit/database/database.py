@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 import psycopg
 from psycopg import conninfo as conninfos
@@ -26,7 +26,14 @@ from reliakit.database.blocks import AsyncTransactionBlock, TransactionBlock
 from reliakit.database.checkout import Checkouts, Source
 from reliakit.database.decorator import Decorator, decorate, operation_of, options_from
 from reliakit.database.engine import Engine
-from reliakit.database.settings import DatabaseStats, Isolation, Propagation, TransactionOptions, TransactionRetry
+from reliakit.database.settings import (
+    DatabaseStats,
+    Isolation,
+    Propagation,
+    TransactionOptions,
+    TransactionRetry,
+    options_of,
+)
 from reliakit.database.telling import Teller
 
 if TYPE_CHECKING:
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncDatabase", "Database"]
 
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULT_RETRY = TransactionRetry(max_attempts=10)
 
 
@@ -270,7 +278,7 @@ class Database(_Base):
         """
         return TransactionBlock(
             self._engine,
-            TransactionOptions(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation),
+            options_of(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation),
         )
 
     def run(
@@ -312,8 +320,12 @@ class Database(_Base):
         options = self._run_options(fn, locals())
         return cast("R", run_blocking(self._engine.run(options, retry, fn, args, with_transaction=True)).unwrap())
 
+    @overload
+    def transactional(self, fn: F, /) -> F: ...
+    @overload
     def transactional(
         self,
+        /,
         *,
         isolation: Isolation | None = None,
         read_only: bool = False,
@@ -323,12 +335,27 @@ class Database(_Base):
         propagation: Propagation = Propagation.REQUIRED,
         operation: str | None = None,
         retry: TransactionRetry | None = None,
-    ) -> Decorator:
+    ) -> Decorator: ...
+    def transactional(
+        self,
+        fn: Any = None,
+        /,
+        *,
+        isolation: Isolation | None = None,
+        read_only: bool = False,
+        deferrable: bool = False,
+        timeout: float | None = None,
+        lock_timeout: float | None = None,
+        propagation: Propagation = Propagation.REQUIRED,
+        operation: str | None = None,
+        retry: TransactionRetry | None = None,
+    ) -> Any:
         """Make a function a transaction of this database, tried again as by `run`. Arguments as there.
 
         The function keeps its signature and finds its transaction with `current()`.
         """
-        return decorate(self._engine, locals(), retry)
+        decorator = decorate(self._engine, locals(), retry)
+        return decorator if fn is None else decorator(fn)
 
     def current(self) -> Transaction:
         """Return the transaction that this thread is in.
@@ -487,7 +514,7 @@ class AsyncDatabase(_Base):
         """
         return AsyncTransactionBlock(
             self._engine,
-            TransactionOptions(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation),
+            options_of(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation),
         )
 
     async def run(
@@ -529,8 +556,12 @@ class AsyncDatabase(_Base):
         options = self._run_options(fn, locals())
         return cast("R", (await self._engine.run(options, retry, fn, args, with_transaction=True)).unwrap())
 
+    @overload
+    def transactional(self, fn: F, /) -> F: ...
+    @overload
     def transactional(
         self,
+        /,
         *,
         isolation: Isolation | None = None,
         read_only: bool = False,
@@ -540,12 +571,27 @@ class AsyncDatabase(_Base):
         propagation: Propagation = Propagation.REQUIRED,
         operation: str | None = None,
         retry: TransactionRetry | None = None,
-    ) -> Decorator:
+    ) -> Decorator: ...
+    def transactional(
+        self,
+        fn: Any = None,
+        /,
+        *,
+        isolation: Isolation | None = None,
+        read_only: bool = False,
+        deferrable: bool = False,
+        timeout: float | None = None,
+        lock_timeout: float | None = None,
+        propagation: Propagation = Propagation.REQUIRED,
+        operation: str | None = None,
+        retry: TransactionRetry | None = None,
+    ) -> Any:
         """Make an async function a transaction of this database, tried again as by `run`. Arguments as there.
 
         The function keeps its signature and finds its transaction with `current()`.
         """
-        return decorate(self._engine, locals(), retry)
+        decorator = decorate(self._engine, locals(), retry)
+        return decorator if fn is None else decorator(fn)
 
     def current(self) -> AsyncTransaction:
         """Return the transaction that this task is in.

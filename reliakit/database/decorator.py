@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from reliakit.core import guard
 from reliakit.core.errors import ConfigurationError
@@ -28,6 +28,9 @@ class Decorator(Protocol):
         ...
 
 
+@overload
+def transactional(fn: F, /) -> F: ...
+@overload
 def transactional(
     *,
     isolation: Isolation | None = None,
@@ -38,13 +41,27 @@ def transactional(
     propagation: Propagation = Propagation.REQUIRED,
     operation: str | None = None,
     retry: TransactionRetry | None = None,
-) -> Decorator:
+) -> Decorator: ...
+def transactional(
+    fn: Any = None,
+    /,
+    *,
+    isolation: Isolation | None = None,
+    read_only: bool = False,
+    deferrable: bool = False,
+    timeout: float | None = None,
+    lock_timeout: float | None = None,
+    propagation: Propagation = Propagation.REQUIRED,
+    operation: str | None = None,
+    retry: TransactionRetry | None = None,
+) -> Any:
     """Run a method in a transaction of its object's `db`, again where it lost a race.
 
     The whole method runs again on a retry, so what it does outside of the database must bear that; use
     `after_commit` for the rest. Called inside a running transaction it joins that one and is not retried by itself.
 
     Args:
+        fn: The method, where the decorator is written without parentheses.
         isolation: Isolation level, the database's by default.
         read_only: Whether it only reads.
         deferrable: Whether a serializable read-only one may wait for a safe snapshot.
@@ -58,7 +75,8 @@ def transactional(
         ConfigurationError: At decoration, for a generator, a class or a wrong setting; at the call, where the object
             has no `db`, or one of the other colour.
     """
-    return _decorator(_db_of, options_from(locals()), retry)
+    decorator = _decorator(_db_of, options_from(locals()), retry)
+    return decorator if fn is None else decorator(fn)
 
 
 def decorate(engine: Engine, settings: dict[str, Any], retry: TransactionRetry | None) -> Decorator:

@@ -203,7 +203,7 @@ class Engine:
                 work.isolation,
                 read_only=work.read_only,
                 deferrable=work.deferrable,
-                left=session.until - self.clock.monotonic(),
+                limit=milliseconds(session.until - self.clock.monotonic()),
                 lock_timeout=work.lock_timeout,
             )
             answer = await session.command(command, session.until)
@@ -301,7 +301,10 @@ class Engine:
         if verdict == "unknown":
             return error
         hooks = work.after_commit if verdict == "committed" else work.after_rollback
-        return error or await self.teller.run_hooks(work, hooks) if hooks else error
+        if hooks:
+            interrupt = await self.teller.run_hooks(work, hooks)
+            error = error if interrupt is None or _is_interrupt(error) else interrupt
+        return error
 
     async def _leave_inner(self, entered: Entered, error: BaseException | None) -> BaseException | None:
         work, transaction, session = entered.work, entered.transaction, entered.work.session

@@ -90,8 +90,7 @@ def objection_to_join(
     return None
 
 
-@lru_cache(maxsize=64)
-def _begin(isolation: Isolation, read_only: bool, deferrable: bool) -> str:
+def _begin(isolation: Isolation, *, read_only: bool, deferrable: bool) -> str:
     words = ["BEGIN ISOLATION LEVEL", isolation.value]
     # READ WRITE is not said: it would fail on a standby, and would override the server's own default.
     words += ["READ ONLY"] if read_only else []
@@ -99,8 +98,9 @@ def _begin(isolation: Isolation, read_only: bool, deferrable: bool) -> str:
     return " ".join(words)
 
 
+@lru_cache(maxsize=1024)
 def begin_command(
-    isolation: Isolation, *, read_only: bool, deferrable: bool, left: float, lock_timeout: float | None
+    isolation: Isolation, *, read_only: bool, deferrable: bool, limit: int, lock_timeout: float | None
 ) -> bytes:
     """Return the one command that opens a transaction and sets its limits: a single round trip.
 
@@ -108,13 +108,12 @@ def begin_command(
         isolation: The isolation level.
         read_only: Whether it only reads.
         deferrable: Whether a serializable read-only one may wait for a safe snapshot.
-        left: Seconds that the transaction may still take, commit included.
+        limit: Milliseconds that the transaction may still take, commit included.
         lock_timeout: Seconds that one lock may be waited for, or None.
     """
-    limit = milliseconds(left)
     # Should this process die, freeze or lose its network, the server ends the transaction by itself.
     command = (
-        f"{_begin(isolation, read_only, deferrable)}; SET LOCAL statement_timeout = {limit}; "
+        f"{_begin(isolation, read_only=read_only, deferrable=deferrable)}; SET LOCAL statement_timeout = {limit}; "
         f"SET LOCAL idle_in_transaction_session_timeout = {limit}"
     )
     if lock_timeout is not None:

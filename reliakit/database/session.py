@@ -18,11 +18,9 @@ import psycopg
 from psycopg import generators, pq
 
 from reliakit.core.errors import CommitUnknownError, TransactionTimeoutError, TransactionUsageError
-from reliakit.database.adapters import INTERVAL, Io, Late
+from reliakit.database.adapters import INTERVAL, Io, Late, WaitTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
     from psycopg.abc import PQGen
 
     from reliakit.core.clock import Clock
@@ -36,8 +34,6 @@ T = TypeVar("T")
 GRACE = 1.0
 
 _ACTIVE = pq.TransactionStatus.ACTIVE
-# What `Connection.notifies(timeout=)` catches; only psycopg versions that have it pass a timeout to `wait`.
-_WaitTimeout: type[Exception] = getattr(psycopg.errors, "_WaitTimeout", psycopg.errors.QueryCanceled)
 _IDLE = pq.TransactionStatus.IDLE
 _FAILED = pq.TransactionStatus.INERROR
 _POLL_GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
@@ -70,6 +66,7 @@ class Session:
 
     __slots__ = (
         "_manual",
+        "_poll",
         "born",
         "broken",
         "clock",
@@ -97,6 +94,7 @@ class Session:
         self.fresh = True
         self.broken = False
         self._manual = False
+        self._poll: select.poll | None = None
         self.reset(self.born, 0.0)
 
     def reset(self, until: float, seconds: float) -> None:
@@ -110,6 +108,9 @@ class Session:
 
     async def adopt(self) -> None:
         """Take the connection over: no BEGIN of psycopg's own, every wait through this session."""
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(self.connection.pgconn.socket, getattr(select, "POLLRDHUP", 0))
         if not self.connection.autocommit:
             self._manual = True
             await self.io.autocommit(self.connection, value=True)
@@ -149,43 +150,51 @@ class Session:
 
     def hung_up(self) -> bool:
         """Return whether the server has closed its end. Takes nothing from the socket; one system call."""
-        if not hasattr(select, "poll"):
+        if not self.alive:
+            return True
+        if self._poll is None:
             return False
-        try:
-            poll = select.poll()
-            poll.register(self.connection.pgconn.socket, getattr(select, "POLLRDHUP", 0))
-            return any(event & _POLL_GONE for _, event in poll.poll(0))
-        except (psycopg.Error, OSError, ValueError):
-            return True  # there is no socket any more
+        return any(event & _POLL_GONE for _, event in self._poll.poll(0))
 
-    async def wait(self, exchange: PQGen[T], interval: float = INTERVAL, **more: Any) -> T:
-        """Wait for one statement. This stands in for psycopg's `Connection.wait`.
+    async def wait(
+        self, exchange: PQGen[T], interval: float = INTERVAL, timeout: float | None = None, **_more: object
+    ) -> T:
+        """Wait for one statement. This stands in for psycopg's `Connection.wait` and takes what that takes.
 
         Raises:
             TransactionTimeoutError: The deadline has passed, or passed while it ran.
             TransactionUsageError: The transaction is over.
         """
-        self._admit()
+        left = self.until - self.clock.monotonic()
+        if self.ended or left <= 0:
+            raise self._refusal()
         self.statements += 1
         pgconn = self.connection.pgconn
-        watched = _watched(exchange, self.until, self.clock.monotonic)
-        if more:
-            watched = _limited(watched, more.get("timeout"), self.clock.monotonic)
         try:
-            return await self.io.wait(watched, pgconn.socket, interval)
-        except psycopg.Error as error:
-            self.failed = error.sqlstate or ""
-            raise
+            result = await self.io.wait(
+                exchange, pgconn.socket, interval, left if timeout is None or timeout > left else timeout
+            )
         except Late:
+            if timeout is not None and timeout < left:
+                raise WaitTimeout("wait timeout expired") from None  # what `notifies(timeout=)` expects
             answered = await self._stop(exchange)
             raise self._cut(answered=answered) from None
+        except psycopg.Error as error:
+            self.failed = error.sqlstate or ""
+            self._notice_end()
+            raise
         except BaseException as reason:
             if pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
                 reason.__cause__ = self._unknown()
+            self._notice_end()
             raise
-        finally:
-            if self.inside and pgconn.transaction_status == _IDLE:
-                self.ended = True
+        if self.inside and pgconn.transaction_status == _IDLE:
+            self.ended = True
+        return result
+
+    def _notice_end(self) -> None:
+        if self.inside and self.connection.pgconn.transaction_status == _IDLE:
+            self.ended = True
 
     async def command(self, sql: bytes, until: float, patience: float = 0.0) -> Answer:
         """Run one of our own commands, to its answer if that can be had in time; never raises.
@@ -201,42 +210,56 @@ class Session:
             answer.error = psycopg.InterfaceError("another statement is still running on this connection")
             return answer
         pgconn = self.connection.pgconn
-        exchange = _exchange(pgconn, sql, answer)
-        while True:
-            try:
-                await self.io.wait(_watched(exchange, until, self.clock.monotonic), pgconn.socket, INTERVAL)
-                break
-            except psycopg.Error as error:
-                answer.error = error
-                break
-            except Late:
-                if answer.late:
-                    break
-                answer.late = True
-                until = await self._ask_to_cancel(answer)
-            except BaseException as interrupt:  # noqa: BLE001 - kept, and raised by the caller once the answer is known
-                answer.interrupt = answer.interrupt or interrupt
-                until = min(until, self.clock.monotonic() + patience)
-            if pgconn.transaction_status != _ACTIVE:
-                break
-            if (
-                getattr(exchange, "gi_frame", None) is None
-            ):  # the interrupt fell into our own step: pick the answer up where it is
-                exchange = _collect(pgconn, answer)
+        try:
+            answer.sent = True
+            pgconn.send_query(sql)  # the simple protocol: one round trip, however many commands
+            exchange = generators.execute(pgconn)
+            _collect(await self.io.wait(exchange, pgconn.socket, INTERVAL, until - self.clock.monotonic()), answer)
+        except psycopg.Error as error:
+            answer.error = error
+        except BaseException as reason:  # noqa: BLE001 - kept, and raised by the caller once the answer is known
+            await self._insist(answer, reason, until, patience)
         if pgconn.transaction_status == _ACTIVE:
             self.abandon()
         answer.broken = not self.alive
         return answer
 
-    def _admit(self) -> None:
-        if self.ended:
-            raise TransactionUsageError(
-                f"{self.name}: this transaction is over (was COMMIT or ROLLBACK run inside its block?): "
-                "nothing more can be done in it",
-                name=self.name,
-            )
-        if self.clock.monotonic() >= self.until:
-            raise self.timed_out()
+    async def _insist(self, answer: Answer, reason: BaseException, until: float, patience: float) -> None:
+        """Go on after a cancellation, a Ctrl-C or the deadline until the answer to a command is there, bounded."""
+        pgconn = self.connection.pgconn
+        while True:
+            if isinstance(reason, Exception) and not isinstance(reason, Late):
+                raise reason  # a fault of this code, which waiting does not mend
+            if not isinstance(reason, Late):
+                if answer.interrupt is None:
+                    answer.interrupt = reason
+                    until = min(until, self.clock.monotonic() + patience)
+            elif answer.late:
+                return
+            else:
+                answer.late = True
+                until = await self._ask_to_cancel(answer)
+            if pgconn.transaction_status != _ACTIVE:
+                return
+            try:
+                # Begun anew, as an interrupt may have ended the first one: it picks the answer up where it is.
+                left = max(0.0, until - self.clock.monotonic())
+                _collect(await self.io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left), answer)
+            except psycopg.Error as error:
+                answer.error = error
+            except BaseException as again:  # noqa: BLE001 - as above
+                reason = again
+                continue
+            return
+
+    def _refusal(self) -> TransactionUsageError | TransactionTimeoutError:
+        if not self.ended:
+            return self.timed_out()
+        return TransactionUsageError(
+            f"{self.name}: this transaction is over (was COMMIT or ROLLBACK run inside its block?): "
+            "nothing more can be done in it",
+            name=self.name,
+        )
 
     def timed_out(self) -> TransactionTimeoutError:
         """Return the error for a spent budget."""
@@ -260,7 +283,7 @@ class Session:
         try:
             until = await self._ask_to_cancel(None)
             pgconn = self.connection.pgconn
-            await self.io.wait(_watched(exchange, until, self.clock.monotonic), pgconn.socket, INTERVAL)
+            await self.io.wait(exchange, pgconn.socket, INTERVAL, until - self.clock.monotonic())
         except (psycopg.Error, Late):
             pass  # QueryCanceled as asked for, or silence; the status below tells which
         except BaseException:
@@ -286,44 +309,7 @@ class Session:
         return self.clock.monotonic() + GRACE
 
 
-def _watched(exchange: PQGen[T], until: float, now: Callable[[], float]) -> PQGen[T]:
-    """Drive an exchange and raise Late when the time is up. It stays where it is and can be driven on."""
-    try:
-        wish = next(exchange)
-        while True:
-            ready = yield wish
-            wish = exchange.send(ready)
-            if now() >= until:
-                raise Late
-    except StopIteration as done:
-        result: T = done.value
-        return result
-
-
-def _limited(exchange: PQGen[T], seconds: float | None, now: Callable[[], float]) -> PQGen[T]:
-    """Give an exchange psycopg's own `timeout`, as `notifies()` asks for."""
-    until = None if seconds is None else now() + seconds
-    try:
-        wish = next(exchange)
-        while True:
-            ready = yield wish
-            wish = exchange.send(ready)
-            if until is not None and now() >= until:
-                raise _WaitTimeout("wait timeout expired")
-    except StopIteration as done:
-        result: T = done.value
-        return result
-
-
-def _exchange(pgconn: pq.abc.PGconn, sql: bytes, answer: Answer) -> Generator[Any, Any, None]:
-    """Send a command with the simple protocol (one round trip, however many commands) and read its answer."""
-    answer.sent = True
-    pgconn.send_query(sql)
-    yield from _collect(pgconn, answer)
-
-
-def _collect(pgconn: pq.abc.PGconn, answer: Answer) -> Generator[Any, Any, None]:
-    results = yield from generators.execute(pgconn)
+def _collect(results: list[pq.abc.PGresult], answer: Answer) -> None:
     for result in results:
         if result.status == pq.ExecStatus.FATAL_ERROR:
             answer.error = psycopg.errors.error_from_result(result)
