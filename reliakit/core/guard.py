@@ -203,12 +203,15 @@ def _name_of(fn: object) -> str:
 
 def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:
     enter, leave = guard.enter, guard.leave
-    lane: Any = guard if hasattr(guard, "passing") else _NoLane
+    has_lane = hasattr(guard, "passing")
+    lane: Any = guard if has_lane else _NoLane
     # The class of the last result that proved to be no awaitable: looking it up anew costs more than the guard.
+    # `express` is the same for a guard with a lane and stays no class of any result for one without.
     known: type[object] = _NoLane
+    express: type[object] = _NoLane
 
     def finish(permit: Any, result: Any) -> Any:
-        nonlocal known
+        nonlocal known, express
         if type(result) is not known:
             try:
                 if is_awaitable(result):
@@ -217,9 +220,10 @@ def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., 
                 leave(permit, error, None)
                 raise
             known = cast("type[object]", type(result))
-            if permit is lane.passing and permit is not None:
-                return result
-        leave(permit, None, result)
+            if has_lane:
+                express = known
+        if not has_lane or permit is not lane.passing:
+            leave(permit, None, result)
         return result
 
     @wraps(fn)
@@ -232,7 +236,7 @@ def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., 
         except BaseException as error:
             leave(permit, error, None)
             raise
-        if type(result) is known and permit is lane.passing and permit is not None:
+        if permit is lane.passing and type(result) is express:
             return result
         return finish(permit, result)
 

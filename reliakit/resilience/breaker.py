@@ -52,6 +52,7 @@ class Permit:
     The first verdict counts, later ones change nothing. Safe to settle from another thread or task.
     """
 
+    # Slots, because the wrapper of every call reads `passing` twice.
     __slots__ = ("_breaker", "_ticket")
 
     def __init__(self, breaker: CircuitBreaker, ticket: Ticket) -> None:
@@ -124,6 +125,25 @@ class CircuitBreaker:
         ConfigurationError: A setting is wrong.
     """
 
+    __slots__ = (
+        "_circuit",
+        "_clock",
+        "_emitter",
+        "_entered",
+        "_failure_threshold",
+        "_half_open_calls",
+        "_heard",
+        "_judge",
+        "_lock",
+        "_refused",
+        "_reset_timeout",
+        "_telling",
+        "_tells_refusals",
+        "name",
+        "passing",
+        "__weakref__",
+    )
+
     def __init__(
         self,
         name: str = "default",
@@ -155,7 +175,10 @@ class CircuitBreaker:
         self._telling = threading.Lock()
         self._circuit = Circuit(failure_threshold, half_open_calls, half_open_timeout)
         self._entered: dict[FrameType, list[Permit]] = {}
-        self._heard = False
+        self._heard = self._tells_refusals = False
+        self._refused = (
+            f"circuit breaker {name!r} is open, so the call was not tried; see retry_after for when to retry"
+        )
         self.passing: Ticket | None = None
         renew_locks_after_fork(self, "_lock", "_telling")
         watch(self)
@@ -293,6 +316,7 @@ class CircuitBreaker:
         """Leave the express lane while somebody listens to every call; see `reliakit.core.spine.watch`."""
         with self._lock:
             self._heard = self._emitter.hears(CallEnded)
+            self._tells_refusals = self._emitter.hears(CallRejected)
             self._open_lane_locked()
 
     def settle(self, ticket: Ticket, verdict: Verdict, error: BaseException | None) -> None:
@@ -372,14 +396,13 @@ class CircuitBreaker:
                 self._telling.release()
 
     def _refusal(self, retry_after: float | None) -> CircuitOpenError:
-        self._emitter.emit(CallRejected, reason="CircuitOpenError", retry_after=retry_after)
-        when = "" if retry_after is None else f"; the next try is in {retry_after:.3g} s"
-        state = self._circuit.state.value.replace("_", " ")
-        return CircuitOpenError(
-            f"circuit breaker {self.name!r} is {state}, the call was not tried{when}",
-            name=self.name,
-            retry_after=retry_after,
-        )
+        if self._tells_refusals:
+            self._emitter.emit(CallRejected, reason="CircuitOpenError", retry_after=retry_after)
+        # Refusing must stay cheap when thousands do nothing else: __new__ alone takes half the time of the class.
+        error = CircuitOpenError.__new__(CircuitOpenError, self._refused)
+        error.name = self.name
+        error.retry_after = retry_after
+        return error
 
     def __enter__(self) -> Permit:
         return self._enter_block(_caller())
