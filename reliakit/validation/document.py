@@ -26,6 +26,8 @@ _DRAFTS = frozenset(
     }
 )
 _REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
+# What these hold are schemas by name.
+_NAMES = frozenset({"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"})
 # What these hold are values of the author, not schemas.
 _VALUES = frozenset({"const", "default", "enum", "examples"})
 
@@ -66,20 +68,25 @@ class Document:
         """
         node, resource, base = self._root, self._root, _id_of(self._root)
         found: list[Step] = []
+        in_names = False  # the keys of this mapping are names, not keywords
         for place, segment in enumerate(path):
-            if isinstance(node, dict):
-                mapping = cast("dict[str, object]", node)
-                found.append((mapping, [str(part) for part in path[place:]]))
-                if mapping is not resource and _id_of(mapping):
-                    resource, base = mapping, urljoin(base, _id_of(mapping))
-                node = mapping.get(str(segment))
-                if segment in _REFERENCES and isinstance(node, str):
-                    node, resource, base = self._follow(node, resource, base)
-            elif isinstance(node, list) and isinstance(segment, int):
+            if isinstance(node, list) and isinstance(segment, int):
                 items = cast("list[object]", node)
                 node = items[segment] if segment < len(items) else None
-            else:
+                continue
+            if not isinstance(node, dict):
                 break
+            mapping = cast("dict[str, object]", node)
+            node = mapping.get(str(segment))
+            if in_names:
+                in_names = False
+                continue
+            if mapping is not resource and _id_of(mapping):
+                resource, base = mapping, urljoin(base, _id_of(mapping))
+            found.append((mapping, _without_references(path[place:])))
+            in_names = segment in _NAMES
+            if segment in _REFERENCES and isinstance(node, str):
+                node, resource, base = self._follow(node, resource, base)
         return found
 
     def _follow(self, reference: str, resource: object, base: str) -> tuple[object, object, str]:
@@ -88,6 +95,11 @@ class Document:
             base = urljoin(base, uri)
             resource = self._by_uri.get(base)
         return node_at(resource, unquote(fragment)), resource, base
+
+
+def _without_references(rest: list[str | int]) -> list[str]:
+    start = next((place for place, segment in enumerate(rest) if segment not in _REFERENCES), 0)
+    return [str(segment) for segment in rest[start:]]
 
 
 def _id_of(node: object) -> str:

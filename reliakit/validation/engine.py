@@ -31,7 +31,7 @@ R = TypeVar("R")
 FormatCheck = Callable[[str], bool]
 KeywordCheck = Callable[[Any, Any], str | None]
 
-LARGE = 20_000
+LARGE = 10_000
 DEEPEST = 1_000
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -49,8 +49,15 @@ _PARAMETERS = {
     "content_media_type": "media_type",
     **{name: name for name in ("format", "limit", "multiple_of", "options", "pattern", "property", "types")},
 }
-# Keywords that the engine reports under another one's name, and the last word of their path tells apart.
-_BY_PATH = frozenset({"minContains", "maxContains", "dependentRequired"})
+# Rules that the engine reports under another one's name, and the last word of their path tells apart.
+_BY_PATH = {
+    ("contains", "maxContains"): "maxContains",
+    ("contains", "minContains"): "minContains",
+    ("falseSchema", "additionalProperties"): "additionalProperties",
+    ("falseSchema", "propertyNames"): "propertyNames",
+    ("required", "dependencies"): "dependentRequired",
+    ("required", "dependentRequired"): "dependentRequired",
+}
 _MISSING = frozenset({"required", "dependentRequired"})
 _UNEXPECTED = frozenset({"additionalProperties", "unevaluatedProperties"})
 
@@ -154,7 +161,7 @@ class Engine:
         hides_places = shape.has_empty_key and shape.members <= LARGE
         places = _Places(self._validator, value) if hides_places else None
         for error in found:
-            yield from _told(error, places)
+            yield from _told(error, places, value)
 
     def _all_errors(self, value: object) -> list[jsonschema_rs.ValidationError]:
         return list(self._validator.iter_errors(value))
@@ -286,30 +293,32 @@ def _is_text(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _told(error: jsonschema_rs.ValidationError, places: _Places | None) -> Iterator[Finding]:
+def _told(error: jsonschema_rs.ValidationError, places: _Places | None, value: object) -> Iterator[Finding]:
     kind = error.kind.name
     details = error.kind.as_dict()
     if kind in {"anyOf", "oneOf"}:
         branch = _meant(error, details["context"])
         if branch:
             for inner in branch:
-                yield from _told(inner, places)
+                yield from _told(inner, places, value)
             return
     pointer = _pointer(error.instance_path) if places is None else places.of(error)
     path = tuple(error.evaluation_path)
-    keyword = str(path[-1]) if path and path[-1] in _BY_PATH else kind
-    if path and path[-1] == "dependencies" and kind == "required":
-        keyword = "dependentRequired"
+    keyword = _keyword(kind, str(path[-1]) if path else "")
     params = {mine: details[theirs] for theirs, mine in _PARAMETERS.items() if theirs in details}
     if keyword in _MISSING:
         # The engine blames the object that lacks it; a form wants the field.
         yield Finding(f"{pointer}/{escape(str(params['property']))}", keyword, params, path)
     elif keyword in _UNEXPECTED:
-        for name in details["unexpected"]:
+        for name in details.get("unexpected") or cast("dict[str, object]", node_at(value, pointer)):
             yield Finding(f"{pointer}/{escape(name)}", keyword, params, path, unexpected=name)
     else:
         message = details["message"] if type(error.kind).__name__.endswith("Custom") else None
         yield Finding(pointer, keyword, params, path, message=message)
+
+
+def _keyword(kind: str, last: str) -> str:
+    return _BY_PATH.get((kind, last), kind)
 
 
 def _meant(

@@ -74,7 +74,7 @@ class Schema:
 
     Make one per document, once; it is safe from any thread and task. Nothing is ever fetched, patterns run in linear
     time, and a value nested too deeply is refused before the engine sees it. About 10 us for a small valid value. A
-    value with more than 20 000 members is told its first problem alone.
+    value with more than 10 000 members is told its first problem alone.
 
     Args:
         document: The schema: a mapping or a bool. Without `$schema` it is draft 2020-12.
