@@ -20,6 +20,8 @@ def main(arguments: list[str]) -> int:
     if missing:
         return _cannot(f"{', '.join(missing)} not installed; pip install -e '.[demo]'")
     try:
+        from psycopg import OperationalError
+
         from examples.demo.faults import SHORTEST_RUN
         from examples.demo.run import Options, run
         from examples.demo.screen import Screen
@@ -41,8 +43,9 @@ def main(arguments: list[str]) -> int:
             return run(options, screen, interrupt)
     except InterruptedDemo:
         return 0 if asked.serve else 130
-    except ConfigurationError as error:
-        return _cannot(str(error))
+    except (ConfigurationError, OSError, OperationalError) as error:
+        # No PostgreSQL, none behind RELIAKIT_DSN, or a folder that cannot be written to.
+        return _cannot(str(error).partition("\n")[0])
     except StageError as error:
         print(error, file=sys.stderr)
         return 1
@@ -60,7 +63,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--no-faults", action="store_true", help="let nothing go wrong")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep what the services write in this folder")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="save a picture of the screen")
+    parser.add_argument("--svg", type=_picture, metavar="FILE", help="save a picture of the screen")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="another seed makes other requests (1)")
     return parser.parse_args(arguments)
 
@@ -70,6 +73,13 @@ def _seconds(text: str) -> float:
     if not 1.0 <= seconds <= 3600.0:
         raise argparse.ArgumentTypeError("must be between 1 and 3600")
     return seconds
+
+
+def _picture(text: str) -> Path:
+    file = Path(text)
+    if not file.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file.parent} is no folder")
+    return file
 
 
 def _cannot(why: str) -> int:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import httpx2
 import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -14,6 +13,8 @@ from examples.demo.stage import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import httpx2
 
     from examples.demo.tally import Tally
 
@@ -52,15 +53,14 @@ class Figures:
         return low
 
 
-async def read(urls: Mapping[str, str]) -> Figures:
+async def read(client: httpx2.AsyncClient, urls: Mapping[str, str]) -> Figures:
     """Ask each service for its figures."""
     figures = Figures()
-    async with httpx2.AsyncClient(timeout=5.0) as client:
-        for name in SERVICES:
-            metrics = await client.get(f"{urls[name]}/metrics/", headers={"Accept": "text/plain"})
-            for family in text_string_to_metric_families(metrics.raise_for_status().text):
-                figures.samples += [(sample.name, sample.labels, sample.value) for sample in family.samples]
-            figures.verdicts[name] = (await client.get(f"{urls[name]}/slo")).raise_for_status().json()
+    for name in SERVICES:
+        metrics = await client.get(f"{urls[name]}/metrics/", headers={"Accept": "text/plain"})
+        for family in text_string_to_metric_families(metrics.raise_for_status().text):
+            figures.samples += [(sample.name, sample.labels, sample.value) for sample in family.samples]
+        figures.verdicts[name] = (await client.get(f"{urls[name]}/slo")).raise_for_status().json()
     return figures
 
 

@@ -52,7 +52,7 @@ def run(options: Options, screen: Screen, interrupt: Interrupt) -> int:
     with Stage(interrupt, logs=options.logs, preferred_ports=options.serve) as stage:
         screen.tell(f"PostgreSQL {stage.postgres.version or 'of RELIAKIT_DSN'} and three services answer")
         for name in SERVICES:
-            screen.tell(f"{name:<8} {stage.urls[name]}")
+            screen.tell(f"{name:<8} {stage.addresses[name]}")
         if options.serve:
             return serve(stage, screen, interrupt)
         rows = asyncio.run(unless_interrupted(perform(options, stage, screen), interrupt))
@@ -66,7 +66,7 @@ def serve(stage: Stage, screen: Screen, interrupt: Interrupt) -> int:
     """Keep the services running until told to stop."""
     screen.end_picture()
     screen.tell(
-        f"""try: curl {stage.urls["auth"]}/register --json '{{"email": "me@example.org", "password": "..."}}'"""
+        f"""try: curl {stage.addresses["auth"]}/register --json '{{"email": "me@example.org", "password": "..."}}'"""
     )
     screen.tell("Ctrl-C ends it and removes everything")
     while True:
@@ -91,17 +91,16 @@ async def perform(options: Options, stage: Stage, screen: Screen) -> list[Row]:
     """Send the load, let things go wrong meanwhile, and judge what came of it."""
     planted = Planted(random.Random(options.seed))
     planted.keep("signing key", stage.jwt_secret)
-    traffic = Traffic(stage.urls, planted, random.Random(options.seed))
-    try:
+    limits = httpx2.Limits(max_connections=64)
+    async with httpx2.AsyncClient(timeout=10.0, limits=limits) as client:
+        traffic = Traffic(client, stage.urls, planted, random.Random(options.seed))
         await traffic.prepare()
         screen.tell(f"{traffic.people} people hired and put on projects; the load begins")
-        await load(options, stage, screen, traffic)
+        await load(options, stage, screen, traffic, client)
         settled_after = await settle(traffic)
         screen.tell("the load has ended; looking at what it left")
-        read = await figures.read(stage.urls)
+        read = await figures.read(client, stage.urls)
         truth = await asyncio.to_thread(figures.look, stage.dsns, traffic.tally, traffic.granted)
-    finally:
-        await traffic.aclose()
     exit_codes = await asyncio.to_thread(stage.stop_services)
     return verdicts.judge(
         verdicts.Run(
@@ -120,7 +119,7 @@ async def perform(options: Options, stage: Stage, screen: Screen) -> list[Row]:
     )
 
 
-async def load(options: Options, stage: Stage, screen: Screen, traffic: Traffic) -> None:
+async def load(options: Options, stage: Stage, screen: Screen, traffic: Traffic, client: httpx2.AsyncClient) -> None:
     """Let everybody act for so many seconds, and show it."""
     began = SYSTEM_CLOCK.monotonic()
     shown: Figures | None = None
@@ -129,7 +128,7 @@ async def load(options: Options, stage: Stage, screen: Screen, traffic: Traffic)
         nonlocal shown
         while True:
             with contextlib.suppress(httpx2.HTTPError):  # a service in trouble has no figures for now
-                shown = await figures.read(stage.urls)
+                shown = await figures.read(client, stage.urls)
             await SYSTEM_CLOCK.asleep(1.0)
 
     async with asyncio.TaskGroup() as group:

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -61,8 +61,12 @@ class Service:
     def settle(self, settings: dict[str, str]) -> None:
         """Hand over the settings, with which the service starts."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(settings).encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(settings).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._process.wait(5.0)
+            self.must_run()
 
     def address(self, interrupt: Interrupt) -> str:
         """Return where it listens, as soon as it says so."""
@@ -76,8 +80,12 @@ class Service:
     def must_run(self) -> None:
         """Raise StageError when the service has ended."""
         if self._process.poll() is not None:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-5:]
-            raise StageError("\n".join([f"the {self.name} service ended with {self._process.returncode}:", *last]))
+            raise self.failure(f"ended with {self._process.returncode}")
+
+    def failure(self, what: str) -> StageError:
+        """Return the error that says what the service did, and what it wrote last."""
+        last = self.log.read_text(errors="replace").strip().splitlines()[-5:]
+        return StageError("\n".join([f"the {self.name} service {what}:", *last]))
 
     def stop(self, patience: float = 8.0) -> int:
         """End it in good order, or by force when that takes too long; return its exit code."""
@@ -88,7 +96,8 @@ class Service:
             self._process.kill()
             self._process.wait()
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # what was written last may never have been read
+                self._process.stdin.close()
         return self._process.returncode
 
     def ask_to_stop(self) -> None:
@@ -99,7 +108,8 @@ class Stage:
     """Builds everything on entering and takes it down on leaving.
 
     Attributes:
-        urls: Where each service is reached; the employee service through a network that can be slow.
+        addresses: Where each service listens.
+        urls: Where it is reached; the employee service through a network that can be slow.
         dsns: Conninfo of each service's database, past the network that the services go through.
         database_network: Between the services and PostgreSQL.
         employee_network: In front of the employee service.
@@ -116,6 +126,7 @@ class Stage:
         self._services: dict[str, Service] = {}
         self.jwt_secret = secrets.token_hex(32)
         self.urls: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
         self.dsns: dict[str, str] = {}
         self.postgres = EmbeddedPostgres(settings={"max_connections": 60})
 
@@ -161,12 +172,12 @@ class Stage:
     def _start_services(self) -> None:
         for name in ("auth", "employee"):
             self._services[name].settle(self._settings(name))
-        employee = self._services["employee"].address(self._interrupt)
+        employee = self.addresses["employee"] = self._services["employee"].address(self._interrupt)
         self.employee_network = self._everything.enter_context(FaultProxy(employee))
         self.urls["employee"] = self.employee_network.dsn(employee)
         self._services["project"].settle({**self._settings("project"), "EMPLOYEE_URL": self.urls["employee"]})
         for name in ("auth", "project"):
-            self.urls[name] = self._services[name].address(self._interrupt)
+            self.urls[name] = self.addresses[name] = self._services[name].address(self._interrupt)
         self._wait_for_answers()
 
     def _settings(self, name: str) -> dict[str, str]:
@@ -196,7 +207,7 @@ class Stage:
                     except httpx2.TransportError:
                         pass  # not up yet
                     if SYSTEM_CLOCK.monotonic() > until:
-                        raise StageError(f"the {name} service does not answer")
+                        raise self._services[name].failure("does not answer")
                     self._interrupt.wait(0.02)
 
     def must_run(self) -> None:

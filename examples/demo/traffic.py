@@ -16,6 +16,7 @@ from uuid import UUID
 
 import httpx2
 
+from examples.demo.stage import StageError
 from examples.demo.tally import Fate, Tally
 from reliakit import SYSTEM_CLOCK, Backoff
 
@@ -38,11 +39,13 @@ class Person:
 class Traffic:
     """Everybody who uses the services."""
 
-    def __init__(self, urls: dict[str, str], planted: Planted, dice: random.Random) -> None:
+    def __init__(
+        self, client: httpx2.AsyncClient, urls: dict[str, str], planted: Planted, dice: random.Random
+    ) -> None:
+        self._client = client
         self._urls = urls
         self._planted = planted
         self._dice = dice
-        self._client = httpx2.AsyncClient(timeout=10.0, limits=httpx2.Limits(max_connections=64))
         self._token = ""
         self._people: list[Person] = []
         self._departments: list[int] = []
@@ -70,21 +73,18 @@ class Traffic:
         answers = [await self._ask(service, "GET", "/health") for service in self._urls]
         return all(_is(answer, 200) for answer in answers)
 
-    async def aclose(self) -> None:
-        await self._client.aclose()
-
     async def prepare(self) -> None:
         """Fill the empty databases, through the services as anybody would."""
         self._people = [Person(self._planted.email(), self._planted.password()) for _ in range(6)]
         await _all(self._register(person) for person in self._people)
         answer = await self._log_in(self._people[0], self._address())
-        self._token = answer.json()["access_token"]
+        self._token = _made(answer)["access_token"]
         for name in ("Research", "Sales", "Support"):
             body = {"name": name, "budget": 50_000_000}
-            self._departments.append((await self._insist("employee", "POST", "/departments", body)).json()["id"])
+            self._departments.append(_made(await self._insist("employee", "POST", "/departments", body))["id"])
             self.granted += body["budget"]  # type: ignore[operator]  # an int among strings
         for name in ("Apollo", "Borealis", "Calypso", "Dione"):
-            self._projects.append((await self._insist("project", "POST", "/projects", {"name": name})).json()["id"])
+            self._projects.append(_made(await self._insist("project", "POST", "/projects", {"name": name}))["id"])
         self._employees = [str(self._uuid()) for _ in range(24)]
         await _all(self._hire(employee, number) for number, employee in enumerate(self._employees))
 
@@ -115,7 +115,8 @@ class Traffic:
         return act
 
     async def _register(self, person: Person) -> None:
-        await self._insist("auth", "POST", "/register", {"email": person.email, "password": person.password})
+        body = {"email": person.email, "password": person.password}
+        _made(await self._insist("auth", "POST", "/register", body))
 
     async def _hire(self, employee: str, number: int) -> None:
         start = date(2020, 1, 1) + timedelta(days=self._dice.randrange(2000))
@@ -128,7 +129,7 @@ class Traffic:
             "starts_on": start.isoformat(),
             "note": f"paid the travel with card {self._planted.card()}, ask {self._planted.email()}",
         }
-        await self._insist("employee", "PUT", f"/employees/{employee}", body)
+        _made(await self._insist("employee", "PUT", f"/employees/{employee}", body))
         project = self._projects[number % len(self._projects)]
         await self._insist("project", "PUT", f"/projects/{project}/members/{employee}")
         self._where[employee] = project
@@ -275,6 +276,13 @@ async def _all(steps: Iterable[Coroutine[Any, Any, None]]) -> None:
     async with asyncio.TaskGroup() as group:
         for step in steps:
             group.create_task(step)
+
+
+def _made(answer: httpx2.Response) -> Any:
+    """Return the body of an answer without which there is nothing to show."""
+    if not answer.is_success:
+        raise StageError(f"preparing the run failed: {answer.status_code} {answer.text}")
+    return answer.json()
 
 
 def _is_worth_another_try(answer: httpx2.Response) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _DURATION = "reliakit_transaction_duration_seconds"
 _TRANSACTIONS = "reliakit_transaction_total"
 _STATUSES = ("commit", "rollback", "timeout", "unknown")
+_SHARES = {"transaction_latency": "at least", "rollback_rate": "at most"}
 _SEVERITY = ("met", "insufficient_data", "at_risk", "breached")
 Verdict = Literal["met", "at_risk", "breached", "told"]
 
@@ -78,23 +80,46 @@ def _service(run: Run) -> list[Row]:
         _objective(figures, "transaction_latency", "within 0.1 s", "{:.1%}", "at least {:.0%}"),
         _objective(figures, "rollback_rate", "rolled back", "{:.2%}", "at most {:.0%}"),
         _objective(figures, "deadlocks", "deadlocks surfaced", "{:.0f}", "{:.0f}"),
-        _objective(figures, "errors_tracked", "errors tracked", "{:.0%}", "{:.0%}"),
+        _tracked(figures),
         *_breaker(run),
     ]
 
 
 def _objective(figures: Figures, name: str, title: str, value: str, target: str) -> Row:
-    """Put the services' own verdicts on one objective together: the value of all, the verdict of the worst."""
+    """Put the services' verdicts on one objective together.
+
+    Shares are pooled and judged as the services judge their own, by the Wilson 95 % interval; a service that is
+    outside on its own is not talked away by the others.
+    """
     known = [v for its in figures.verdicts.values() for v in its if v["objective"] == name and v["value"] is not None]
     if not known:
         return Row(title, "nothing happened")
-    if value.endswith("%}"):
-        pooled = sum(v["value"] * v["count"] for v in known) / sum(v["count"] for v in known)
+    goal = known[0]["target"]
+    worst = max((v["verdict"] for v in known), key=_SEVERITY.index)
+    verdict: Verdict = "breached" if worst == "breached" else "met"
+    if name in _SHARES:
+        count = sum(v["count"] for v in known)
+        pooled = sum(v["value"] * v["count"] for v in known) / count
+        low, high = wilson(pooled, count)
+        is_inside = high <= goal if _SHARES[name] == "at most" else low >= goal
+        verdict = verdict if verdict == "breached" or is_inside else "at_risk"
     else:
         pooled = sum(v["value"] for v in known)
-    worst = max((v["verdict"] for v in known), key=_SEVERITY.index)
-    shown: Verdict = "met" if worst == "insufficient_data" else worst
-    return Row(title, value.format(pooled), target.format(known[0]["target"]), shown)
+    return Row(title, value.format(pooled), target.format(goal), verdict)
+
+
+def _tracked(figures: Figures) -> Row:
+    errors = figures.total("reliakit_error_total")
+    missed = figures.total("reliakit_error_untracked_total")
+    return _row("errors not tracked", f"{missed:.0f} of {errors + missed:.0f}", "0", missed == 0)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Return between which values a sampled share lies, with 95 % confidence (E. B. Wilson, 1927)."""
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    spread = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return middle - spread, middle + spread
 
 
 def _breaker(run: Run) -> list[Row]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from reliakit import Schema
 
-_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _CENTS = {"type": "integer", "minimum": 1, "maximum": 1_000_000_000}
 _NAME = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"\S"}
 _DATE = {"type": "string", "format": "date"}
@@ -12,33 +11,40 @@ _EMAIL = {"type": "string", "format": "email", "maxLength": 254}
 _ID = {"type": "string", "format": "uuid"}
 
 
-def _object(required: list[str], **properties: object) -> Schema:
+_DEPARTMENT = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
+
+
+def _object(title: str, properties: dict[str, object], *, optional: tuple[str, ...] = ()) -> Schema:
     document = {
-        "$schema": _DRAFT,
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": title,
         "type": "object",
         "properties": properties,
-        "required": required,
+        "required": [name for name in properties if name not in optional],
         "additionalProperties": False,
     }
     return Schema(document, check_formats=True)
 
 
-DEPARTMENT = _object(["name", "budget"], name=_NAME, budget={**_CENTS, "maximum": 10**14})
+DEPARTMENT = _object("department", {"name": _NAME, "budget": {**_CENTS, "maximum": 10**14}})
 EMPLOYEE = _object(
-    ["department_id", "name", "email", "iban", "salary", "starts_on"],
-    department_id={"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
-    name=_NAME,
-    email=_EMAIL,
-    iban={"type": "string", "pattern": "^[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}$"},
-    salary=_CENTS,
-    starts_on=_DATE,
-    ends_on=_DATE,
-    note={"type": "string", "maxLength": 2000},
+    "employee",
+    {
+        "department_id": _DEPARTMENT,
+        "name": _NAME,
+        "email": _EMAIL,
+        "iban": {"type": "string", "pattern": "^[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}$"},
+        "salary": _CENTS,
+        "starts_on": _DATE,
+        "ends_on": _DATE,
+        "note": {"type": "string", "maxLength": 2000},
+    },
+    optional=("ends_on", "note"),
 )
-SOME = _object(["id"], id={"type": "array", "items": _ID, "maxItems": 100})
-CHANGES = _object([], name=_NAME, email=_EMAIL)
-RAISE = _object(["id", "amount"], id=_ID, amount=_CENTS)
-MOVE = _object(["department_id"], department_id={"type": "integer", "minimum": 1, "maximum": 2**31 - 1})
+CHANGES = _object("changes", {"name": _NAME, "email": _EMAIL}, optional=("name", "email"))
+RAISE = _object("raise", {"id": _ID, "amount": _CENTS})
+MOVE = _object("move", {"department_id": _DEPARTMENT})
+SOME = _object("some", {"id": {"type": "array", "items": _ID, "maxItems": 100}})
 
 
 @EMPLOYEE.check("/ends_on")

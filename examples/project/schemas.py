@@ -11,6 +11,7 @@ _PROJECT = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
 PROJECT = Schema(
     {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "project",
         "type": "object",
         "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"\S"}},
         "required": ["name"],
@@ -20,6 +21,7 @@ PROJECT = Schema(
 TRANSFER = Schema(
     {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "transfer",
         "type": "object",
         "properties": {"id": _UUID, "employee_id": _UUID, "source": _PROJECT, "target": _PROJECT},
         "required": ["id", "employee_id", "source", "target"],
