@@ -1,7 +1,7 @@
 """What masking must hide, and what it must leave alone.
 
-Each positive case is a value, the secrets in it, and what must survive around them. Each negative case is a value that
-must come back as it is. Secrets are put together at run time, so that no scanner takes this file for a leak.
+Each positive case is a value, the secrets in it, and what must survive around them. Each negative case is a value
+that must come back as it is. Secrets are put together at run time, so that no scanner takes this file for a leak.
 """
 
 from __future__ import annotations

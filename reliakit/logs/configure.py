@@ -70,7 +70,7 @@ def configure_logging(
         _masker(masker),
         queued=bool(queue),
     )
-    handle._install()  # noqa: SLF001 - the other half of this function
+    handle.install()
     return handle
 
 
@@ -110,7 +110,8 @@ class LoggingHandle:
         """Wait until what was logged before is written, at most 5 s."""
         self._handler.flush()
 
-    def _install(self) -> None:
+    def install(self) -> None:
+        """Take the place of what the root logger had. `configure_logging` does this."""
         root = logging.getLogger()
         for handler in list(root.handlers):
             if isinstance(handler, LineHandler) and handler.owner is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reliakit.core.categories import classify
+from reliakit.logs.objects import safe_text
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -21,6 +22,7 @@ __all__ = ["error_fields", "shown_fields"]
 _MOST_CAUSES = 10
 _MOST_FRAMES = 60
 _MOST_MEMBERS = 10
+_DEEPEST_GROUP = 3
 
 
 def error_fields(error: BaseException, walk: Walk) -> dict[str, Any]:
@@ -32,9 +34,9 @@ def error_fields(error: BaseException, walk: Walk) -> dict[str, Any]:
     """
     found = classify(error)
     # What matters most is masked first: a long stack may use the budget up.
-    message = walk.text(_message(error))
+    message = walk.text(safe_text(error))
     chain = list(_causes(error))
-    causes = [{"type": type(cause).__name__, "message": walk.text(_message(cause))} for cause in chain]
+    causes = [{"type": type(cause).__name__, "message": walk.text(safe_text(cause))} for cause in chain]
     stack = walk.text("\n".join(_stack(error)))
     for entry, cause in zip(causes, chain, strict=True):
         entry["stack"] = walk.text("\n".join(_stack(cause)))
@@ -56,14 +58,6 @@ def shown_fields(value: object, walk: Walk) -> dict[str, Any]:
     return {"type": type(value).__name__, "message": shown if isinstance(shown, str) else walk.text(str(shown))}
 
 
-def _message(error: BaseException) -> str:
-    try:
-        text = str(error)
-        return text if type(text) is str else str.__str__(text)
-    except Exception:  # noqa: BLE001 - an exception that cannot be shown is still an error to tell of
-        return f"[unprintable {type(error).__name__}]"
-
-
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield what led to the error, nearest first, each once."""
     seen = {id(error)}
@@ -83,16 +77,20 @@ def _stack(error: BaseException, depth: int = 0) -> Iterator[str]:
     if error.__traceback__ is not None:
         yield "Traceback (most recent call last):"
         yield from _frames(error.__traceback__)
-    message = _message(error)
+    message = safe_text(error)
     yield f"{type(error).__qualname__}: {message}" if message else type(error).__qualname__
-    notes = getattr(error, "__notes__", ())
-    if isinstance(notes, list | tuple):
+    notes: Any = getattr(error, "__notes__", ())
+    if type(notes) in (list, tuple):
         yield from (note if isinstance(note, str) else f"[note of type {type(note).__name__}]" for note in notes)
-    if isinstance(error, BaseExceptionGroup) and depth < 3:
-        members = error.exceptions
+    members: tuple[BaseException, ...] = getattr(error, "exceptions", ()) if _is_group(error) else ()
+    if depth < _DEEPEST_GROUP:
         for number, member in enumerate(members[:_MOST_MEMBERS], 1):
             yield f"  +-- {number} of {len(members)}"
             yield from (f"  | {line}" for line in _stack(member, depth + 1))
+
+
+def _is_group(error: BaseException) -> bool:
+    return isinstance(error, BaseExceptionGroup)
 
 
 def _frames(trace: TracebackType | None) -> Iterator[str]:

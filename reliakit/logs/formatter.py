@@ -163,18 +163,19 @@ def _message(record: logging.LogRecord, walk: Walk) -> str:
     return formatted
 
 
-def _hidden(template: str, args: object, walk: Walk) -> object:
+def _hidden(template: str, args: Any, walk: Walk) -> Any:
     """Return the arguments with those hidden that stand right behind a sensitive word."""
-    if not isinstance(args, tuple):
-        return walk.value(args, 0) if isinstance(args, dict) else args
-    hidden = list(args)
+    if type(args) is not tuple:
+        return walk.value(args, 0) if type(args) is dict else args
+    hidden: list[Any] = [*args]  # pyright: ignore[reportUnknownArgumentType]  # arguments are of any type
     number = 0
     for place in _PLACE.finditer(template):
         if place[0] == "%%" or number >= len(hidden):
             continue
         number += place[0].count("*")
         name = _NAMED_ARGUMENT.search(template, max(0, place.start() - 80), place.start())
-        if name is not None and number < len(hidden) and type(hidden[number]) is str:
+        is_text = place[0][-1] in "sra"
+        if name is not None and is_text and number < len(hidden) and type(hidden[number]) in (str, int, bytes):
             verdict = walk.verdict(name[1])
             if verdict is not Verdict.SAFE:
                 hidden[number] = walk.sensitive(verdict, hidden[number], 0)

@@ -125,10 +125,15 @@ _SPECIAL = frozenset({"error", "exc_info", "extra", "stack_info", "stacklevel"})
 
 def _with_extra(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields with those of `extra` among them; a field of the same name wins."""
-    extra = fields.pop("extra", None)
-    if isinstance(extra, Mapping):
-        return {**{str(name): value for name, value in extra.items()}, **fields}
-    return fields if extra is None else {"extra": extra, **fields}
+    extra: Any = fields.pop("extra", None)
+    if extra is None:
+        return fields
+    if issubclass(type(extra), Mapping):
+        try:
+            return {**dict(extra), **fields}
+        except Exception:  # noqa: BLE001 - a mapping that cannot be read is shown as far as masking can
+            return {"extra": extra, **fields}
+    return {"extra": extra, **fields}
 
 
 def get_logger(name: str | None = None, /) -> Logger:
@@ -141,7 +146,8 @@ def get_logger(name: str | None = None, /) -> Logger:
 
 def _caller(stacklevel: object) -> FrameType:
     """Return the frame that called the logger's method, or one further out."""
-    frame = sys._getframe(3)  # noqa: SLF001 - what the standard library does, without its walk over every frame
+    # What the standard library does, without its walk over every frame.
+    frame = sys._getframe(3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     further = stacklevel - 1 if isinstance(stacklevel, int) else 0
     while further > 0 and frame.f_back is not None:
         frame = frame.f_back
@@ -155,12 +161,17 @@ def _stack_text(frame: FrameType) -> str:
     return "Stack (most recent call last):\n" + "".join(traceback.format_stack(frame)).rstrip("\n")
 
 
+def _is_exc_info(given: Any) -> bool:
+    parts: list[Any] = list(given) if type(given) is tuple else []  # pyright: ignore[reportUnknownArgumentType]  # any
+    return len(parts) == 3 and isinstance(parts[1], BaseException)
+
+
 def _exception_info(error: object, exc_info: object) -> Any:
     """Return the three parts that a standard record holds, of whatever was given, or None."""
     for given in (error, exc_info):
         if isinstance(given, BaseException):
             return (type(given), given, given.__traceback__)
-        if isinstance(given, tuple) and len(given) == 3 and isinstance(given[1], BaseException):
+        if _is_exc_info(given):
             return given
     if exc_info:
         current = sys.exc_info()

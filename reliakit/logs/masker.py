@@ -135,9 +135,10 @@ class Masker:
 
 def _checked(detector: object) -> DetectorLike:
     if isinstance(detector, re.Pattern):
-        if isinstance(detector.pattern, bytes):
-            raise ConfigurationError(f"detectors must search text, got a pattern for bytes {detector.pattern!r}")
-        return cast("re.Pattern[str]", detector)
+        pattern = cast("re.Pattern[str]", detector)
+        if not isinstance(pattern.pattern, str):
+            raise ConfigurationError(f"detectors must search text, got a pattern for bytes {pattern.pattern!r}")
+        return pattern
     if not callable(detector):
         raise ConfigurationError(f"detectors must be callables or compiled patterns, got {detector!r}")
     return cast("Callable[[str], str]", detector)

@@ -60,7 +60,7 @@ class VendorToken:
 
 def table() -> Iterator[VendorToken]:
     """Yield every line of the table."""
-    text = resources.files(__package__).joinpath("vendor_tokens.txt").read_text("utf-8")
+    text = resources.files("reliakit.logs").joinpath("vendor_tokens.txt").read_text("utf-8")
     for line in text.splitlines():
         if line and not line.startswith("#"):
             prefix, alphabet, least, rest = line.split(None, 3)

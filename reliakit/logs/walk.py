@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -19,6 +18,7 @@ from uuid import UUID
 from reliakit.logs.bodies import is_spared
 from reliakit.logs.detectors import MARKER, Detector
 from reliakit.logs.encode import SmallNumber
+from reliakit.logs.objects import fields_of, safe_text
 from reliakit.logs.personal import is_card
 from reliakit.logs.words import Verdict
 
@@ -147,7 +147,7 @@ class Walk:
             if self._registered is not None:
                 text = self._registered.sub(lambda found: self.hide(found[0]), text)
             for detector in self._masker.detectors:
-                if type(detector) is Detector:
+                if isinstance(detector, Detector):
                     text = detector.find(text, self.hide, self._masker.rules)
                 else:
                     text = self._custom(detector, text)
@@ -156,10 +156,9 @@ class Walk:
             return FAILED
         return text
 
-    def _custom(self, detector: Any, text: str) -> str:
+    def _custom(self, detector: re.Pattern[str] | Callable[[str], str], text: str) -> str:
         if isinstance(detector, re.Pattern):
-            found: str = detector.sub(lambda match: self.hide(match[0]) if match[0] else "", text)
-            return found
+            return detector.sub(lambda match: self.hide(match[0]) if match[0] else "", text)
         masked = detector(text)
         if not isinstance(masked, str):
             raise TypeError("a detector returns text")
@@ -169,7 +168,7 @@ class Walk:
 
     def value(self, value: Any, depth: int) -> Any:  # noqa: PLR0911 - a table of types reads best in a row
         """Return any value without its secrets."""
-        kind = type(value)
+        kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # values are of any type
         if kind is str:
             return self.text(value)
         if kind in _AS_THEY_ARE:
@@ -183,7 +182,7 @@ class Walk:
         if kind is list or kind is tuple:
             return self._contained(value, depth, self._sequence)
         try:
-            return self._other(value, kind, depth)
+            return self._other(value, depth)
         except Exception:  # noqa: BLE001 - whatever the object does, the record goes on without it
             self.failed = True
             return FAILED
@@ -237,7 +236,7 @@ class Walk:
         changes: dict[Any, Any] = {}
         keys_change = False
         for key, item in value.items():
-            kind = type(item)
+            kind = type(item)  # pyright: ignore[reportUnknownVariableType]  # likewise
             if verdict_of(key) is Verdict.SAFE:
                 # What most entries are: a name and a text that have been seen before, or a small number.
                 if kind is str:
@@ -268,11 +267,11 @@ class Walk:
                 name = key.decode("utf-8", "replace")
             elif isinstance(key, str):
                 name = str.__str__(key)
-            elif not self._plain and (type(key) in _PLAIN_KEYS or (type(key) is tuple and self.value(key, 0) is key)):
+            elif not self._plain and (type(key) in _PLAIN_KEYS or self._is_clean_tuple(key)):
                 return key, Verdict.SAFE
             else:
                 masked = self.value(key, 0)
-                return (masked if type(masked) is str else self.text(_safe_text(masked))), Verdict.SAFE
+                return (masked if type(masked) is str else self.text(safe_text(masked))), Verdict.SAFE
         verdict = self.verdict(name)
         shown = self.text(name)
         if shown == name:
@@ -280,6 +279,9 @@ class Walk:
                 self._keys[name] = verdict
             return (name if self._plain else key), verdict
         return shown, verdict
+
+    def _is_clean_tuple(self, key: Any) -> bool:
+        return type(key) is tuple and self.value(key, 0) is key
 
     def _renamed(self, value: dict[Any, Any], changes: dict[Any, Any]) -> dict[Any, Any]:
         """Return the entries under their masked names, none lost where two names became equal."""
@@ -343,56 +345,58 @@ class Walk:
 
     def sensitive(self, verdict: Verdict, value: Any, depth: int) -> Any:
         """Return what stands in the place of a value whose field's name is sensitive."""
-        kind = type(value)
+        kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # values are of any type
         if kind in _AS_THEY_ARE:
             return value
         if kind is int or kind is float:
             shown = str(value) if abs(value) < _LARGEST_INT else ""
             return value if shown and is_spared(verdict, shown) else self.hide(shown)
-        if isinstance(value, str):
+        if issubclass(kind, str):
             shown = str.__str__(value)
             return self.text(value) if is_spared(verdict, shown) else self.hide(shown)
-        if isinstance(value, bytes | bytearray):
+        if issubclass(kind, bytes | bytearray):
             marker = self.hide(bytes(value).decode("utf-8", "replace"))
             return marker if self._plain else marker.encode()
-        if verdict not in (Verdict.SECRET, Verdict.TALLY) and isinstance(value, Mapping):
+        if verdict not in (Verdict.SECRET, Verdict.TALLY) and issubclass(kind, Mapping):
             # `session={...}` is a record about a session; what is in it has names of its own.
             return self.value(value, depth)
         self.found += 1
         return MARKER
 
-    def _other(self, value: Any, kind: type, depth: int) -> Any:  # noqa: PLR0911, PLR0912 - likewise
+    def _other(self, value: Any, depth: int) -> Any:  # noqa: PLR0911, PLR0912 - likewise
         """Treat what is neither a plain scalar nor a plain container."""
+        kind: type[object] = type(value)  # pyright: ignore[reportUnknownVariableType]  # likewise
         scalar = _SCALARS.get(kind)
         if scalar is not None:
             return scalar(value) if self._plain else value
-        if isinstance(value, Enum):
+        if issubclass(kind, Enum):
             return self.value(value.value, depth) if self._plain else value
-        if isinstance(value, str):
+        if issubclass(kind, str):
             return self.text(str.__str__(value))
-        if isinstance(value, int):
+        if issubclass(kind, int):
             return self._int(int.__index__(value))
-        if isinstance(value, float):
+        if issubclass(kind, float):
             return self.value(float.__float__(value), depth)
-        if isinstance(value, bytes | bytearray | memoryview):
+        if issubclass(kind, bytes | bytearray | memoryview):
             return self._bytes(value)
-        record = _fields_of(value, kind)
+        record = fields_of(value, kind)
         if record is not None:
             return self._contained(value, depth, lambda _, deeper: self._dict(record, deeper))
-        if isinstance(value, Mapping):
-            return self._contained(value, depth, lambda _, deeper: self._dict(dict(value), deeper))
-        if isinstance(value, tuple | list):
-            items = tuple(value) if isinstance(value, tuple) else list(value)
+        if issubclass(kind, Mapping):
+            entries: dict[Any, Any] = dict(value)
+            return self._contained(value, depth, lambda _, deeper: self._dict(entries, deeper))
+        if issubclass(kind, tuple | list):
+            items: Any = tuple(value) if issubclass(kind, tuple) else list(value)
             return self._contained(value, depth, lambda _, deeper: self._sequence(items, deeper))
-        if isinstance(value, AbstractSet):
+        if issubclass(kind, AbstractSet):
             return self._contained(value, depth, self._set)
-        if isinstance(value, BaseException):
-            return self.text(f"{kind.__name__}: {_safe_text(value)}")
-        if isinstance(value, PurePath) and not self._plain:
+        if issubclass(kind, BaseException):
+            return self.text(f"{kind.__name__}: {safe_text(value)}")
+        if issubclass(kind, PurePath) and not self._plain:
             return value if self.text(str(value)) == str(value) else self.text(str(value))
-        if isinstance(value, type):
+        if issubclass(kind, type):
             return self.text(value.__qualname__) if self._plain else value
-        return self.text(_safe_text(value))
+        return self.text(safe_text(value))
 
     def _set(self, value: Any, depth: int) -> Any:
         room = self._room(len(value))
@@ -406,38 +410,10 @@ class Walk:
         return masked if any(type(item) in (dict, list) for item in masked) else type(value)(masked)
 
     def _bytes(self, value: Any) -> Any:
-        size = len(value) if not isinstance(value, memoryview) else value.nbytes
+        size: int = memoryview(value).nbytes
         raw = bytes(value[: self._chars + 1]) if size > self._chars else bytes(value)
         text = raw.decode("utf-8", "backslashreplace")
         masked = self.text(text)
         if self._plain:
             return masked
         return value if masked == text and size == len(raw) else masked.encode()
-
-
-def _fields_of(value: Any, kind: type) -> dict[str, Any] | None:
-    """Return the fields of a dataclass, a named tuple, or a record of attrs, pydantic or msgspec; else None."""
-    if is_dataclass(value):
-        return {field.name: getattr(value, field.name, None) for field in fields(value) if field.repr}
-    names: Any = None
-    if isinstance(value, tuple):
-        names = getattr(kind, "_fields", None)
-    elif hasattr(kind, "__attrs_attrs__"):
-        names = [attribute.name for attribute in kind.__attrs_attrs__ if attribute.repr]
-    else:
-        for title in ("__pydantic_fields__", "__struct_fields__", "__fields__"):
-            names = getattr(kind, title, None)
-            if names is not None:
-                break
-    if names is None or isinstance(names, str):
-        return None
-    return {str(name): getattr(value, str(name), None) for name in names}
-
-
-def _safe_text(value: object) -> str:
-    """Return an object's text, or one that names its type when it has none."""
-    try:
-        text = str(value)
-        return text if type(text) is str else str.__str__(text)
-    except Exception:  # noqa: BLE001 - shown as what it is, an object that cannot be shown
-        return f"[unprintable {type(value).__name__}]"
