@@ -52,7 +52,6 @@ class Permit:
     The first verdict counts, later ones change nothing. Safe to settle from another thread or task.
     """
 
-    # Slots, because the wrapper of every call reads `passing` twice.
     __slots__ = ("_breaker", "_ticket")
 
     def __init__(self, breaker: CircuitBreaker, ticket: Ticket) -> None:
@@ -125,7 +124,9 @@ class CircuitBreaker:
         ConfigurationError: A setting is wrong.
     """
 
+    # Slots, because the wrapper of every call reads `passing` twice.
     __slots__ = (
+        "__weakref__",
         "_circuit",
         "_clock",
         "_emitter",
@@ -141,7 +142,6 @@ class CircuitBreaker:
         "_tells_refusals",
         "name",
         "passing",
-        "__weakref__",
     )
 
     def __init__(
