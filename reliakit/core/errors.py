@@ -194,7 +194,7 @@ class ValidationError(ReliakitError, ValueError):
     """A value does not fit its schema.
 
     Attributes:
-        problems: Everything that is wrong, in document order.
+        problems: What is wrong, as many as the schema is set to tell.
     """
 
     def __init__(self, message: str = "", problems: Iterable[Problem] = ()) -> None:

@@ -7,6 +7,7 @@ own `errorMessage`, and the property names that a typing mistake may have meant.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -45,6 +46,15 @@ class Document:
         self._by_uri: dict[str, object] = dict(resources)
         for base, document in ((_id_of(root), root), *resources.items()):
             self._index(base, document)
+        # A schema has few paths, however many values it refuses: walking one costs as much as all the rest.
+        self._known = lru_cache(maxsize=512)(self._walk)
+
+    def steps(self, path: tuple[str | int, ...]) -> list[Step]:
+        """Return the nodes on an evaluation path, outermost first, each with what is left of the path there.
+
+        Follows references. Ends early where the path cannot be followed, which happens below a property named "".
+        """
+        return self._known(path)
 
     def _index(self, base: str, document: object) -> None:
         # Remembered are the nodes with an `$id` of their own: references lead to them by that.
@@ -61,11 +71,7 @@ class Document:
             elif isinstance(node, list):
                 todo.extend((here, child) for child in cast("list[object]", node))
 
-    def steps(self, path: list[str | int]) -> list[Step]:
-        """Return the nodes on an evaluation path, outermost first, each with what is left of the path there.
-
-        Follows references. Ends early where the path cannot be followed, which happens below a property named "".
-        """
+    def _walk(self, path: tuple[str | int, ...]) -> list[Step]:
         node, resource, base = self._root, self._root, _id_of(self._root)
         found: list[Step] = []
         in_names = False  # the keys of this mapping are names, not keywords
@@ -97,7 +103,7 @@ class Document:
         return node_at(resource, unquote(fragment)), resource, base
 
 
-def _without_references(rest: list[str | int]) -> list[str]:
+def _without_references(rest: tuple[str | int, ...]) -> list[str]:
     start = next((place for place, segment in enumerate(rest) if segment not in _REFERENCES), 0)
     return [str(segment) for segment in rest[start:]]
 

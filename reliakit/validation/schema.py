@@ -207,7 +207,7 @@ class Schema:
                 yield Problem(check.pointer, "check", check.code, text, {}, location)
 
     def _problem(self, finding: Finding, location: Location, locale: str | None) -> Problem:
-        steps = self._document.steps(list(finding.path))
+        steps = self._document.steps(finding.path)
         params = finding.params
         if finding.unexpected is not None:
             meant = suggestion(finding.unexpected, steps)
