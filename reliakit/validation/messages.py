@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Catalogue", "Messages", "Template", "from_schema", "suggestion"]
 
 Template = str | Callable[[Mapping[str, object]], str]
-Messages = Mapping[str, Template] | Mapping[str, Mapping[str, Template]]
+Messages = Mapping[str, Template | Mapping[str, Template]]
 
 _ENGLISH: dict[str, str] = {
     "additionalProperties": "is not allowed here",

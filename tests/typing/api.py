@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Generator
-from typing import assert_type
+from typing import Any, assert_type
 
 from reliakit import (
     SYSTEM_CLOCK,
+    AsyncDatabase,
+    AsyncRepository,
+    AsyncTransaction,
     Backoff,
+    BodyLimit,
     BreakerSnapshot,
     BulkheadFullError,
     CircuitBreaker,
@@ -20,7 +24,10 @@ from reliakit import (
     Clock,
     CommitUnknownError,
     ConfigurationError,
+    Cors,
     Counter,
+    Database,
+    DatabaseStats,
     DeadlineExceededError,
     Decision,
     ErrorClass,
@@ -28,6 +35,7 @@ from reliakit import (
     Exposition,
     Gauge,
     Histogram,
+    Isolation,
     Limit,
     Logger,
     LoggingHandle,
@@ -40,16 +48,26 @@ from reliakit import (
     OverloadedError,
     Permit,
     Problem,
+    ProblemResponse,
+    ProblemResponses,
+    Propagation,
     RateLimitedError,
     RateLimiter,
+    RateLimitHeaders,
     RejectedError,
     ReliakitError,
+    Repository,
     RequestContext,
+    RequestObserver,
+    RequestTimeout,
     RetryBudgetExceededError,
+    SecurityHeaders,
     State,
     StoreError,
     Subscription,
+    Transaction,
     TransactionError,
+    TransactionRetry,
     TransactionRolledBackError,
     TransactionTimeoutError,
     TransactionUsageError,
@@ -58,18 +76,22 @@ from reliakit import (
     below,
     checkpoint,
     classify,
+    client_ip,
     complete,
     configure_logging,
     current_request,
     deadline,
     get_logger,
     log_context,
+    problem,
     ratio,
     remaining,
     request_context,
     subscribe,
+    transactional,
     zero,
 )
+from reliakit.validation import Schema, validated
 
 heard: list[Event] = []
 breaker = CircuitBreaker(
@@ -285,3 +307,117 @@ def measured() -> None:
     metrics.objective(Objective("rollbacks", ratio("transaction", "transaction", 0.01)))
     metrics.objective(Objective("deadlocks", zero("deadlock")))
     metrics.objective(Objective("tracked", complete("error", "error")))
+
+
+# Transactions
+
+db = Database("dbname=shop", name="main", isolation=Isolation.SERIALIZABLE, retry=TransactionRetry(max_attempts=3))
+adb = AsyncDatabase("dbname=shop", timeout=2.0)
+
+
+@db.transactional
+def bare(user_id: int) -> str:
+    return str(user_id)
+
+
+@db.transactional(read_only=True, operation="load")
+def with_settings(user_id: int) -> str:
+    return str(user_id)
+
+
+@adb.transactional(propagation=Propagation.REQUIRES_NEW)
+async def awaited(user_id: int) -> str:
+    return str(user_id)
+
+
+class Users(Repository):
+    @transactional(operation="rename")
+    def rename(self, user_id: int, name: str) -> bool:
+        return self.current().fetch_one("update users set name = %s where id = %s", [name, user_id]) is not None
+
+
+class AsyncUsers(AsyncRepository):
+    @transactional
+    async def rename(self, user_id: int) -> bool:
+        return await self.current().fetch_value("select true where %s", [user_id]) is True
+
+
+def count_users(tx: Transaction, least: int) -> int:
+    return len(tx.fetch_all("select 1 from users where id >= %s", [least]))
+
+
+async def acount_users(tx: AsyncTransaction, least: int) -> int:
+    return len(await tx.fetch_all("select 1 from users where id >= %s", [least]))
+
+
+async def transactions() -> None:
+    with db:
+        assert_type(db, Database)
+    with db.transaction(timeout=1.0) as tx:
+        assert_type(tx, Transaction)
+        assert_type(tx.remaining(), float)
+        tx.after_commit(lambda: None)
+        tx.set_rollback_only()
+    async with adb, adb.transaction(lock_timeout=0.5) as atx:
+        assert_type(atx, AsyncTransaction)
+    assert_type(db.run(count_users, 7, read_only=True), int)
+    assert_type(await adb.run(acount_users, 7), int)
+    assert_type(db.stats(), DatabaseStats)
+    assert_type(bare(1), str)
+    assert_type(with_settings(1), str)
+    assert_type(await awaited(1), str)
+    assert_type(Users(db).rename(1, "x"), bool)
+    assert_type(await AsyncUsers(adb).rename(1), bool)
+    assert_type(Users(db).with_transaction(lambda tx: 7), int)
+
+
+# The web
+
+
+def parts(error: ValueError) -> None:
+    answer = problem(error)
+    assert_type(answer, ProblemResponse)
+    assert_type(answer.status, int)
+    key = client_ip(trusted=["10.0.0.0/8"], header="forwarded")
+    RequestObserver(service="shop", client=key)
+    RequestTimeout(2.0, stream_timeout=10.0)
+    assert_type(SecurityHeaders.api(), SecurityHeaders)
+    Cors(["https://shop.example"], credentials=True)
+    RateLimitHeaders(limiter, key=key)
+    BodyLimit(1024)
+    ProblemResponses(service="shop")
+
+
+# Validation
+
+EMPLOYEE = Schema(
+    {"type": "object", "required": ["name"]},
+    resources={"https://shop.example/name": {"type": "string"}},
+    formats={"iban": str.isalnum},
+    keywords={"even": lambda wanted, instance: None if wanted else "must be odd"},
+    messages={"de": {"required": "fehlt", "minItems": lambda params: f"mindestens {params['limit']}"}},
+)
+
+
+@EMPLOYEE.check("/end_date", code="ends_before_start")
+def ends_after_start(value: dict[str, str]) -> str | None:
+    return "must not be before the start" if value["end_date"] < value["start_date"] else None
+
+
+@validated(body=EMPLOYEE)
+def create(body: dict[str, Any], *, dry: bool = False) -> int:
+    return len(body)
+
+
+@validated(body=EMPLOYEE)
+async def acreate(body: dict[str, Any]) -> int:
+    return len(body)
+
+
+async def validation(value: dict[str, Any]) -> None:
+    assert_type(EMPLOYEE.validate(value), dict[str, Any])
+    assert_type(EMPLOYEE.problems(value, location="query", locale="de"), list[Problem])
+    assert_type(EMPLOYEE.is_valid(value), bool)
+    assert_type(create(value, dry=True), int)
+    assert_type(await acreate(value), int)
+    assert_type(ends_after_start({}), str | None)
