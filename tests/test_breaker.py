@@ -581,6 +581,28 @@ def test_a_reset_timeout_may_ask_the_breaker_itself(clock: ManualClock) -> None:
     assert breaker.retry_after == 3.0
 
 
+def test_a_break_that_was_ended_while_its_length_was_thought_about_stays_ended(clock: ManualClock) -> None:
+    def length(_: int) -> float:
+        breaker.force_open()
+        return 3.0
+
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock, reset_timeout=length)
+    fail(breaker)
+    assert (breaker.state, breaker.retry_after) == (State.FORCED_OPEN, None)
+    breaker.restore(BreakerSnapshot(State.OPEN, retry_after=50.0, break_length=50.0))
+    assert breaker.retry_after == 50.0
+
+
+def test_a_break_that_was_replaced_while_its_length_was_thought_about_keeps_the_other(clock: ManualClock) -> None:
+    def length(_: int) -> float:
+        breaker.restore(BreakerSnapshot(State.OPEN, retry_after=50.0, break_length=50.0))
+        return 3.0
+
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock, reset_timeout=length)
+    fail(breaker)
+    assert breaker.retry_after == 50.0
+
+
 def test_forced_open_has_no_end_until_told_otherwise(clock: ManualClock) -> None:
     breaker = CircuitBreaker(clock=clock)
     breaker.force_open()
@@ -983,12 +1005,13 @@ def test_a_breaker_nobody_holds_is_forgotten(clock: ManualClock) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_child_does_not_inherit_a_held_lock(clock: ManualClock) -> None:
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    heard: list[Event] = []
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock, listeners=[heard.append])
     with breaker._lock, breaker._telling:
         child = os.fork()
         if child == 0:
             fail(breaker)
-            os._exit(0 if breaker.state is State.OPEN else 1)
+            os._exit(0 if any(isinstance(event, CircuitChanged) for event in heard) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -287,6 +287,7 @@ def test_acquire_waits_its_turn() -> None:
         assert limiter.acquire("k").allowed
         times.append(clock.monotonic())
     assert times == [0.0, 0.5, 1.0, 1.5]
+    assert limiter._waiting._queues == {}  # who has been served is remembered nowhere
 
 
 def test_acquire_that_would_take_too_long_says_so_at_once(clock: ManualClock) -> None:

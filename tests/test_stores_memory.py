@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
+from collections.abc import Generator
 from fractions import Fraction
 from typing import Any
 
@@ -342,6 +344,16 @@ def test_ten_steps_of_a_tenth_are_a_second() -> None:
     assert store.apply(Op.HIT, plan, "k", 1).admitted
 
 
+@pytest.fixture
+def hasty_threads() -> Generator[None, None, None]:
+    """Let threads take turns so often that whatever is not atomic shows."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_eight_threads_get_exactly_the_limit(algorithm: Algorithm) -> None:
     store = MemoryStore(clock=ManualClock())

@@ -347,11 +347,8 @@ class AllOf(Machine):
         states, reserved = self._at(state, now)
         last, at = self._after(states, reserved, now)
         dues = [counter.due(each, at, cost) for counter, each in zip(self._counters, last, strict=True)]
-        due = max(dues)
+        due = max(dues)  # what fits a rule at its own instant fits it later too, as long as nothing else is spent
         binding = dues.index(due)
-        while due > at:  # what fits one rule at its own instant has to fit the others then
-            at = due
-            due = max([counter.due(each, at, cost) for counter, each in zip(self._counters, last, strict=True)])
         wait = due - now
         if wait > patience:
             left, full = self._look(states, reserved, now)
