@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from reliakit.logs import bodies, personal, vendors
 from reliakit.logs.words import KeyRules
 
-__all__ = ["DEFAULT", "IP_ADDRESSES", "MARKER", "Detector", "Hide"]
+__all__ = ["DEFAULT", "EMAIL_ADDRESSES", "IP_ADDRESSES", "MARKER", "Detector", "Hide"]
 
 MARKER = "***"
 Hide = Callable[[str], str]
@@ -207,6 +207,8 @@ def _ip_addresses(text: str, hide: Hide, _rules: KeyRules) -> str:
     return _IPV6.sub(lambda found: hide(found[0]) if sum(map(str.isalnum, found[0])) else found[0], text)
 
 
+EMAIL_ADDRESSES = Detector("e-mail address", personal.mask_emails)
+
 DEFAULT: tuple[Detector, ...] = (
     Detector("private key", _pem),
     Detector("url userinfo", _userinfo),
@@ -216,7 +218,7 @@ DEFAULT: tuple[Detector, ...] = (
     Detector("vendor token", vendors.mask_tokens),
     Detector("password hash", _password_hash),
     Detector("database detail", _database_detail),
-    Detector("e-mail address", personal.mask_emails),
+    EMAIL_ADDRESSES,
     Detector("iban", personal.mask_ibans),
     Detector("card number", personal.mask_cards),
     Detector("national id", personal.mask_national_ids),

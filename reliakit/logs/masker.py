@@ -19,7 +19,7 @@ from typing import Literal, TypeVar, cast
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
-from reliakit.logs.detectors import DEFAULT, MARKER, Detector
+from reliakit.logs.detectors import DEFAULT, EMAIL_ADDRESSES, MARKER, Detector
 from reliakit.logs.registered import RegisteredSecrets
 from reliakit.logs.walk import FAILED, Walk
 from reliakit.logs.words import KeyRules, Verdict
@@ -77,6 +77,7 @@ class Masker:
         self.registered = RegisteredSecrets()
         # A callable of the user's sees every text; shapes of ours need one of a few signs.
         self.sees_all = any(not isinstance(detector, Detector) for detector in self.detectors)
+        self.hides_emails = EMAIL_ADDRESSES in self.detectors and not self.sees_all
         # Texts and names of fields that held nothing, so that they need not be searched again. No secret is kept.
         self.clean: set[str] = set()
         self.clean_keys: dict[str, Verdict] = {}

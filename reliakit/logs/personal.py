@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from reliakit.logs.words import KeyRules, word_set
 
-__all__ = ["is_card", "mask_cards", "mask_emails", "mask_ibans", "mask_national_ids", "mask_phones"]
+__all__ = ["is_card", "is_email", "mask_cards", "mask_emails", "mask_ibans", "mask_national_ids", "mask_phones"]
 
 Hide = Callable[[str], str]
 
@@ -16,6 +16,15 @@ _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.!$%*+^
 _LONGEST_LOCAL = 256
 _DOMAIN = re.compile(r"(?:[\w\-]{1,63}\.){1,8}([^\W\d_]{2,24})(?![\w\-])")
 _NOT_DOMAINS = word_set("png jpg jpeg gif svg webp ico css js ts map html htm pdf txt json xml yml yaml md py zip gz")
+
+
+_WHOLE_EMAIL = re.compile(r"[\w.!$%*+^~\-]{1,256}@(?:[\w\-]{1,63}\.){1,8}([^\W\d_]{2,24})")
+
+
+def is_email(text: str) -> bool:
+    """Return whether a text is one e-mail address and nothing else."""
+    whole = _WHOLE_EMAIL.fullmatch(text)
+    return whole is not None and whole[1].lower() not in _NOT_DOMAINS and not text.startswith("git@")
 
 
 def mask_emails(text: str, hide: Hide, _rules: KeyRules) -> str:
