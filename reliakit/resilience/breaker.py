@@ -12,7 +12,6 @@ the lock is held for its few steps only, and never while a call, a listener or a
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from math import inf, isfinite
@@ -27,6 +26,7 @@ from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.guard import acall, call, guarded
 from reliakit.core.spine import Emitter, watch
 from reliakit.core.tracking import report
+from reliakit.resilience.blocks import Blocks, frame_of_block
 from reliakit.resilience.circuit import BreakerSnapshot, Circuit, State, Ticket
 from reliakit.resilience.verdict import ErrorFilter, Judge, Verdict, plain_callable
 
@@ -127,10 +127,10 @@ class CircuitBreaker:
     # Slots, because the wrapper of every call reads `passing` twice.
     __slots__ = (
         "__weakref__",
+        "_blocks",
         "_circuit",
         "_clock",
         "_emitter",
-        "_entered",
         "_failure_threshold",
         "_half_open_calls",
         "_heard",
@@ -174,7 +174,7 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._telling = threading.Lock()
         self._circuit = Circuit(failure_threshold, half_open_calls, half_open_timeout)
-        self._entered: dict[FrameType, list[Permit]] = {}
+        self._blocks: Blocks[Permit] = Blocks()
         self._heard = self._tells_refusals = False
         self._refused = (
             f"circuit breaker {name!r} is open, so the call was not tried; see retry_after for when to retry"
@@ -405,37 +405,31 @@ class CircuitBreaker:
         return error
 
     def __enter__(self) -> Permit:
-        return self._enter_block(_caller())
+        return self._enter_block(frame_of_block())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave_block(_caller(), error)
+        self._leave_block(frame_of_block(), error)
 
     async def __aenter__(self) -> Permit:
-        return self._enter_block(_caller())
+        return self._enter_block(frame_of_block())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave_block(_caller(), error)
+        self._leave_block(frame_of_block(), error)
 
     def _enter_block(self, frame: FrameType) -> Permit:
         permit = self.acquire()
-        self._entered.setdefault(frame, []).append(permit)
+        self._blocks.enter(frame, permit)
         return permit
 
     def _leave_block(self, frame: FrameType, error: BaseException | None) -> None:
-        if frame not in self._entered:
-            # An exit stack was handed on to another function: take the block that was entered last.
-            known = list(self._entered)
-            if not known:
-                raise ConfigurationError(f"circuit breaker {self.name!r} was left without having been entered")
-            frame = known[-1]
-        permits = self._entered[frame]
-        ticket = permits.pop().claim()
-        if not permits:
-            del self._entered[frame]
+        permit = self._blocks.leave(frame)
+        if permit is None:
+            raise ConfigurationError(f"circuit breaker {self.name!r} was left without having been entered")
+        ticket = permit.claim()
         if ticket is None:
             return  # settled inside the block
         if error is None:
@@ -449,15 +443,3 @@ class CircuitBreaker:
         if self._half_open_calls != 1:
             settings += f", half_open_calls={self._half_open_calls}"
         return f"<CircuitBreaker {self.name!r} {circuit.state.value}, {circuit.failures} failures, {settings}>"
-
-
-def _caller() -> FrameType:
-    """Return the frame whose `with` statement this is.
-
-    A block is entered and left by one frame, whatever thread, task or context runs it at the time; a generator may be
-    closed in another one than it began in, where a context variable would be lost.
-    """
-    frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the name only looks private
-    while frame.f_globals.get("__name__") == "contextlib" and frame.f_back is not None:
-        frame = frame.f_back
-    return frame
