@@ -24,7 +24,7 @@ class Logger:
 
     The message is positional; `%s` arguments may follow it. Four names have the meaning that they have in the
     standard library, `exc_info`, `extra`, `stack_info` and `stacklevel`, and `error` takes an exception to tell of.
-    Every other name is a field, `message`, `name` and `level` included. No call raises. A call below the level
+    Every other name is a field, `message`, `name` and `level` included. No call raises for what it was given to log. A call below the level
     costs less than a tenth of a microsecond.
 
     Made by `get_logger`. Safe from any thread and task.
@@ -173,7 +173,7 @@ def _exception_info(error: object, exc_info: object) -> Any:
             return (type(given), given, given.__traceback__)
         if _is_exc_info(given):
             return given
-    if exc_info:
+    if type(exc_info) in (bool, int, str) and exc_info:
         current = sys.exc_info()
         return current if current[1] is not None else None
     return None
