@@ -12,8 +12,6 @@ from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from reliakit.testing import EmbeddedPostgres
 
 WITH_POSTGRES = ["README.md", "docs/index.md", "docs/start.md", "docs/transactions.md", "docs/testing.md"]
@@ -42,10 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def dsn(reliakit_postgres: EmbeddedPostgres) -> Iterator[str]:
+def dsn(reliakit_postgres: EmbeddedPostgres) -> str:
     """The connection string that the pages speak of: a database with two accounts."""
     conninfo = reliakit_postgres.database()
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute("CREATE TABLE account (id int PRIMARY KEY, balance int NOT NULL CHECK (balance >= 0))")
         connection.execute("INSERT INTO account VALUES (1, 100), (2, 100)")
-    yield conninfo
+    return conninfo

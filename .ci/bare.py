@@ -18,7 +18,7 @@ for module in pkgutil.walk_packages(reliakit.__path__, "reliakit."):
         importlib.import_module(module.name)
 
 with configure_logging(service="bare", env="production"):
-    get_logger("bare").info("It works", password="hunter2")  # noqa: S106
+    get_logger("bare").info("It works", password="hunter2")
 assert CircuitBreaker().call(len, "abc") == 3
 assert RateLimiter("1/min").hit("a")
 print("every module of the wheel imports in a bare environment")

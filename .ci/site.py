@@ -4,9 +4,11 @@ import re
 import sys
 from pathlib import Path
 
-LOADS = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?(https?:)?//([^"'/ >]+)""", re.I)
-IMPORTS = re.compile(r"""(?:@import|url\()\s*["']?(?:https?:)?//""", re.I)
-HARMLESS = re.compile(r"""rel=["']?(?:canonical|alternate|next|prev|me)""", re.I)
+LOADS = re.compile(
+    r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?(https?:)?//([^"'/ >]+)""", re.IGNORECASE
+)
+IMPORTS = re.compile(r"""(?:@import|url\()\s*["']?(?:https?:)?//""", re.IGNORECASE)
+HARMLESS = re.compile(r"""rel=["']?(?:canonical|alternate|next|prev|me)""", re.IGNORECASE)
 
 pages = sorted(Path("site").rglob("*.html"))
 if not pages:
@@ -17,6 +19,10 @@ found = [
     for match in LOADS.finditer(page.read_text("utf-8"))
     if not HARMLESS.search(match[0])
 ]
-found += [f"{sheet}: imports from another host" for sheet in Path("site").rglob("*.css") if IMPORTS.search(sheet.read_text("utf-8"))]
+found += [
+    f"{sheet}: imports from another host"
+    for sheet in Path("site").rglob("*.css")
+    if IMPORTS.search(sheet.read_text("utf-8"))
+]
 print("\n".join(found) or f"{len(pages)} pages, no external request")
 sys.exit(bool(found))

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from reliakit.ratelimit import Decision, Limit, RateLimiter
     from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, Permit, State
     from reliakit.stores import MemoryStore
+    from reliakit.validation import Schema, validated
     from reliakit.web import (
         BodyLimit,
         Cors,
@@ -132,6 +133,7 @@ __all__ = [
     "RequestObserver",
     "RequestTimeout",
     "RetryBudgetExceededError",
+    "Schema",
     "SecurityHeaders",
     "State",
     "StoreError",
@@ -160,6 +162,7 @@ __all__ = [
     "request_context",
     "subscribe",
     "transactional",
+    "validated",
     "zero",
 ]
 
@@ -236,6 +239,8 @@ _HOMES = {
     "Permit": "reliakit.resilience.breaker",
     "State": "reliakit.resilience.breaker",
     "MemoryStore": "reliakit.stores",
+    "Schema": "reliakit.validation",
+    "validated": "reliakit.validation",
     "BodyLimit": "reliakit.web",
     "Cors": "reliakit.web",
     "ProblemResponse": "reliakit.web",
