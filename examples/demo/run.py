@@ -98,8 +98,9 @@ async def perform(options: Options, stage: Stage, screen: Screen) -> list[Row]:
         screen.tell(f"{traffic.people} people hired and put on projects; the load begins")
         await load(options, stage, screen, traffic, client)
         settled_after = await settle(traffic)
-        screen.tell("the load has ended; looking at what it left")
         read = await figures.read(client, stage.urls)
+        screen.show(traffic.tally, read, options.seconds, options.seconds)
+        screen.tell("the load has ended; looking at what it left")
         truth = await asyncio.to_thread(figures.look, stage.dsns, traffic.tally, traffic.granted)
     exit_codes = await asyncio.to_thread(stage.stop_services)
     return verdicts.judge(

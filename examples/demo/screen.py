@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -88,22 +89,28 @@ class Screen:
     def judge(self, rows: list[Row]) -> None:
         """Show the table."""
         self.end_picture()
-        self._table = _table(rows)
+        self._table = Group(_table(rows), Text(), _summary(rows))
         if self._console is not None:
             self._console.print(self._table)
             return
         width = max(len(row.name) for row in rows)
         room = max(len(row.value) for row in rows)
         for row in rows:
+            if not row.value:
+                self._line(f"\n{row.name}")
+                continue
             objective = f"{row.objective:<14} {row.verdict.replace('_', ' ')}" if row.objective else ""
-            self._line(f"{row.name:<{width}}  {row.value:<{room}}  {objective}".rstrip())
+            self._line(f"  {row.name:<{width}}  {row.value:<{room}}  {objective}".rstrip())
+        self._line(f"\n{_summary(rows)}")
 
     def save(self, file: Path) -> None:
         """Write what was on the screen as an SVG that asks nobody for fonts."""
         console = Console(file=io.StringIO(), record=True, width=112, force_terminal=True, color_system="truecolor")
         console.print(*self._said, self._picture, self._table, sep="\n")
         drawn = console.export_svg(title="python -m examples.demo", unique_id="reliakit-demo")
-        file.write_text(re.sub(r"@font-face\s*\{.*?\}", "", drawn, flags=re.DOTALL))
+        drawn = re.sub(r"@font-face\s*\{.*?\}", "", drawn, flags=re.DOTALL)
+        drawn = drawn.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, DejaVu Sans Mono, monospace")
+        file.write_text("\n".join(line.rstrip() for line in drawn.splitlines() if line.strip()) + "\n")
 
     def _line(self, text: str) -> None:
         self._output.write(text + "\n")
@@ -121,7 +128,7 @@ def _picture(tally: Tally, figures: Figures | None, seconds: float, total: float
             cells.append("" if count is None else f"{count:,.0f}")
         table.add_row(*cells)
     bar = ProgressBar(total=total, completed=min(seconds, total), width=60)
-    return Group(Text(), bar, table, Text())
+    return Group(Text(), Padding(bar, (0, 0, 1, 0)), table, Text())
 
 
 def _table(rows: list[Row]) -> Table:
@@ -129,7 +136,18 @@ def _table(rows: list[Row]) -> Table:
     for column in ("figure", "measured", "objective", "verdict"):
         table.add_column(column, no_wrap=column != "measured")
     for row in rows:
+        if not row.value:
+            table.add_row(Text(f"\n{row.name}", style="bold"))
+            continue
         style = _COLOURS[row.verdict]
         verdict = Text(row.verdict.replace("_", " ") if row.objective else "", style=style)
-        table.add_row(row.name, Text(row.value, style="" if row.objective else "dim"), row.objective, verdict)
+        table.add_row(f"  {row.name}", Text(row.value, style="" if row.objective else "dim"), row.objective, verdict)
     return table
+
+
+def _summary(rows: list[Row]) -> Text:
+    breached = [row.name for row in rows if row.verdict == "breached"]
+    judged = sum(bool(row.objective) for row in rows)
+    if breached:
+        return Text(f"{len(breached)} of {judged} objectives breached: {', '.join(breached)}", style="bold red")
+    return Text(f"none of {judged} objectives breached", style="bold green")

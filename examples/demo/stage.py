@@ -87,9 +87,12 @@ class Service:
         last = self.log.read_text(errors="replace").strip().splitlines()[-5:]
         return StageError("\n".join([f"the {self.name} service {what}:", *last]))
 
-    def stop(self, patience: float = 8.0) -> int:
-        """End it in good order, or by force when that takes too long; return its exit code."""
+    def ask_to_end(self) -> None:
+        """Ask once: a second SIGTERM, while Python takes itself down, would look like a bad end."""
         self._process.terminate()
+
+    def wait(self, patience: float = 8.0) -> int:
+        """Wait for its end, or bring it about when that takes too long; return the exit code."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -99,9 +102,6 @@ class Service:
             with suppress(BrokenPipeError):  # what was written last may never have been read
                 self._process.stdin.close()
         return self._process.returncode
-
-    def ask_to_stop(self) -> None:
-        self._process.terminate()
 
 
 class Stage:
@@ -219,5 +219,5 @@ class Stage:
         """End the services in good order; return their exit codes. A second call finds none left."""
         services, self._services = self._services, {}
         for service in services.values():
-            service.ask_to_stop()
-        return {name: service.stop() for name, service in services.items()}
+            service.ask_to_end()
+        return {name: service.wait() for name, service in services.items()}

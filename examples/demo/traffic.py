@@ -93,16 +93,17 @@ class Traffic:
         movers, half = self._employees[::2], len(self._employees) // 2
         parts = [self._employees[part::3] for part in range(3)]
         return [
-            *(self._every(0.03, self._raise) for _ in range(4)),
-            *(self._every(0.12, partial(self._move, group)) for group in (movers[:half:2], movers[1::2])),
-            *(self._every(0.05, partial(self._transfer, part)) for part in parts),
+            *(self._every(0.05, self._raise) for _ in range(4)),
+            *(self._every(0.15, partial(self._move, group)) for group in (movers[:half:2], movers[1::2])),
+            *(self._every(0.08, partial(self._transfer, part)) for part in parts),
             *(self._every(0.12, self._look_at_project) for _ in range(4)),
-            self._every(0.06, self._look_at_employee),
+            self._every(0.08, self._look_at_employee),
             self._every(0.5, self._come_to_work),
             self._every(0.9, self._mistype),
             self._every(0.35, self._guess),
             self._every(0.3, self._forge),
             self._every(0.25, self._blunder),
+            self._every(0.4, self._transfer_nobody),
         ]
 
     def _every(self, pause: float, step: Step) -> Step:
@@ -202,6 +203,14 @@ class Traffic:
         service, path, body = self._dice.choice(blunders)
         answer = await self._ask(service, "POST", path, body)
         self._expect(answer, 422, "bad input")
+
+    async def _transfer_nobody(self) -> None:
+        """Send a transfer that must be refused, and must not have happened afterwards either."""
+        transfer_id = str(self._uuid())
+        body = {"id": transfer_id, "employee_id": str(self._uuid()), "source": 1, "target": 2}
+        answer = await self._insist("project", "POST", "/transfers", body)
+        self._expect(answer, 409, "a transfer of nobody")
+        self._note("transfer", transfer_id, answer)
 
     async def _try_to_log_in(self, person: Person, source: str) -> httpx2.Response | None:
         body = {"email": person.email, "password": person.password}

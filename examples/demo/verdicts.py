@@ -27,13 +27,13 @@ class Row:
 
     Attributes:
         name: What was measured.
-        value: What came out.
+        value: What came out; empty for a heading.
         objective: What it had to be; empty for a line that only tells.
         verdict: "told" for a line without an objective; "at_risk" when there is too little to be sure either way.
     """
 
     name: str
-    value: str
+    value: str = ""
     objective: str = ""
     verdict: Verdict = "told"
 
@@ -62,26 +62,45 @@ class Run:
 
 def judge(run: Run) -> list[Row]:
     """Return the table, in the order it is read."""
-    return [*_service(run), *_security(run), *_data(run), *_resources(run)]
+    return [*_requests(run), *_transactions(run), *_security(run), *_data(run), *_leftovers(run)]
 
 
-def _service(run: Run) -> list[Row]:
-    tally, figures = run.tally, run.figures
+def _requests(run: Run) -> list[Row]:
+    tally = run.tally
     failed = sum(tally.problems.values())
     defects = tally.problems["500 internal_error"] + tally.problems["500 without a code"]
+    rows = [
+        Row("Requests"),
+        Row("sent", f"{tally.requests:,} in {run.seconds:g} s, {tally.tried_again} of them again"),
+        Row("failed", f"{failed} ({failed / tally.requests:.2%}){_list(tally.problems)}"),
+        _row("failed by a defect", defects, "0", defects == 0),
+        _tracked(run.figures),
+        Row("errors by type", _list(_whole(run.figures.by("reliakit_error_total", "type")), none="none")),
+        Row("pages shown without names", str(tally.incomplete_pages)),
+    ]
+    if run.with_faults:
+        opened = run.figures.total("reliakit_circuit_breaker_transitions_total", to="open")
+        closed = run.figures.total("reliakit_circuit_breaker_transitions_total", to="closed")
+        is_met = run.settled_after is not None and opened > 0 and closed > 0
+        rows.append(_row("breaker opened, closed", f"{opened:.0f}, {closed:.0f}", "at least 1, 1", is_met))
+    return rows
+
+
+def _transactions(run: Run) -> list[Row]:
+    figures = run.figures
     ended = {status: figures.total(_TRANSACTIONS, status=status) for status in _STATUSES}
     return [
-        Row("requests", f"{tally.requests:,} in {run.seconds:g} s, {tally.tried_again} sent again"),
-        Row("requests that failed", f"{failed} ({failed / tally.requests:.2%}){_list(tally.problems)}"),
-        _row("of these by a defect", defects, "0", defects == 0),
-        Row("transactions", ", ".join(f"{status} {count:,.0f}" for status, count in ended.items())),
-        Row("tried again", _list(_whole(figures.by("reliakit_transaction_retries_total", "reason")), none="none")),
+        Row("Transactions"),
+        Row("ended by", ", ".join(f"{status} {count:,.0f}" for status, count in ended.items())),
+        Row(
+            "tried again after",
+            _list(_whole(figures.by("reliakit_transaction_retries_total", "reason")), none="none"),
+        ),
         Row("p50, p95", f"{_ms(figures.quantile(_DURATION, 0.5))}, {_ms(figures.quantile(_DURATION, 0.95))}"),
         _objective(figures, "transaction_latency", "within 0.1 s", "{:.1%}", "at least {:.0%}"),
         _objective(figures, "rollback_rate", "rolled back", "{:.2%}", "at most {:.0%}"),
         _objective(figures, "deadlocks", "deadlocks surfaced", "{:.0f}", "{:.0f}"),
-        _tracked(figures),
-        *_breaker(run),
+        _objective(figures, "leaked_connections", "connections leaked", "{:.0f}", "{:.0f}"),
     ]
 
 
@@ -122,19 +141,6 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return middle - spread, middle + spread
 
 
-def _breaker(run: Run) -> list[Row]:
-    opened = run.figures.total("reliakit_circuit_breaker_transitions_total", to="open")
-    closed = run.figures.total("reliakit_circuit_breaker_transitions_total", to="closed")
-    rows = [Row("pages shown without names", str(run.tally.incomplete_pages))]
-    if run.with_faults:
-        well = "" if run.settled_after is None else f", all well {run.settled_after:.1f} s after the end"
-        is_met = run.settled_after is not None and opened > 0 and closed > 0
-        rows.append(
-            _row("breaker opened, closed again", f"{opened:.0f}, {closed:.0f}{well}", "opens, closes", is_met)
-        )
-    return rows
-
-
 def _security(run: Run) -> list[Row]:
     tally, scan = run.tally, run.scan
     let_in = sum(tally.surprises.values())
@@ -142,16 +148,18 @@ def _security(run: Run) -> list[Row]:
     found = ", ".join(sorted({f"{kind} in {file}" for kind, file in scan.found}))
     has_looked = scan.markers == len(run.planted.markers) > 0
     return [
-        Row("logins refused for a password", f"{tally.wrong_passwords} answered, {counted:.0f} counted"),
+        Row("Security"),
+        Row("rejected logins", f"{tally.wrong_passwords} by password, {tally.guesses_turned_away} by the limit"),
+        Row("failed logins counted", f"{counted:.0f}"),
         _row(
-            "guesses of the attacker looked at",
+            "attacker's guesses looked at",
             f"{tally.guesses_answered} of {tally.guesses_answered + tally.guesses_turned_away}",
             f"at most {run.guesses_allowed}",
             tally.guesses_answered <= run.guesses_allowed,
         ),
         _row("forged tokens, bad input let in", f"{let_in}{_list(tally.surprises)}", "0", let_in == 0),
         _row(
-            "planted secrets found in logs",
+            "planted secrets in logs",
             f"{found or 0} of {len(run.planted.secrets):,}, in {scan.lines:,} lines",
             "0",
             not scan.found and has_looked,
@@ -167,6 +175,7 @@ def _data(run: Run) -> list[Row]:
     unknown = sum(len(tally.ids(kind, "unknown")) for kind in kinds)
     lost = run.people - truth.people
     return [
+        Row("Data"),
         _row("acknowledged writes missing", f"{truth.missing} of {acknowledged:,}", "0", truth.missing == 0),
         _row("refused writes that happened", f"{truth.ghosts} of {refused:,}", "0", truth.ghosts == 0),
         _row("writes without a final answer", unknown, "0", unknown == 0),
@@ -176,17 +185,13 @@ def _data(run: Run) -> list[Row]:
     ]
 
 
-def _resources(run: Run) -> list[Row]:
+def _leftovers(run: Run) -> list[Row]:
     unclean = {name: code for name, code in run.exit_codes.items() if code != 0}
+    left, had = run.sessions_left, run.truth.sessions
     return [
-        _objective(run.figures, "leaked_connections", "connections leaked", "{:.0f}", "{:.0f}"),
-        _row("sessions stuck in a transaction", run.truth.stuck, "0", run.truth.stuck == 0),
-        _row(
-            "sessions left by the services",
-            f"{run.sessions_left} of {run.truth.sessions}",
-            "0",
-            run.sessions_left == 0,
-        ),
+        Row("Leftovers"),
+        _row("sessions in a transaction", run.truth.stuck, "0", run.truth.stuck == 0),
+        _row("sessions after the services", f"{left} of {had}", "0", left == 0),
         _row("services that ended badly", str(unclean or 0), "0", not unclean),
     ]
 

@@ -122,6 +122,8 @@ class Pages:
         made_by = self.identify(request)
         body = schemas.TRANSFER.validate(await json_of(request))
         first = await self.projects.transfer(body, made_by)
+        if first is None:
+            raise RefusedError("the employee does not work on that project")
         return JSONResponse(body, 201 if first else 200)
 
     async def health(self, _: Request) -> Response:

@@ -65,8 +65,10 @@ class Projects(AsyncRepository):
         return True
 
     @transactional(operation="transfer")
-    async def transfer(self, transfer: dict[str, Any], made_by: str) -> bool:
-        """Move an employee from one project to another, once, whoever sends it twice; True the first time.
+    async def transfer(self, transfer: dict[str, Any], made_by: str) -> bool | None:
+        """Move an employee from one project to another, once, whoever sends it twice.
+
+        Returns True the first time, False for one that was made before, None when the employee is not on the source.
 
         Both projects are changed in the order of their ids: in the order of the transfer, two opposite ones would
         each hold what the other waits for. Transfers that meet on a project collide, and the later is tried again.
@@ -76,7 +78,7 @@ class Projects(AsyncRepository):
             return False
         where = await self.db.fetch_value("SELECT project_id FROM assignment WHERE employee_id = %s", (employee_id,))
         if where != transfer["source"]:
-            raise RefusedError("the employee does not work on that project")
+            return None
         for project_id, heads in sorted([(transfer["source"], -1), (transfer["target"], 1)]):
             await self._count(project_id, heads)
         await self.db.execute(
