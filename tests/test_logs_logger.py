@@ -161,6 +161,24 @@ def test_request_and_trace_ids_have_their_own_places(lines):
     assert "request_id" not in fourth
 
 
+class Contrary:
+    def __bool__(self):
+        raise RuntimeError
+
+    def __eq__(self, other):
+        raise RuntimeError
+
+    __hash__ = object.__hash__
+
+
+def test_contrary_objects_cost_nothing_of_the_record(lines):
+    log.info("x", request_id=Contrary(), trace_id=Contrary(), exc_info=Contrary(), a=[Contrary()], b={Contrary(): 1})
+    line = lines.last()
+    assert line["message"] == "x"
+    assert "Contrary object" in line["request_id"]
+    assert len(line["context"]) == 4
+
+
 def test_log_context_ends_with_its_block_and_nests(lines):
     with log_context(a=1):
         with log_context(a=2, b=3):

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from masker_cases import (
     HARMLESS_FIELDS,
@@ -467,10 +467,11 @@ def test_any_text_is_masked_without_a_failure(text):
     assert "[masking failed]" not in masker.mask_text(text) or "[masking failed]" in text
 
 
+@settings(max_examples=500)
 @given(SENSITIVE.filter(str.isascii), st.text("abcXYZ0189_-.", min_size=9, max_size=30), st.text(max_size=40))
 def test_a_secret_after_a_sensitive_name_in_any_text_never_comes_out(name, secret, around):
     for written in (f"{name}={secret}", f'"{name}": "{secret}"', f"{name}: {secret}"):
-        assert secret not in masker.mask_text(f"{around} {written} ").replace(around, "", 1) or secret in around
+        assert secret not in masker.mask_text(f"{around} {written} ") or secret in f"{around}{name}"
 
 
 def test_masking_works_near_the_recursion_limit():

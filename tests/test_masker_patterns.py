@@ -200,8 +200,11 @@ class Steps:
 @pytest.mark.parametrize("seed", HOSTILE, ids=repr)
 def test_twice_the_hostile_text_takes_at_most_about_twice_the_steps(seed):
     masker = Masker(scan_budget=10**6)
-    work = [Steps().of(masker.mask_text, (seed * 4000)[:size] + " x=1") for size in (600, 1200, 2400)]
-    assert work[2] - work[1] <= 2.3 * (work[1] - work[0]) + 500
+    texts = [(seed * 4000)[:size] + " x=1" for size in (600, 1200, 2400)]
+    # The least of two runs: what is collected meanwhile may run code of its own.
+    work = [min(Steps().of(masker.mask_text, text) for _ in range(2)) for text in texts]
+    assert work[1] <= 2.3 * work[0] + 300
+    assert work[2] <= 2.3 * work[1] + 300
 
 
 @pytest.mark.parametrize("seed", HOSTILE, ids=repr)

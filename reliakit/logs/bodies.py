@@ -52,21 +52,22 @@ def _hide_from(text: str, pattern: re.Pattern[str], group: int, hide: Hide, rule
     at = 0
     found = pattern.search(text)
     while found is not None:
-        name, end = _name(text, found, group), found.end()
+        name, end = _found_name(text, found, group), found.end()
         verdict = rules.verdict(name)
         if verdict is Verdict.SAFE and _in_query(text, found.start(group), name):
             verdict = Verdict.RANDOM
         if verdict is not Verdict.SAFE:
             begin, stop = _extent(text, found, name)
             value = text[begin:stop]
-            if _is_hidden(verdict, value) and not _is_prose(text, found, value, stop):
+            is_value = not _is_prose(text, found, value, stop) and not _is_name(text, value, stop, rules)
+            if is_value and _is_hidden(verdict, value):
                 parts += (text[at:begin], hide(value))
                 at = end = stop
         found = pattern.search(text, max(end, found.end()))
     return "".join((*parts, text[at:])) if parts else text
 
 
-def _name(text: str, found: re.Match[str], group: int) -> str:
+def _found_name(text: str, found: re.Match[str], group: int) -> str:
     """Return the name without what is left of an escape before it; the user of a URL is no name."""
     start = found.start(group)
     name = found[group]
@@ -75,12 +76,24 @@ def _name(text: str, found: re.Match[str], group: int) -> str:
     return "" if text[max(0, start - 3) : start] == "://" else name
 
 
+_NAME = re.compile(r"[\w.\-]{1,64}")
+_SEPARATOR_FOLLOWS = re.compile(r"\\{0,8}[\"'`]?[ \t]{0,4}[:=]")
+
+
+def _is_name(text: str, value: str, stop: int, rules: KeyRules) -> bool:
+    """Return whether the "value" is a sensitive name with a value of its own: `bad token "password": "..."`."""
+    name = value.rstrip(":=")
+    if name == value and not _SEPARATOR_FOLLOWS.match(text, stop):
+        return False
+    return _NAME.fullmatch(name) is not None and rules.verdict(name) is not Verdict.SAFE
+
+
 # No value that is spared is longer: looking into it once more costs little.
 _LONGEST_SPARED = 256
 
 
 def _is_hidden(verdict: Verdict, value: str) -> bool:
-    return len(value) > _LONGEST_SPARED or not is_spared(verdict, value)
+    return len(value) > _LONGEST_SPARED or not _is_spared_in_text(verdict, value)
 
 
 _QUERY_SECRETS = frozenset({"key", "code", "auth", "hash", "k", "t", "apikey", "samlresponse"})
@@ -101,13 +114,24 @@ _MASKED = re.compile(
     r"\*{3}[\w.+/=\-]{0,4}|\*++|hmac:[0-9a-f]{8}|[\[<(]?(?:redacted|REDACTED|masked|MASKED|[Ff]iltered|FILTERED|hidden|removed)[\]>)]?"
     r"|%s|%\(\w{1,40}\)s|\$\d{1,2}|\?|\{\}|\$\{[A-Z_]{1,40}\}?|\[masking failed\]"
 )
+_MARKER = "***"
 _PLAIN_WORD = re.compile(r"[A-Za-z][a-z]{0,11}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
+def _is_spared_in_text(verdict: Verdict, value: str) -> bool:
+    """Return the same for a value in text, where a name is also followed by other things than values."""
+    return (
+        value.lower() in _NOTHING
+        or value in _TYPES
+        or _MASKED.fullmatch(value) is not None
+        or is_spared(verdict, value)
+    )
+
+
 def is_spared(verdict: Verdict, value: str) -> bool:
-    """Return whether a value needs no hiding although its field's name is sensitive."""
-    if not value or value.lower() in _NOTHING or value in _TYPES or _MASKED.fullmatch(value):
+    """Return whether a value that is a field of its own needs no hiding although the field's name is sensitive."""
+    if not value or value == _MARKER:
         return True
     if verdict is Verdict.SECRET:
         return False
@@ -268,7 +292,7 @@ def _hide_tags(text: str, hide: Hide, rules: KeyRules) -> str:
 def _part(found: re.Match[str], hide: Hide, rules: KeyRules) -> str:
     """Hide one part of a multipart form."""
     verdict = rules.verdict(found[1])
-    if verdict is Verdict.SAFE or is_spared(verdict, found[2]):
+    if verdict is Verdict.SAFE or _is_spared_in_text(verdict, found[2]):
         return found[0]
     return found[0][: found.start(2) - found.start()] + hide(found[2])
 
@@ -298,7 +322,7 @@ def _hide_spoken(text: str, hide: Hide, rules: KeyRules) -> str:
             if not name.startswith("-") and not _looks_secret(text[begin:end]):
                 continue
             end -= len(text[begin:end]) - len(text[begin:end].rstrip(_ENDS))
-        if begin < end and not is_spared(Verdict.SECRET, text[begin:end]):
+        if begin < end and not _is_spared_in_text(Verdict.SECRET, text[begin:end]):
             parts += (text[at:begin], hide(text[begin:end]))
             at = end
     return "".join((*parts, text[at:])) if parts else text

@@ -13,6 +13,7 @@ from reliakit.core.context import current_request
 from reliakit.logs.context import context_fields
 from reliakit.logs.encode import encode
 from reliakit.logs.failures import error_fields, shown_fields
+from reliakit.logs.objects import safe_text
 from reliakit.logs.walk import FAILED, Walk
 from reliakit.logs.words import Verdict
 
@@ -82,16 +83,12 @@ class MaskingFormatter(BaseJsonFormatter):
             "service": self._service,
             "env": self._env,
         }
-        request_id = (
-            attributes.get(REQUEST_ID)
-            or given.get("request_id")
-            or (request.request_id if request is not None else None)
-        )
+        request_id = _first(attributes.get(REQUEST_ID), given.get("request_id"), request and request.request_id)
         if request_id:
-            data["request_id"] = walk.text(str(request_id))
-        trace_id = given.get("trace_id") or (request.trace_id if request is not None else None)
+            data["request_id"] = walk.text(request_id)
+        trace_id = _first(given.get("trace_id"), request and request.trace_id)
         if trace_id:
-            data["trace_id"] = walk.text(str(trace_id))
+            data["trace_id"] = walk.text(trace_id)
         data["context"] = walk.fields(given) if given else {}
         error = error_of(record)
         if error is not None:
@@ -135,6 +132,11 @@ def error_of(record: logging.LogRecord) -> object:
     if isinstance(found, tuple):
         return found[1]
     return found if isinstance(found, BaseException) else None
+
+
+def _first(*ids: object) -> str:
+    """Return the first id that is known, as text."""
+    return next((safe_text(known) for known in ids if known is not None), "")
 
 
 def _with_request(fields: Any, principal: str | None, given: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ class Logger:
 
     The message is positional; `%s` arguments may follow it. Four names have the meaning that they have in the
     standard library, `exc_info`, `extra`, `stack_info` and `stacklevel`, and `error` takes an exception to tell of.
-    Every other name is a field, `message`, `name` and `level` included. No call raises for what it was given to log. A call below the level
-    costs less than a tenth of a microsecond.
+    Every other name is a field, `message`, `name` and `level` included. No call raises for what it was given to log.
+    A call below the level costs about a tenth of a microsecond.
 
     Made by `get_logger`. Safe from any thread and task.
     """
