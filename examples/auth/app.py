@@ -41,18 +41,27 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-_ADDRESS = r"^[^@\s]+@[^@\s]+\.[^@\s]+$"
+_ADDRESS = r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+$"
 Email = Annotated[str, StringConstraints(pattern=_ADDRESS, max_length=254), AfterValidator(str.lower)]
+
+
+def encodable(password: SecretStr) -> SecretStr:
+    """JSON can spell half a character, which no hash takes."""
+    try:
+        password.get_secret_value().encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be whole characters") from None
+    return password
 
 
 class Login(BaseModel):
     email: Email
     # Long enough for any passphrase, short enough that nobody makes us hash a novel.
-    password: Annotated[SecretStr, Field(min_length=1, max_length=128)]
+    password: Annotated[SecretStr, Field(min_length=1, max_length=128), AfterValidator(encodable)]
 
 
 class Registration(Login):
-    password: Annotated[SecretStr, Field(min_length=12, max_length=128)]
+    password: Annotated[SecretStr, Field(min_length=12, max_length=128), AfterValidator(encodable)]
 
 
 class Token(BaseModel):

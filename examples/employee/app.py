@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from flask import Blueprint, Flask, Response, g, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from examples.employee import schemas
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
     from examples.employee.settings import Settings
+    from reliakit import Schema
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -70,7 +71,7 @@ def staff_pages(settings: Settings, staff: Staff, metrics: Metrics) -> Blueprint
 
     @pages.post("/departments")
     def add_department() -> tuple[Response, int]:
-        body = schemas.DEPARTMENT.validate(request.get_json())
+        body = body_of(schemas.DEPARTMENT)
         department = staff.add_department(body["name"], body["budget"])
         if department is None:
             raise RefusedError("a department of this name exists")
@@ -91,7 +92,7 @@ def staff_pages(settings: Settings, staff: Staff, metrics: Metrics) -> Blueprint
 
     @pages.put("/employees/<uuid:employee_id>")
     def hire(employee_id: UUID) -> tuple[Response, int]:
-        body = schemas.EMPLOYEE.validate(request.get_json())
+        body = body_of(schemas.EMPLOYEE)
         employee = staff.hire(employee_id, body)
         log.info("Employee hired", employee_id=str(employee_id), employee=body)
         return jsonify(employee), 201
@@ -102,18 +103,18 @@ def staff_pages(settings: Settings, staff: Staff, metrics: Metrics) -> Blueprint
 
     @pages.patch("/employees/<uuid:employee_id>")
     def change(employee_id: UUID) -> Response:
-        body = schemas.CHANGES.validate(request.get_json())
+        body = body_of(schemas.CHANGES)
         return jsonify(found(staff.change(employee_id, name=body.get("name"), email=body.get("email"))))
 
     @pages.post("/employees/<uuid:employee_id>/raises")
     def give_raise(employee_id: UUID) -> tuple[Response, int]:
-        body = schemas.RAISE.validate(request.get_json())
+        body = body_of(schemas.RAISE)
         employee, first = found(staff.raise_salary(UUID(body["id"]), employee_id, body["amount"], g.subject))
         return jsonify(employee), 201 if first else 200
 
     @pages.put("/employees/<uuid:employee_id>/department")
     def move(employee_id: UUID) -> Response:
-        body = schemas.MOVE.validate(request.get_json())
+        body = body_of(schemas.MOVE)
         return jsonify(found(staff.move(employee_id, body["department_id"])))
 
     @pages.delete("/employees/<uuid:employee_id>")
@@ -140,6 +141,13 @@ def operations(db: Database, metrics: Metrics) -> Blueprint:
         return jsonify([asdict(verdict) for verdict in metrics.slo()])
 
     return pages
+
+
+def body_of(schema: Schema) -> Any:
+    try:
+        return schema.validate(request.get_json())
+    except RecursionError:  # brackets without end
+        raise BadRequest("the body is not JSON") from None
 
 
 def found(thing: T | None) -> T:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from reliakit import Schema
 
 _CENTS = {"type": "integer", "minimum": 1, "maximum": 1_000_000_000}
-_NAME = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"\S"}
+# Something to see, and no control characters: PostgreSQL takes no NUL.
+_NAME = {"type": "string", "maxLength": 200, "pattern": r"^[^\x00-\x1f]*[^\x00-\x20][^\x00-\x1f]*$"}
 _DATE = {"type": "string", "format": "date"}
 _EMAIL = {"type": "string", "format": "email", "maxLength": 254}
 _ID = {"type": "string", "format": "uuid"}

@@ -165,7 +165,7 @@ def create_app(settings: Settings) -> ASGIApp:
 async def json_of(request: Request) -> Any:
     try:
         return await request.json()
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or brackets without end
         raise HTTPException(400, "the body is not JSON") from None
 
 

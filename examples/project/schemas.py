@@ -5,6 +5,8 @@ from __future__ import annotations
 from reliakit import Schema
 
 _UUID = {"type": "string", "format": "uuid"}
+# Something to see, and no control characters: PostgreSQL takes no NUL.
+_NAME = {"type": "string", "maxLength": 200, "pattern": r"^[^\x00-\x1f]*[^\x00-\x20][^\x00-\x1f]*$"}
 _PROJECT = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
 
 
@@ -13,7 +15,7 @@ PROJECT = Schema(
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "project",
         "type": "object",
-        "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"\S"}},
+        "properties": {"name": _NAME},
         "required": ["name"],
         "additionalProperties": False,
     }

@@ -82,6 +82,18 @@ def test_bad_input_is_told_by_place_and_never_repeated(auth):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        b'{"email": "a\\u0000@b.cd", "password": "correct horse"}',
+        b'{"email": "a@b.cd", "password": "correct \\ud800 horse"}',
+    ],
+)
+def test_text_that_no_database_or_hash_takes_is_refused_as_bad_input(auth, text):
+    answer = auth.client.post("/register", content=text, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+
+
+@pytest.mark.parametrize(
     "header",
     [
         {},

@@ -113,8 +113,14 @@ def test_fields_that_contradict_each_other_are_told(client, department):
     assert [entry["pointer"] for entry in answer.json()["errors"]] == ["#/ends_on"]
 
 
-def test_what_is_no_json_is_400(client, ada):
-    answer = client.post(f"/employees/{ada}/raises", content="{", headers={"Content-Type": "application/json"})
+def test_text_that_no_database_takes_is_refused_as_bad_input(client):
+    assert client.post("/departments", json={"name": "a\0b", "budget": 1}).status_code == 422
+    assert client.post("/departments", json={"name": " ", "budget": 1}).status_code == 422
+
+
+@pytest.mark.parametrize("body", ["{", "[" * 60_000], ids=["torn", "deep"])
+def test_what_is_no_json_is_400(client, ada, body):
+    answer = client.post(f"/employees/{ada}/raises", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
 

@@ -131,8 +131,13 @@ def test_bad_input_is_told_by_place(client):
     assert [entry["pointer"] for entry in same.json()["errors"]] == ["#/target"]
 
 
-def test_what_is_no_json_is_400(client):
-    assert client.post("/transfers", content="{").status_code == 400
+def test_text_that_no_database_takes_is_refused_as_bad_input(client):
+    assert client.post("/projects", json={"name": "a\0b"}).status_code == 422
+
+
+@pytest.mark.parametrize("body", ["{", "[" * 60_000], ids=["torn", "deep"])
+def test_what_is_no_json_is_400(client, body):
+    assert client.post("/transfers", content=body).status_code == 400
 
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer x.y.z"}, bearer(exp=1)])
