@@ -205,10 +205,14 @@ def _row(name: str, value: object, objective: str, is_met: bool) -> Row:
 
 
 def _list(counts: Mapping[str, int], none: str = "") -> str:
-    named = ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]) if count)
+    """Name the four most frequent and count the rest."""
+    ordered = sorted(((count, name) for name, count in counts.items() if count), reverse=True)
+    named = [f"{name} {count}" for count, name in ordered[:4]]
+    if ordered[4:]:
+        named.append(f"others {sum(count for count, _ in ordered[4:])}")
     if none:
-        return named or none
-    return f": {named}" if named else ""
+        return ", ".join(named) or none
+    return f": {', '.join(named)}" if named else ""
 
 
 def _ms(seconds: float) -> str:
