@@ -447,6 +447,20 @@ async def test_work_that_outlives_the_block_is_bound_by_it_no_longer(clock: Manu
 
 
 @pytest.mark.anyio
+async def test_a_clock_that_jumps_over_sleeps_does_not_jump_to_the_deadline() -> None:
+    clock = ManualClock(auto_advance=True)
+    async with deadline(5.0, clock=clock):
+        await clock.asleep(1.0)
+        for _ in range(20):
+            await SYSTEM_CLOCK.asleep(0)
+        assert remaining() == 4.0
+    with pytest.raises(DeadlineExceededError):
+        async with deadline(5.0, clock=clock):
+            await clock.asleep(9.0)
+            await forever()
+
+
+@pytest.mark.anyio
 async def test_a_task_group_in_the_block_is_cut_as_one(clock: ManualClock) -> None:
     ended: list[str] = []
 

@@ -36,12 +36,13 @@ _SETTLED = 10
 class _Sleeper:
     """Somebody who waits until `due`; equal dues wake in the order in which they began."""
 
-    __slots__ = ("due", "order", "wake")
+    __slots__ = ("due", "jumps", "order", "wake")
 
     def __init__(self, due: float, order: int, wake: Callable[[], object]) -> None:
         self.due = due
         self.order = order
         self.wake = wake
+        self.jumps = False  # whether it moves the clock to its own due
 
     def __lt__(self, other: _Sleeper) -> bool:
         return (self.due, self.order) < (other.due, other.order)
@@ -111,6 +112,16 @@ class ManualClock:
 
     async def asleep(self, seconds: float, /) -> None:
         """Suspend this task until the clock has moved that far."""
+        await self._suspend(seconds, jumps=self._auto_advance)
+
+    async def alarm(self, seconds: float, /) -> None:
+        """Suspend this task until somebody else has moved the clock that far, even with `auto_advance`.
+
+        For those who watch the time of others' work, as `deadline` does: their waiting is no reason for time to pass.
+        """
+        await self._suspend(seconds, jumps=False)
+
+    async def _suspend(self, seconds: float, *, jumps: bool) -> None:
         if seconds <= 0:
             await asyncio.sleep(0)  # noqa: TID251 - a bare yield, which takes no time
             return
@@ -123,7 +134,7 @@ class ManualClock:
 
         sleeper = self._lie_down(self._now + seconds, lambda: loop.call_soon_threadsafe(wake))
         try:
-            if self._auto_advance:
+            if jumps:
                 await self._settle_and_jump(sleeper, awake)
             await awake
         finally:
@@ -212,15 +223,21 @@ class ManualClock:
                 heapq.heapify(self._sleepers)
 
     async def _settle_and_jump(self, sleeper: _Sleeper, awake: asyncio.Future[None]) -> None:
-        """Move the clock once this sleeper stays the first one: who is ready now may lie down with an earlier due."""
+        """Move the clock once this sleeper stays the first one: who is ready now may lie down with an earlier due.
+
+        On its way it stops at each alarm, whose work may end its own.
+        """
+        sleeper.jumps = True
         rounds = 0
-        while not awake.done() and rounds < _SETTLED:
+        while not awake.done():
             await asyncio.sleep(0)  # noqa: TID251
             with self._lock:
-                rounds = rounds + 1 if self._sleepers and self._sleepers[0] is sleeper else 0
-        with self._lock:
-            due = self._move_locked(sleeper.due)
-        _call(due)
+                first = min((other for other in self._sleepers if other.jumps), default=None)
+                rounds = rounds + 1 if first is sleeper else 0
+                due = self._move_locked(self._sleepers[0].due) if rounds >= _SETTLED else []
+            if due:
+                rounds = 0
+                _call(due)
 
     def _move_locked(self, now: float) -> list[Callable[[], object]]:
         """Move the clock and return who must be woken once the lock is released."""
