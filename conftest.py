@@ -11,8 +11,16 @@ from sybil.integration import pytest as snippets_in_pytest
 from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+from reliakit.core import spine
+
 if TYPE_CHECKING:
     from reliakit.testing import EmbeddedPostgres
+
+
+def stop_listening(_namespace: dict[str, object]) -> None:
+    """Unsubscribe what a page has left subscribed, as a program that runs on would."""
+    spine._everybody.routes = ()  # noqa: SLF001
+
 
 WITH_POSTGRES = ["README.md", "docs/index.md", "docs/start.md", "docs/transactions.md", "docs/testing.md"]
 
@@ -21,22 +29,21 @@ pytest_collect_file = snippets_in_pytest.pytest_integration(
         parsers=[PythonCodeBlockParser(), SkipParser()],
         patterns=WITH_POSTGRES,
         fixtures=["dsn"],
+        teardown=stop_listening,
     ),
     Sybil(
         parsers=[PythonCodeBlockParser(), SkipParser()],
         patterns=["docs/**/*.md", "docs/*.md"],
         excludes=WITH_POSTGRES,
+        teardown=stop_listening,
     ),
 )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the snippets of a page back into reading order, wherever the shuffle has dealt them."""
-    places = [place for place, item in enumerate(items) if isinstance(item, SybilItem)]
-    snippets = sorted((items[place] for place in places), key=lambda item: item.reportinfo()[:2])
-    for place, snippet in zip(places, snippets, strict=True):
-        items[place] = snippet
+    """Read the pages after the tests and from top to bottom, wherever the shuffle has dealt their snippets."""
+    items.sort(key=lambda item: item.reportinfo()[:2] if isinstance(item, SybilItem) else ("", 0))
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from hypothesis.database import DirectoryBasedExampleDatabase, InMemoryExampleDatabase
+
+from reliakit.core import spine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # No test is judged by the clock, and a checkout that the user may not write to must not warn.
 _can_write = os.access(".", os.W_OK)
@@ -18,3 +24,14 @@ settings.load_profile("reliakit")
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def nobody_goes_on_listening() -> Iterator[None]:
+    """Fail the test that leaves a process-wide listener behind, instead of an innocent one after it."""
+    before = spine._everybody.routes
+    yield
+    after = spine._everybody.routes
+    left = [route for route in after if route not in before]
+    spine._everybody.routes = before
+    assert not left, f"still subscribed after the test: {[route.listener for route in left]}"
