@@ -12,6 +12,8 @@ import threading
 import traceback
 import warnings
 
+import attrs
+import pydantic
 import pytest
 from masker_cases import BASIC, CARD, JWT, PASSWORD, PEM, PEM_BODY, Account, Login, Slotted
 
@@ -159,10 +161,7 @@ def test_values_of_fields(wall, value):
 
 
 def test_attrs_and_pydantic_models(wall):
-    attr = pytest.importorskip("attr")
-    pydantic = pytest.importorskip("pydantic")
-
-    @attr.s(auto_attribs=True)
+    @attrs.define
     class A:
         name: str
         password: str

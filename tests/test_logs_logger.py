@@ -410,7 +410,6 @@ def test_every_value_becomes_json():
 
 @pytest.mark.parametrize("name", VALUES)
 def test_the_output_is_the_same_with_and_without_orjson(monkeypatch, name):
-    pytest.importorskip("orjson")
     with_orjson = render({name: VALUES[name]})
     monkeypatch.setattr(encode, "orjson", None)
     assert render({name: VALUES[name]}) == with_orjson

@@ -152,8 +152,8 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
         assert timeout is not None
         try:
             await timeout.__aexit__(kind, error, trace)
-        except TimeoutError as cut:
-            raise exceeded(self._leave().seconds) from cut.__cause__
+        except TimeoutError:
+            raise exceeded(self._leave().seconds) from error
         self.__exit__(kind, error, trace)
 
     @staticmethod

@@ -61,6 +61,7 @@ from reliakit import (
     RequestObserver,
     RequestTimeout,
     RetryBudgetExceededError,
+    Schema,
     SecurityHeaders,
     State,
     StoreError,
@@ -89,9 +90,9 @@ from reliakit import (
     request_context,
     subscribe,
     transactional,
+    validated,
     zero,
 )
-from reliakit.validation import Schema, validated
 
 heard: list[Event] = []
 breaker = CircuitBreaker(
