@@ -42,10 +42,10 @@ class SystemClock:
 
     __slots__ = ()
 
-    monotonic = staticmethod(monotonic)
-    time = staticmethod(time)
-    sleep = staticmethod(sleep)
-    random = staticmethod(random)
+    monotonic: staticmethod[[], float] = staticmethod(monotonic)
+    time: staticmethod[[], float] = staticmethod(time)
+    sleep: staticmethod[[float], None] = staticmethod(sleep)
+    random: staticmethod[[], float] = staticmethod(random)
 
     async def asleep(self, seconds: float, /) -> None:
         """Suspend this asyncio task."""

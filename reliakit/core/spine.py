@@ -45,11 +45,12 @@ class _Route:
     __slots__ = ("failed", "listener", "types")
 
     def __init__(self, listener: Listener, types: tuple[type[Event], ...]) -> None:
-        self.listener = listener
-        self.types = types
-        self.failed = False
+        self.listener: Listener = listener
+        self.types: tuple[type[Event], ...] = types
+        self.failed: bool = False
 
     def deliver(self, event: Event) -> None:
+        """Call the listener. What it raises is told the first time, and contained."""
         try:
             answer = self.listener(event)
             if answer is not None and hasattr(type(answer), "__await__"):
@@ -197,7 +198,7 @@ class Emitter:
     __slots__ = ("_clock", "_next", "_own", "_table", "name")
 
     def __init__(self, name: str, listeners: Iterable[Listener] = (), clock: Clock = SYSTEM_CLOCK) -> None:
-        self.name = name
+        self.name: str = name
         self._clock = clock
         self._own = tuple(_route(listener, ()) for listener in listeners)
         self._next = itertools.count(1).__next__
