@@ -89,7 +89,7 @@ class LoggingHandle:
     ) -> None:
         self.service = service
         self.env = env
-        self.level = _level(level, env)
+        self.level: int = _level(level, env)
         self.masker = masker
         self._handler = LineHandler(
             MaskingFormatter(service=service, env=env, masker=masker), stream, service, queued=queued

@@ -43,7 +43,7 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.setFormatter(formatter)
         self.owner: Any = None
-        self.dropped = 0
+        self.dropped: int = 0
         self._stream = stream
         self._service = service
         self._emitter = Emitter("logs")

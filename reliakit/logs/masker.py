@@ -67,17 +67,17 @@ class Masker:
         max_depth: int = 12,
         max_nodes: int = 5_000,
     ) -> None:
-        self.rules = KeyRules(keys, allow_keys)
-        self.detectors = tuple(_checked(detector) for detector in detectors)
+        self.rules: KeyRules = KeyRules(keys, allow_keys)
+        self.detectors: tuple[DetectorLike, ...] = tuple(_checked(detector) for detector in detectors)
         self.mode = checks.choice("mode", mode, ("full", "last4", "hmac"))
-        self.scan_budget = checks.count("scan_budget", scan_budget)
-        self.max_depth = checks.count("max_depth", max_depth)
-        self.max_nodes = checks.count("max_nodes", max_nodes)
+        self.scan_budget: int = checks.count("scan_budget", scan_budget)
+        self.max_depth: int = checks.count("max_depth", max_depth)
+        self.max_nodes: int = checks.count("max_nodes", max_nodes)
         self._hmac_key = _hmac_key(self.mode, hmac_key)
-        self.registered = RegisteredSecrets()
+        self.registered: RegisteredSecrets = RegisteredSecrets()
         # A callable of the user's sees every text; shapes of ours need one of a few signs.
-        self.sees_all = any(not isinstance(detector, Detector) for detector in self.detectors)
-        self.hides_emails = EMAIL_ADDRESSES in self.detectors and not self.sees_all
+        self.sees_all: bool = any(not isinstance(detector, Detector) for detector in self.detectors)
+        self.hides_emails: bool = EMAIL_ADDRESSES in self.detectors and not self.sees_all
         # Texts and names of fields that held nothing, so that they need not be searched again. No secret is kept.
         self.clean: set[str] = set()
         self.clean_keys: dict[str, Verdict] = {}

@@ -96,8 +96,8 @@ class Walk:
         self._chars = masker.scan_budget
         self._nodes = masker.max_nodes
         self._open: list[int] = []
-        self.found = 0
-        self.failed = False
+        self.found: int = 0
+        self.failed: bool = False
 
     def hide(self, secret: str) -> str:
         """Count one secret and return what stands in its place."""

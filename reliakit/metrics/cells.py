@@ -44,7 +44,7 @@ class Cells:
     __slots__ = ("_rows", "_spare", "own")
 
     def __init__(self) -> None:
-        self.own = local()
+        self.own: local = local()
         self._rows: list[list[float]] = []
         self._spare: list[list[float]] = []
 

@@ -43,10 +43,10 @@ class Family(Generic[S]):
         self.metric = metric
         self.name = name
         self.drop = drop
-        self.cells = Cells()
-        self.bounds = metric.buckets
+        self.cells: Cells = Cells()
+        self.bounds: tuple[float, ...] = metric.buckets
         self.series: list[S] = []
-        self.label_names = tuple(label.name for label in metric.labels)
+        self.label_names: tuple[str, ...] = tuple(label.name for label in metric.labels)
         self._name_set = frozenset(self.label_names)
         # One call into C for all values; with a single name it would return no tuple.
         self._pick: Callable[[Mapping[str, object]], tuple[object, ...]] | None = (

@@ -87,7 +87,7 @@ class Metrics:
         if namespace != "" and not is_name(namespace):
             raise ConfigurationError(f"namespace must be letters, digits and _, or empty, got {namespace!r}")
         self.namespace = namespace
-        self.max_series = checks.count("max_series", max_series)
+        self.max_series: int = checks.count("max_series", max_series)
         # Guards declaring and attaching. Counting and rendering never take it.
         self._lock = Lock()
         renew_locks_after_fork(self, "_lock")
@@ -111,8 +111,8 @@ class Metrics:
         self._board = Scoreboard(self._find, self._observed.get, clock)
         for objective in wanted:
             self._board.add(objective)
-        self.asgi_app = AsgiApp(self.render, self._is_large)
-        self.wsgi_app = WsgiApp(self.render)
+        self.asgi_app: AsgiApp = AsgiApp(self.render, self._is_large)
+        self.wsgi_app: WsgiApp = WsgiApp(self.render)
         self._own("build_info", Gauge).labels(__version__, platform.python_version()).set(1)
 
     def attach(self) -> Subscription:

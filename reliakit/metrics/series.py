@@ -64,8 +64,8 @@ class Series:
         self._own = home.cells.own
         self._first = first
         self._tallies: tuple[tuple[Tally, float], ...] = ()
-        self.values = values
-        self.prefix = prefix
+        self.values: tuple[str, ...] = values
+        self.prefix: str = prefix
 
     @property
     def first(self) -> int:
