@@ -81,8 +81,10 @@ class RateLimiter:
     ) -> None:
         if not limits:
             raise ConfigurationError('a limiter needs at least one limit, such as RateLimiter("10/s")')
-        self.name = checks.named("name", name)
-        self.limits = tuple(limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in limits)
+        self.name: str = checks.named("name", name)
+        self.limits: tuple[Limit, ...] = tuple(
+            limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in limits
+        )
         rules = tuple(limit.rule for limit in self.limits)
         self._burst = min(rule.burst for rule in rules)
         written = ",".join(f"{rule.algorithm}:{rule.limit}:{rule.period}:{rule.burst}" for rule in rules)

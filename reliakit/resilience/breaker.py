@@ -158,7 +158,7 @@ class CircuitBreaker:
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.name = checks.named("name", name)
+        self.name: str = checks.named("name", name)
         self._failure_threshold = checks.count("failure_threshold", failure_threshold)
         self._half_open_calls = checks.count("half_open_calls", half_open_calls)
         if half_open_timeout is not None:

@@ -79,8 +79,8 @@ class Ticket:
     __slots__ = ("generation", "started")
 
     def __init__(self, generation: int, started: float | None = None) -> None:
-        self.generation = generation
-        self.started = started
+        self.generation: int = generation
+        self.started: float | None = started
 
 
 class Change:
@@ -89,10 +89,10 @@ class Change:
     __slots__ = ("cause", "previous", "retry_after", "state")
 
     def __init__(self, previous: State, state: State, cause: str, retry_after: float | None) -> None:
-        self.previous = previous
-        self.state = state
-        self.cause = cause
-        self.retry_after = retry_after
+        self.previous: State = previous
+        self.state: State = state
+        self.cause: str = cause
+        self.retry_after: float | None = retry_after
 
 
 class Circuit:
@@ -109,15 +109,15 @@ class Circuit:
         self._half_open_calls = half_open_calls
         self._half_open_timeout = half_open_timeout
         self.changes: deque[Change] = deque()
-        self.state = State.CLOSED
-        self.failures = 0
-        self.opened_count = 0
+        self.state: State = State.CLOSED
+        self.failures: int = 0
+        self.opened_count: int = 0
         # When the break ends: inf while that is not known, -inf outside of breaks. Callers may be refused by this
         # one value without the lock.
-        self.until = -inf
+        self.until: float = -inf
         # What every call gets while all may pass; None while each call needs a decision.
         self.shared: Ticket | None = Ticket(0)
-        self.generation = 0
+        self.generation: int = 0
         self._break_length = inf
         self._probes: dict[Ticket, float] = {}
         self._probe_successes = 0

@@ -92,9 +92,9 @@ class Gcra(Counter):
 
     def __init__(self, rule: Rule) -> None:
         common = gcd(rule.period, rule.limit)
-        self.scale = rule.limit // common
-        self.increment = rule.period // common
-        self.tolerance = self.increment * rule.burst
+        self.scale: int = rule.limit // common
+        self.increment: int = rule.period // common
+        self.tolerance: int = self.increment * rule.burst
 
     def due(self, state: int | None, at: int, cost: int, /) -> int:
         """See `Counter`."""

@@ -123,7 +123,7 @@ class Cut(Fault):
         self.after = after
         self.how: Literal["reset", "black_hole"] = how
         self.times = times
-        self.count = 0
+        self.count: int = 0
         self._happened = threading.Event()
 
     def wait(self, timeout: float = 10.0) -> bool:
