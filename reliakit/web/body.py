@@ -33,7 +33,7 @@ class BodyLimit(Part):
     __slots__ = ("max_body",)
 
     def __init__(self, max_body: int = 1_048_576) -> None:
-        self.max_body = checks.count("max_body", max_body, least=0)
+        self.max_body: int = checks.count("max_body", max_body, least=0)
 
     def refuses(self, request: Request) -> bool:
         """Return whether the declared length says enough."""

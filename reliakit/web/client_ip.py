@@ -39,7 +39,7 @@ class ClientIP:
     __slots__ = ("_header", "trusted")
 
     def __init__(self, trusted: Peers, header: str) -> None:
-        self.trusted = trusted
+        self.trusted: Peers = trusted
         self._header = header
 
     def __call__(self, request: Request) -> str:

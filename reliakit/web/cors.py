@@ -62,7 +62,7 @@ class Cors(Part):
         max_age: int = 600,
         expose: Iterable[str] = _EXPOSED,
     ) -> None:
-        self.credentials = credentials
+        self.credentials: bool = credentials
         self.origins: tuple[str, ...] | Callable[[str], bool]
         if callable(origins):
             self.origins = origins

@@ -91,7 +91,9 @@ class SecurityHeaders(Part):
     __slots__ = ("_insecure", "_secure", "_trusted", "fields")
 
     def __init__(self, fields: Mapping[str, str], *, trusted: Iterable[str] = ()) -> None:
-        self.fields = {checked_name(name): checked_value(name, value) for name, value in fields.items()}
+        self.fields: dict[str, str] = {
+            checked_name(name): checked_value(name, value) for name, value in fields.items()
+        }
         self._trusted = Peers(trusted)
         if len({name.lower() for name in self.fields}) < len(self.fields):
             raise ConfigurationError("fields must name each header once, letter case does not tell them apart")

@@ -64,20 +64,20 @@ class Exchange:
     )
 
     def __init__(self, method: str, request_id: str, trace_id: str | None, prefix: str, started: float) -> None:
-        self.method = method
-        self.request_id = request_id
-        self.trace_id = trace_id
-        self.prefix = prefix
-        self.started = started
+        self.method: str = method
+        self.request_id: str = request_id
+        self.trace_id: str | None = trace_id
+        self.prefix: str = prefix
+        self.started: float = started
         self.status: int | None = None
-        self.route = UNMATCHED
-        self.bytes = 0
+        self.route: str = UNMATCHED
+        self.bytes: int = 0
         self.declared: int | None = None
         self.finished: float | None = None
-        self.complete = False
-        self.disconnected = False
-        self.timed_out = False
-        self.ended = False
+        self.complete: bool = False
+        self.disconnected: bool = False
+        self.timed_out: bool = False
+        self.ended: bool = False
         self.error: BaseException | None = None
 
     def disconnect(self) -> None:
@@ -136,8 +136,8 @@ class RequestObserver(Part):
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.service = checks.named("service", service)
-        self.client = client
+        self.service: str = checks.named("service", service)
+        self.client: Callable[[Any], str] = client
         self._clock = clock
         self._emitter = Emitter(service, listeners, clock)
 

@@ -216,7 +216,7 @@ class ProblemResponses(Part):
     __slots__ = ("_emitter", "service")
 
     def __init__(self, *, service: str | None = None, listeners: Iterable[Listener] = ()) -> None:
-        self.service = service
+        self.service: str | None = service
         self._emitter = Emitter(service or "web", listeners)
 
     def answer(self, error: Exception) -> ProblemResponse:

@@ -107,8 +107,8 @@ class RateLimitHeaders(Part):
             raise ConfigurationError(f"limiter must have hit and ahit, as a RateLimiter does, got {limiter!r}")
         if not callable(key) or iscoroutinefunction(key):
             raise ConfigurationError(f"key must be a plain callable that takes a scope or environ, got {key!r}")
-        self.limiter = limiter
-        self.service = service
+        self.limiter: Limiter = limiter
+        self.service: str | None = service
         self._client = client
         self._key = key
         self._fields = checks.choice("fields", fields, ("draft", "legacy", "off"))

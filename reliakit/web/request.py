@@ -81,7 +81,7 @@ class Peers:
             raise ConfigurationError(
                 f"trusted must be a list of networks, got the text {trusted!r}: put it in a list"
             )
-        self.trusted = tuple(trusted)
+        self.trusted: tuple[str, ...] = tuple(trusted)
         self._unix = UNIX in self.trusted
         self._networks = tuple(_network(one) for one in self.trusted if one != UNIX)
 

@@ -69,10 +69,12 @@ class RequestTimeout(Part):
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.timeout = None if timeout is None else checks.seconds("timeout", timeout)
-        self.stream_timeout = None if stream_timeout is None else checks.seconds("stream_timeout", stream_timeout)
+        self.timeout: float | None = None if timeout is None else checks.seconds("timeout", timeout)
+        self.stream_timeout: float | None = (
+            None if stream_timeout is None else checks.seconds("stream_timeout", stream_timeout)
+        )
         self._trusted = Peers(trusted)
-        self.clock = clock
+        self.clock: Clock = clock
         self._problems = ProblemResponses(service=service, listeners=listeners)
         if self.timeout is None and self.stream_timeout is None and not self._trusted:
             raise ConfigurationError("timeout must be given where neither stream_timeout nor trusted is")

@@ -26,7 +26,7 @@ class Rescued:
     """Runs an app whose errors may still be answered until the first byte is out. One for each request."""
 
     def __init__(self, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse) -> None:
-        self.started = False
+        self.started: bool = False
         self._begun = False
         self._start_response = start_response
         self._iterable: Iterable[bytes] = ()
