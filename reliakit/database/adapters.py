@@ -1,4 +1,3 @@
-# ruff: noqa: D102 - what both colours do is documented once, in `Io`
 """How each colour waits: the only place where blocking and suspending differ.
 
 Flows are written once over `Io`. What `BlockingIo` offers never suspends, so a thread runs a flow in one step;
@@ -167,6 +166,7 @@ class BlockingIo:
     asynchronous = False
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
+        """Block the thread until the exchange is over, see `Io`."""
         try:
             if _NATIVE:
                 return waiting.wait(exchange, fileno, interval, seconds)
@@ -175,11 +175,13 @@ class BlockingIo:
             raise Late from None
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
+        """Open a `psycopg.Connection`. The bound is rounded up to whole seconds, 2 at least, as libpq has it."""
         return psycopg.Connection.connect(
             conninfo, autocommit=True, row_factory=row_factory, connect_timeout=_whole(seconds)
         )
 
     async def cancel(self, connection: Any, seconds: float) -> bool:
+        """Block until the request is through, at most so long, see `Io`."""
         if psycopg.capabilities.has_cancel_safe():
             return _cancelled(lambda: connection.cancel_safe(timeout=seconds))
         # An old libpq cannot bound this call, so it is given a thread that may be left behind.
@@ -190,6 +192,7 @@ class BlockingIo:
         return any(through)
 
     async def borrow(self, pool: Any, seconds: float) -> Connection:
+        """Block until the pool has a connection; one that comes after a Ctrl-C goes back by itself."""
         if threading.current_thread() is not threading.main_thread():
             return _connection(pool.getconn(timeout=seconds))
         # A Ctrl-C inside the pool's queue would lose a connection for good, and comes in the main thread alone.
@@ -198,6 +201,7 @@ class BlockingIo:
         return loan.wait()
 
     async def give_back(self, pool: Any, connection: Any) -> None:
+        """Block until the pool has it; after a Ctrl-C it gets there all the same."""
         if threading.current_thread() is not threading.main_thread():
             pool.putconn(connection)
             return
@@ -206,24 +210,31 @@ class BlockingIo:
         worker.join()
 
     async def open_pool(self, pool: Any) -> None:
+        """See `Io`."""
         pool.open()
 
     async def close_pool(self, pool: Any) -> None:
+        """See `Io`."""
         pool.close()
 
     async def autocommit(self, connection: Any, *, value: bool) -> None:
+        """Set the attribute, see `Io`."""
         connection.autocommit = value
 
     def bell(self) -> Bell:
+        """Make a bell for a thread."""
         return _ThreadBell()
 
     async def park(self, bell: Any, seconds: float) -> None:
+        """Block until the bell rings, at most so long."""
         bell.wait(seconds)
 
     async def sleep(self, clock: Clock, seconds: float) -> None:
+        """Block this thread."""
         clock.sleep(seconds)
 
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:  # noqa: ARG002 - nothing can interrupt a thread
+        """Call a plain function. One that is async is refused, and `seconds` bounds nothing here."""
         try:
             result = fn(*args)
             if guard.is_awaitable(result):
@@ -233,9 +244,12 @@ class BlockingIo:
         return Outcome(result)
 
     async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
+        """Call a plain hook; one that is async is refused."""
         return await self.call(hook, (), None)
 
     def install(self, connection: Any, wait: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        """Have psycopg run `wait` in one step, as none of its awaits suspends."""
+
         def wait_blocking(exchange: Any, interval: float = INTERVAL, **more: Any) -> Any:
             return run_blocking(wait(exchange, interval, **more))
 
@@ -252,6 +266,7 @@ class SuspendingIo:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
+        """Suspend the task until the exchange is over, see `Io`."""
         try:
             if _NATIVE:
                 return await waiting.wait_async(exchange, fileno, interval, seconds)
@@ -260,11 +275,13 @@ class SuspendingIo:
             raise Late from None
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
+        """Open a `psycopg.AsyncConnection`. The bound is rounded up to whole seconds, 2 at least, as libpq has it."""
         return await psycopg.AsyncConnection.connect(
             conninfo, autocommit=True, row_factory=row_factory, connect_timeout=_whole(seconds)
         )
 
     async def cancel(self, connection: Any, seconds: float) -> bool:
+        """Suspend until the request is through, at most so long, see `Io`."""
         try:
             async with asyncio.timeout(seconds + 0.1):
                 await connection.cancel_safe(timeout=seconds)
@@ -274,6 +291,7 @@ class SuspendingIo:
         return True
 
     async def borrow(self, pool: Any, seconds: float) -> Connection:
+        """Suspend until the pool has a connection; one that comes after a cancellation goes back by itself."""
         task: asyncio.Task[Any] = asyncio.create_task(pool.getconn(timeout=seconds))
         try:
             return _connection(await asyncio.shield(task))
@@ -283,29 +301,37 @@ class SuspendingIo:
             raise
 
     async def give_back(self, pool: Any, connection: Any) -> None:
+        """Suspend until the pool has it; after a cancellation it gets there all the same."""
         task = asyncio.create_task(pool.putconn(connection))
         self._keep(task)
         await asyncio.shield(task)
 
     async def open_pool(self, pool: Any) -> None:
+        """See `Io`."""
         await pool.open()
 
     async def close_pool(self, pool: Any) -> None:
+        """See `Io`."""
         await pool.close()
 
     async def autocommit(self, connection: Any, *, value: bool) -> None:
+        """Await the setter, see `Io`."""
         await connection.set_autocommit(value)
 
     def bell(self) -> Bell:
+        """Make a bell for this task. Any thread may ring it."""
         return _TaskBell()
 
     async def park(self, bell: Any, seconds: float) -> None:
+        """Suspend until the bell rings, at most so long."""
         await bell.wait(seconds)
 
     async def sleep(self, clock: Clock, seconds: float) -> None:
+        """Suspend this task."""
         await clock.asleep(seconds)
 
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:
+        """Await an async function, cut after so many seconds; a plain one is refused."""
         timer = asyncio.timeout(seconds)
         try:
             async with timer:
@@ -323,6 +349,7 @@ class SuspendingIo:
             return Outcome(error=error)
 
     async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
+        """Call a hook, plain or async."""
         try:
             result = hook()
             return Outcome(await result if guard.is_awaitable(result) else result)
@@ -330,6 +357,7 @@ class SuspendingIo:
             return Outcome(error=error)
 
     def install(self, connection: Any, wait: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        """Give psycopg `wait` itself, which it awaits."""
         connection.wait = wait
 
     def _keep(self, task: asyncio.Task[Any]) -> None:

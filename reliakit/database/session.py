@@ -48,9 +48,9 @@ class Answer:
         self.tag: bytes | None = None
         self.error: psycopg.Error | None = None
         self.interrupt: BaseException | None = None
-        self.late = False
-        self.sent = False
-        self.broken = False
+        self.late: bool = False
+        self.sent: bool = False
+        self.broken: bool = False
 
 
 class Session:
@@ -65,6 +65,7 @@ class Session:
     """
 
     __slots__ = (
+        "_io",
         "_manual",
         "_poll",
         "born",
@@ -76,7 +77,6 @@ class Session:
         "fresh",
         "idle_since",
         "inside",
-        "io",
         "name",
         "owned",
         "seconds",
@@ -85,25 +85,26 @@ class Session:
     )
 
     def __init__(self, connection: Any, io: Io, clock: Clock, name: str, *, owned: bool) -> None:
-        self.connection = connection
-        self.io = io
-        self.clock = clock
-        self.name = name
-        self.owned = owned
-        self.born = self.idle_since = clock.monotonic()
-        self.fresh = True
-        self.broken = False
+        self.connection: Any = connection
+        self._io = io
+        self.clock: Clock = clock
+        self.name: str = name
+        self.owned: bool = owned
+        self.born: float = clock.monotonic()
+        self.idle_since: float = self.born
+        self.fresh: bool = True
+        self.broken: bool = False
         self._manual = False
         self._poll: select.poll | None = None
         self.reset(self.born, 0.0)
 
     def reset(self, until: float, seconds: float) -> None:
         """Forget the last transaction; the next one has time until then, of so many seconds in all."""
-        self.until = until
-        self.seconds = seconds
-        self.statements = 0
-        self.inside = False  # between BEGIN and its end
-        self.ended = False  # the caller's code ended it, or it is over
+        self.until: float = until
+        self.seconds: float = seconds
+        self.statements: int = 0
+        self.inside: bool = False  # between BEGIN and its end
+        self.ended: bool = False  # the caller's code ended it, or it is over
         self.failed: str | None = None  # SQLSTATE of the last statement that failed
 
     async def adopt(self) -> None:
@@ -113,14 +114,14 @@ class Session:
             self._poll.register(self.connection.pgconn.socket, getattr(select, "POLLRDHUP", 0))
         if not self.connection.autocommit:
             self._manual = True
-            await self.io.autocommit(self.connection, value=True)
-        self.io.install(self.connection, self.wait)
+            await self._io.autocommit(self.connection, value=True)
+        self._io.install(self.connection, self.wait)
 
     async def release(self) -> None:
         """Hand the connection back as it came."""
         self.connection.__dict__.pop("wait", None)
         if self._manual and self.reusable:
-            await self.io.autocommit(self.connection, value=False)
+            await self._io.autocommit(self.connection, value=False)
 
     def abandon(self) -> None:
         """Close the connection at once, without a word to anybody. Never blocks or raises."""
@@ -171,7 +172,7 @@ class Session:
         self.statements += 1
         pgconn = self.connection.pgconn
         try:
-            result = await self.io.wait(
+            result = await self._io.wait(
                 exchange, pgconn.socket, interval, left if timeout is None or timeout > left else timeout
             )
         except Late:
@@ -214,7 +215,7 @@ class Session:
             answer.sent = True
             pgconn.send_query(sql)  # the simple protocol: one round trip, however many commands
             exchange = generators.execute(pgconn)
-            _collect(await self.io.wait(exchange, pgconn.socket, INTERVAL, until - self.clock.monotonic()), answer)
+            _collect(await self._io.wait(exchange, pgconn.socket, INTERVAL, until - self.clock.monotonic()), answer)
         except psycopg.Error as error:
             answer.error = error
         except BaseException as reason:  # noqa: BLE001 - kept, and raised by the caller once the answer is known
@@ -244,7 +245,7 @@ class Session:
             try:
                 # Begun anew, as an interrupt may have ended the first one: it picks the answer up where it is.
                 left = max(0.0, until - self.clock.monotonic())
-                _collect(await self.io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left), answer)
+                _collect(await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left), answer)
             except psycopg.Error as error:
                 answer.error = error
             except BaseException as again:  # noqa: BLE001 - as above
@@ -283,7 +284,7 @@ class Session:
         try:
             until = await self._ask_to_cancel(None)
             pgconn = self.connection.pgconn
-            await self.io.wait(exchange, pgconn.socket, INTERVAL, until - self.clock.monotonic())
+            await self._io.wait(exchange, pgconn.socket, INTERVAL, until - self.clock.monotonic())
         except (psycopg.Error, Late):
             pass  # QueryCanceled as asked for, or silence; the status below tells which
         except BaseException:
@@ -297,7 +298,7 @@ class Session:
     async def _ask_to_cancel(self, answer: Answer | None) -> float:
         """Send a cancel request and return until when to wait for what it does."""
         try:
-            through = await self.io.cancel(self.connection, GRACE)
+            through = await self._io.cancel(self.connection, GRACE)
         except BaseException as interrupt:
             if answer is None:
                 raise
