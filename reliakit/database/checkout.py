@@ -60,7 +60,9 @@ class Source:
             if not session.reusable:
                 session.abandon()
         finally:
-            await self.io.give_back(self.pool, session.connection)
+            if not session.returned:
+                session.returned = True
+                await self.io.give_back(self.pool, session.connection)
 
     async def open(self) -> None:
         """Open a pool that is not open yet."""
@@ -191,11 +193,19 @@ class Checkouts:
                 session.idle_since = self._clock.monotonic()
                 if not (session.owned and session.reusable) or lease.closed:
                     slot.session = None
-                    await self.source.dispose(session)
+                    await self._dispose(session)
         finally:
+            lease.leave()
             work.session = None
             work.lease = None
-            lease.leave()
+
+    async def _dispose(self, session: Session) -> None:
+        try:
+            await self.source.dispose(session)
+        except Exception as error:  # noqa: BLE001
+            # The caller's pool refused its own connection; what became of the transaction stands.
+            self._lost += 1
+            self._emitter.emit(ConnectionLeaked, reason=f"the pool did not take it back: {error!r}")
 
     def _usable(self) -> Gate:
         process = os.getpid()
@@ -283,7 +293,7 @@ class Checkouts:
             size=self._gate.size,
             in_use=len(held),
             waiting=self._gate.waiting,
-            leaked=len(dead),
+            leaked=len(dead) + self._lost,
             oldest_checkout=now - held[0].since if held else None,
         )
 

@@ -23,7 +23,7 @@ from reliakit.database.session import GRACE, Answer, Session
 if TYPE_CHECKING:
     from reliakit.database.transaction import Handle, Work
 
-__all__ = ["as_timeout", "commit", "objection_to_commit", "rollback", "rolled_back"]
+__all__ = ["as_timeout", "commit", "objection_to_commit", "rollback", "rolled_back", "with_verdict"]
 
 # The server's codes for "I cut this": statement, idle transaction, whole transaction.
 _CUT = frozenset({"57014", "25P03", "25P04"})
@@ -44,33 +44,30 @@ def objection_to_commit(work: Work, transaction: Handle, session: Session) -> Ba
     return None
 
 
-async def commit(work: Work, session: Session) -> tuple[machine.Verdict, BaseException | None]:
-    """Send COMMIT; return what became of the transaction and the error that says so. Never retried, never guessed."""
+async def commit(work: Work, session: Session) -> BaseException | None:
+    """Send COMMIT, note what became of the transaction, and return the error that says so. Never guessed."""
     # Whoever hung up before COMMIT was sent cannot have read it.
     gone = session.hung_up()
     session.inside = False
+    work.verdict = "unknown"
     answer = await session.command(b"COMMIT", session.until, GRACE)
-    verdict = machine.judge_commit(
+    work.verdict = machine.judge_commit(
         answer.tag if answer.error is None else None,
         sent=answer.sent and not gone,
         alive=not answer.broken,
         answered_with_error=answer.error is not None,
         sqlstate=None if answer.error is None else answer.error.sqlstate,
     )
-    return verdict, _error_of(work, session, answer, verdict)
+    return _error_of(work, session, answer)
 
 
-def _error_of(work: Work, session: Session, answer: Answer, verdict: machine.Verdict) -> BaseException | None:
-    unknown = _unknown(work, session, answer) if verdict == "unknown" else None
+def _error_of(work: Work, session: Session, answer: Answer) -> BaseException | None:
     if answer.interrupt is not None:
-        if unknown is not None:
-            answer.interrupt.__cause__ = unknown
-        else:
-            known = "committed" if verdict == "committed" else "rolled back"
-            answer.interrupt.add_note(f"reliakit: the transaction {work.operation!r} was {known}")
-        return answer.interrupt
-    if verdict != "rolled_back":
-        return unknown
+        return with_verdict(answer.interrupt, work, answer.error)
+    if work.verdict == "committed":
+        return None
+    if work.verdict == "unknown":
+        return _unknown(work, answer.error)
     if answer.late:
         late = session.timed_out()
         late.__cause__ = answer.error
@@ -78,15 +75,25 @@ def _error_of(work: Work, session: Session, answer: Answer, verdict: machine.Ver
     return answer.error or rolled_back(work, session, "an earlier statement in it failed")
 
 
-def _unknown(work: Work, session: Session, answer: Answer) -> CommitUnknownError:
+def with_verdict(interrupt: BaseException, work: Work, error: BaseException | None = None) -> BaseException:
+    """Return a cancellation or Ctrl-C that says on it what became of the transaction."""
+    if work.verdict == "unknown":
+        interrupt.__cause__ = error if isinstance(error, CommitUnknownError) else _unknown(work, error)
+    elif not work.bare:
+        known = "committed" if work.verdict == "committed" else "rolled back"
+        interrupt.add_note(f"reliakit: the transaction {work.operation!r} was {known}")
+    return interrupt
+
+
+def _unknown(work: Work, cause: BaseException | None) -> CommitUnknownError:
     unknown = CommitUnknownError(
-        f"{session.name}: COMMIT was sent and its answer never came, so {work.operation!r} happened wholly or not "
+        f"COMMIT was sent and its answer never came, so {work.operation!r} happened wholly or not "
         "at all: look before trying it again",
         name=work.operation,
         attempts=work.attempt.number,
         transaction_id=work.transaction_id,
     )
-    unknown.__cause__ = answer.error
+    unknown.__cause__ = cause
     return unknown
 
 

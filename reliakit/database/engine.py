@@ -124,9 +124,15 @@ class Engine:
             session = entered.work.session
             assert session is not None
             error = session.timed_out()
-        if entered.step in (Step.BEGIN, Step.BARE):
+        if entered.step not in (Step.BEGIN, Step.BARE):
+            return await self._leave_inner(entered, error)
+        try:
             return await self._leave_outermost(entered, error)
-        return await self._leave_inner(entered, error)
+        except BaseException as interrupt:
+            # A Ctrl-C between two lines of this package: what became of the transaction is told on it all the same.
+            if not isinstance(interrupt, Exception):
+                ending.with_verdict(interrupt, entered.work)
+            raise
 
     async def run(
         self,
@@ -221,10 +227,12 @@ class Engine:
 
     async def _did_not_begin(self, work: Work, error: BaseException) -> None:
         """Give back what was taken for a transaction that never ran, and tell how it ended."""
+        interrupt: BaseException | None = None
         try:
-            interrupt = None if work.session is None else await ending.rollback(work.session)
+            if work.session is not None:
+                interrupt = await ending.rollback(work.session)
         finally:
-            await self.checkouts.give_back(work)
+            interrupt = await self._give_back(work) or interrupt
         self._plan_retry(work, error, began=False, conflict=False)
         self._name(error, work)
         self.teller.ended(work, error, "rolled_back", began=False)
@@ -274,23 +282,25 @@ class Engine:
                 f"{self.name}: a transaction of {work.owner!r} was left elsewhere, so it was rolled back",
                 name=work.operation,
             )
-        verdict: machine.Verdict = "rolled_back"
         interrupt: BaseException | None = None
         try:
             if error is None and not work.bare:
                 error = ending.objection_to_commit(work, transaction, session)
             if error is not None or transaction.deliberate or work.bare:
                 error = ending.as_timeout(session, error)
-                interrupt = await ending.rollback(session)
                 if work.bare and error is None:
-                    verdict = "committed"
+                    work.verdict = "committed"
+                interrupt = await ending.rollback(session)
             else:
-                verdict, error = await ending.commit(work, session)
+                error = await ending.commit(work, session)
         finally:
             transaction.finished = session.ended = True
             statements, failed = session.statements, session.failed
-            await self.checkouts.give_back(work)
-        error = error if interrupt is None or _is_interrupt(error) else interrupt
+            late_interrupt = await self._give_back(work)
+        interrupt = interrupt or late_interrupt
+        if interrupt is not None and not _is_interrupt(error):
+            error = ending.with_verdict(interrupt, work, error)
+        verdict = work.verdict
         if error is not None:
             self._name(error, work)
             swallowed = isinstance(error, TransactionRolledBackError) and failed in machine.CONFLICTS
@@ -305,6 +315,15 @@ class Engine:
             interrupt = await self.teller.run_hooks(work, hooks)
             error = error if interrupt is None or _is_interrupt(error) else interrupt
         return error
+
+    async def _give_back(self, work: Work) -> BaseException | None:
+        """Give the connection back; return a cancellation or Ctrl-C that came meanwhile."""
+        try:
+            await self.checkouts.give_back(work)
+        except BaseException as interrupt:  # noqa: BLE001 - leaves the block, with the outcome told on it
+            await self.checkouts.give_back(work)  # goes on where the first one was interrupted
+            return interrupt
+        return None
 
     async def _leave_inner(self, entered: Entered, error: BaseException | None) -> BaseException | None:
         work, transaction, session = entered.work, entered.transaction, entered.work.session

@@ -107,7 +107,7 @@ class Lease:
         self._gate.leave(self)
 
     def __del__(self) -> None:
-        slot = self.slot
+        slot = getattr(self, "slot", None)  # an interrupted __init__ leaves none
         if slot is not None and slot.holder == self.number:
             self._gate.drop(slot, self.number)
 

@@ -79,6 +79,7 @@ class Session:
         "inside",
         "name",
         "owned",
+        "returned",
         "seconds",
         "statements",
         "until",
@@ -94,6 +95,7 @@ class Session:
         self.idle_since: float = self.born
         self.fresh: bool = True
         self.broken: bool = False
+        self.returned: bool = False  # to the pool it was borrowed from
         self._manual = False
         self._poll: select.poll | None = None
         self.reset(self.born, 0.0)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.database.gate import Lease, Owner
+    from reliakit.database.machine import Verdict
     from reliakit.database.session import Session
     from reliakit.database.settings import Isolation, TransactionOptions, TransactionRetry
 
@@ -88,6 +89,7 @@ class Work:
         "savepoints",
         "session",
         "transaction_id",
+        "verdict",
         "waited",
     )
 
@@ -114,6 +116,7 @@ class Work:
         self.bare = bare  # a connection without a transaction
         self.lease: Lease | None = None
         self.session: Session | None = None
+        self.verdict: Verdict = "rolled_back"  # as far as is known: nothing is committed before COMMIT is sent
         self.rows = 0
         self.savepoints = 0
         self.transaction_id: str | None = None
@@ -358,13 +361,21 @@ class Frame:
         self.owner = owner
         self.outer = outer
 
+    def running(self) -> Handle | None:
+        """Return the transaction while it runs; one that is over is nobody's, though a task may outlive its block."""
+        transaction = self.transaction()
+        return None if transaction is None or transaction.finished else transaction
+
 
 _frame: ContextVar[Frame | None] = ContextVar("reliakit_transaction", default=None)
 
 
 def push(realm: object, transaction: Handle, owner: Owner) -> Frame:
     """Enter a transaction in this context."""
-    frame = Frame(realm, transaction, owner, _frame.get())
+    outer = _frame.get()
+    while outer is not None and outer.running() is None:
+        outer = outer.outer  # left behind by a block that was abandoned or interrupted
+    frame = Frame(realm, transaction, owner, outer)
     _frame.set(frame)
     return frame
 
@@ -380,9 +391,8 @@ def frame_of(realm: object) -> tuple[Handle, bool] | None:
     frame = _frame.get()
     while frame is not None:
         if frame.realm is realm:
-            transaction = frame.transaction()
-            # One that has ended is nobody's: a task that was started in a block may live longer than the block.
-            if transaction is not None and not transaction.finished:
+            transaction = frame.running()
+            if transaction is not None:
                 return transaction, frame.owner is owner_here()
         frame = frame.outer
     return None
