@@ -53,14 +53,14 @@ class Entered:
     __slots__ = ("frame", "hooks", "lock_timeout", "savepoint", "step", "transaction", "until", "work")
 
     def __init__(self, step: Step, transaction: Handle, work: Work) -> None:
-        self.step = step
-        self.transaction = transaction
-        self.work = work
+        self.step: Step = step
+        self.transaction: Handle = transaction
+        self.work: Work = work
         self.frame: Frame | None = None
-        self.until = 0.0  # the outer block's deadline
-        self.lock_timeout = work.lock_timeout  # the outer block's
-        self.savepoint = ""
-        self.hooks = (len(work.after_commit), len(work.after_rollback))
+        self.until: float = 0.0  # the outer block's deadline
+        self.lock_timeout: float | None = work.lock_timeout  # the outer block's
+        self.savepoint: str = ""
+        self.hooks: tuple[int, int] = (len(work.after_commit), len(work.after_rollback))
 
     def remaining(self) -> float:
         """Return the seconds that are left to the block."""

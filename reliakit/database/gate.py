@@ -60,13 +60,13 @@ class Slot:
     __slots__ = ("holder", "owner", "place", "reported", "session", "since", "told")
 
     def __init__(self) -> None:
-        self.holder = 0
+        self.holder: int = 0
         self.session: Session | None = None
         self.owner: Owner | None = None
-        self.since = 0.0
+        self.since: float = 0.0
         self.place: Place = (None, 0)
-        self.reported = False  # that it is held for long
-        self.told = False  # that it is lost
+        self.reported: bool = False  # that it is held for long
+        self.told: bool = False  # that it is lost
 
     @property
     def line(self) -> str:
@@ -89,10 +89,10 @@ class Lease:
     __slots__ = ("__weakref__", "_gate", "bell", "number", "owner", "place", "since", "slot")
 
     def __init__(self, gate: Gate, owner: Owner, since: float, place: Place) -> None:
-        self.number = gate.next_number()
-        self.owner = owner
-        self.since = since
-        self.place = place
+        self.number: int = gate.next_number()
+        self.owner: Owner = owner
+        self.since: float = since
+        self.place: Place = place
         self.slot: Slot | None = None
         self.bell: Bell | None = None
         self._gate = gate
@@ -123,13 +123,13 @@ class Gate:
     def __init__(self, name: str, size: int) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self.slots = tuple(Slot() for _ in range(size))
+        self._slots = tuple(Slot() for _ in range(size))
         # A stack: the connection used last is used next, so that the others can grow old and be closed.
-        self._free = list(self.slots)
+        self._free = list(self._slots)
         self._queue: deque[Lease] = deque()
         self._dropped: deque[tuple[Slot, int]] = deque()
         self._numbers = itertools.count(1)
-        self.closed = False
+        self.closed: bool = False
 
     def next_number(self) -> int:
         """Return a number that no other lease of this gate has."""
@@ -195,7 +195,7 @@ class Gate:
         """Return sessions that nobody uses and that are too old, keeping so many. O(free slots)."""
         expired: list[Session] = []
         with self._lock:
-            size = sum(slot.session is not None for slot in self.slots)
+            size = sum(slot.session is not None for slot in self._slots)
             for slot in self._free:
                 if size <= keep:
                     break
@@ -210,12 +210,12 @@ class Gate:
         """Return the slots that are in use, the oldest checkout first."""
         with self._lock:
             self._sweep_locked()
-            return sorted((slot for slot in self.slots if slot.holder), key=lambda slot: slot.since)
+            return sorted((slot for slot in self._slots if slot.holder), key=lambda slot: slot.since)
 
     @property
     def size(self) -> int:
         """How many connections are open."""
-        return sum(slot.session is not None for slot in self.slots)
+        return sum(slot.session is not None for slot in self._slots)
 
     @property
     def waiting(self) -> int:
@@ -277,9 +277,9 @@ class Gate:
     def _refuse_deadlock_locked(self, lease: Lease) -> None:
         waiting = {id(queued.owner) for queued in self._queue}
         waiting.add(id(lease.owner))
-        if all(id(slot.owner) in waiting for slot in self.slots if slot.holder):
+        if all(id(slot.owner) in waiting for slot in self._slots if slot.holder):
             raise TransactionUsageError(
-                f"{self._name}: all {len(self.slots)} connections are held by code that waits for another one, this "
+                f"{self._name}: all {len(self._slots)} connections are held by code that waits for another one, this "
                 "code included, so nobody could go on: raise max_size, or do not nest (REQUIRES_NEW inside a "
                 "transaction needs a second connection)",
                 name=self._name,

@@ -63,9 +63,9 @@ class Attempt:
     __slots__ = ("number", "pause", "retry", "until")
 
     def __init__(self, number: int = 1, until: float | None = None, retry: TransactionRetry | None = None) -> None:
-        self.number = number
-        self.until = until
-        self.retry = retry
+        self.number: int = number
+        self.until: float | None = until
+        self.retry: TransactionRetry | None = retry
         self.pause: float | None = None  # seconds before the next one, None when this is the last
 
 
@@ -104,21 +104,21 @@ class Work:
         asked: float,
         bare: bool,
     ) -> None:
-        self.isolation = isolation
-        self.read_only = options.read_only
-        self.deferrable = options.deferrable
-        self.lock_timeout = lock_timeout
-        self.operation = options.operation or "transaction"
-        self.owner = owner
-        self.attempt = attempt
-        self.asked = asked  # when a connection was asked for
-        self.waited = 0.0
-        self.bare = bare  # a connection without a transaction
+        self.isolation: Isolation = isolation
+        self.read_only: bool = options.read_only
+        self.deferrable: bool = options.deferrable
+        self.lock_timeout: float | None = lock_timeout
+        self.operation: str = options.operation or "transaction"
+        self.owner: Owner = owner
+        self.attempt: Attempt = attempt
+        self.asked: float = asked  # when a connection was asked for
+        self.waited: float = 0.0
+        self.bare: bool = bare  # a connection without a transaction
         self.lease: Lease | None = None
         self.session: Session | None = None
         self.verdict: Verdict = "rolled_back"  # as far as is known: nothing is committed before COMMIT is sent
-        self.rows = 0
-        self.savepoints = 0
+        self.rows: int = 0
+        self.savepoints: int = 0
         self.transaction_id: str | None = None
         self.after_commit: list[Hook] = []
         self.after_rollback: list[Hook] = []
@@ -130,12 +130,12 @@ class _Handle(Generic[ConnectionT]):
     __slots__ = ("__weakref__", "_clock", "_name", "deliberate", "doomed", "finished", "work")
 
     def __init__(self, work: Work, clock: Clock, name: str) -> None:
-        self.work = work
+        self.work: Work = work
         self._clock = clock
         self._name = name
-        self.finished = False
-        self.doomed = False  # joined code failed
-        self.deliberate = False  # set_rollback_only() was called
+        self.finished: bool = False
+        self.doomed: bool = False  # joined code failed
+        self.deliberate: bool = False  # set_rollback_only() was called
 
     @property
     def connection(self) -> ConnectionT:
@@ -355,11 +355,11 @@ class Frame:
     __slots__ = ("outer", "owner", "realm", "transaction")
 
     def __init__(self, realm: object, transaction: Handle, owner: Owner, outer: Frame | None) -> None:
-        self.realm = realm  # the database
+        self.realm: object = realm  # the database
         # Held weakly, so that a block that is abandoned takes its transaction with it.
-        self.transaction = weakref.ref(transaction)
-        self.owner = owner
-        self.outer = outer
+        self.transaction: weakref.ref[Handle] = weakref.ref(transaction)
+        self.owner: Owner = owner
+        self.outer: Frame | None = outer
 
     def running(self) -> Handle | None:
         """Return the transaction while it runs; one that is over is nobody's, though a task may outlive its block."""
