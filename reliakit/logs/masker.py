@@ -83,11 +83,11 @@ class Masker:
         self.clean_keys: dict[str, Verdict] = {}
 
     def mask(self, value: T) -> T:
-        """Return the value without its secrets; a container in which nothing was found is returned itself.
+        """Return a copy of the value without its secrets.
 
         Containers keep their type, dataclasses and other records become dicts of their fields, and any other
-        object becomes its masked text. The input is never changed. Never raises: what cannot be masked becomes a
-        placeholder.
+        object becomes its masked text. The input is never changed, and changing the copy does not change it. Never
+        raises: what cannot be masked becomes a placeholder.
 
         Args:
             value: Anything.

@@ -71,7 +71,8 @@ class Walk:
 
     Args:
         masker: Whose rules and budgets to follow.
-        plain: Turn everything into what JSON knows; else containers and scalars keep their types.
+        plain: Turn everything into what JSON knows, and share containers in which nothing was found; else containers
+            and scalars keep their types, and what can be changed is copied.
     """
 
     __slots__ = (
@@ -191,7 +192,7 @@ class Walk:
             return FAILED
 
     def fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return a record's fields without their secrets, and the same dict if none was found."""
+        """Return a record's fields without their secrets, and for JSON the same dict if none was found."""
         return self._dict(fields, 0)
 
     def _int(self, value: int) -> Any:
@@ -234,7 +235,7 @@ class Walk:
         return self._entries(value, depth)
 
     def _entries(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
-        """Return a dict's entries without their secrets, and the same dict if none was found."""
+        """Return a dict's entries without their secrets, and for JSON the same dict if none was found."""
         verdict_of, clean = self._keys.get, self._clean
         changes: dict[Any, Any] = {}
         keys_change = False
@@ -260,7 +261,7 @@ class Walk:
             self._hide_named(value, changes, depth)
         if keys_change:
             return self._renamed(value, changes)
-        return {**value, **changes} if changes else value
+        return {**value, **changes} if changes or not self._plain else value
 
     def _key(self, key: Any) -> tuple[Any, Verdict]:
         """Return a key without secrets, as JSON has it, and what it says about its value."""
@@ -313,7 +314,7 @@ class Walk:
         return (*items, TOO_MANY) if type(items) is tuple else [*items, TOO_MANY]
 
     def _items(self, value: Any, depth: int) -> Any:
-        """Return a list's or tuple's items without their secrets, and the same object if none was found."""
+        """Return a list's or tuple's items without their secrets; a tuple without any, and for JSON a list, itself."""
         changed: list[Any] | None = None
         hide_next = self._second_of_pair(value)
         for index, item in enumerate(value):
@@ -331,7 +332,7 @@ class Walk:
                 changed = list(value[:index])
             changed.append(masked)
         if changed is None:
-            return value
+            return value if self._plain or type(value) is tuple else list(value)
         return tuple(changed) if type(value) is tuple else changed
 
     def _second_of_pair(self, value: Any) -> Verdict | None:
@@ -408,9 +409,13 @@ class Walk:
             masked.append(TOO_MANY)
         if self._plain:
             return sorted(masked, key=str)
-        if room == len(value) and all(shown is item for shown, item in zip(masked, value, strict=True)):
+        is_clean = room == len(value) and all(shown is item for shown, item in zip(masked, value, strict=True))
+        if is_clean and type(value) is frozenset:
             return value
-        return masked if any(type(item) in (dict, list) for item in masked) else type(value)(masked)
+        if any(type(item) in (dict, list) for item in masked):
+            return masked
+        # Views of dicts are sets that cannot be made.
+        return frozenset(masked) if isinstance(value, frozenset) else set(masked)
 
     def _bytes(self, value: Any) -> Any:
         size: int = memoryview(value).nbytes
@@ -419,4 +424,6 @@ class Walk:
         masked = self.text(text)
         if self._plain:
             return masked
-        return value if masked == text and size == len(raw) else masked.encode()
+        if masked != text or size != len(raw):
+            return masked.encode()
+        return bytearray(value) if type(value) is bytearray else value
