@@ -114,7 +114,13 @@ def test_containers_keep_their_type_and_order():
 
 
 def test_changing_the_copy_never_changes_the_input():
-    value = {"list": [1, {"x": "y"}], "pair": (1, [2]), "set": {3}, "raw": bytearray(b"abc"), ("a", frozenset({1})): [4]}
+    value = {
+        "list": [1, {"x": "y"}],
+        "pair": (1, [2]),
+        "set": {3},
+        "raw": bytearray(b"abc"),
+        ("a", frozenset({1})): [4],
+    }
     before = copy.deepcopy(value)
     masked = masker.mask(value)
     assert masked == before
@@ -315,11 +321,13 @@ SECRET = 'p@ss/w+rd "ü" \\ & <x>'
         json.dumps(SECRET, ensure_ascii=False),
         json.dumps(json.dumps(SECRET)),
         repr(SECRET),
+        ascii(SECRET),
         repr(SECRET.encode()),
         html.escape(SECRET),
         SECRET.encode().hex(),
         base64.b64encode(SECRET.encode()).decode(),
         base64.urlsafe_b64encode(SECRET.encode()).decode(),
+        base64.urlsafe_b64encode(SECRET.encode()).decode().rstrip("="),
     ],
 )
 def test_a_registered_secret_is_found_in_every_form(form):

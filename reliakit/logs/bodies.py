@@ -32,6 +32,10 @@ _PAIR = re.compile(
     r"(\\{0,8}[\"'])(?:name|Name|key|Key|header)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1"
     r"[ ]{0,4},[ ]{0,4}\1(?:value|Value)\1[ ]{0,4}:[ ]{0,4}"
 )
+# What Python shows of a pair, `('x-api-key', '...')`, and of a command's arguments, `['--password', '...']`.
+_COUPLE = re.compile(r"([(\[]|,[ ]{0,4})[bu]?(\\{0,8}[\"'])([\w.\-]{1,64})\2(?=[ ]{0,4},[ ]{0,4}[bu]?(\\{0,8}[\"']))")
+_COUPLE_END = re.compile(r"\\{0,8}[\"'][ ]{0,4}[)\]]")
+_IDENTIFIER = re.compile(r"[A-Za-z_]{1,64}")
 
 
 def mask_fields(text: str, hide: Hide, rules: KeyRules) -> str:
@@ -42,6 +46,8 @@ def mask_fields(text: str, hide: Hide, rules: KeyRules) -> str:
         text = _MULTIPART.sub(lambda found: _part(found, hide, rules), text)
     if "alue" in text and _PAIR.search(text):
         text = _hide_from(text, _PAIR, 2, hide, rules)
+    if "(" in text or "[" in text:
+        text = _hide_couples(text, hide, rules)
     if "=" in text or ":" in text or "'" in text or '"' in text or "%3" in text or "：" in text:
         text = _hide_from(text, _NAMED, 1, hide, rules)
     return _hide_spoken(text, hide, rules) if " " in text and _STEMS.search(text) else text
@@ -64,6 +70,28 @@ def _hide_from(text: str, pattern: re.Pattern[str], group: int, hide: Hide, rule
                 parts += (text[at:begin], hide(value))
                 at = end = stop
         found = pattern.search(text, max(end, found.end()))
+    return "".join((*parts, text[at:])) if parts else text
+
+
+def _hide_couples(text: str, hide: Hide, rules: KeyRules) -> str:
+    """Hide the second of a pair whose first is a sensitive name; a mere list of names is left."""
+    parts: list[str] = []
+    at = 0
+    for found in _COUPLE.finditer(text):
+        verdict = rules.verdict(found[3])
+        if found.start() < at or verdict is Verdict.SAFE:
+            continue
+        begin = found.end(4)
+        stop = _quoted_end(text, begin, found[4])
+        value = text[begin:stop]
+        if found[3].startswith("-"):
+            is_value = not value.startswith("-")
+        else:
+            is_pair = found[1] in ("(", "[") and (stop >= len(text) or _COUPLE_END.match(text, stop) is not None)
+            is_value = is_pair and _IDENTIFIER.fullmatch(value) is None
+        if is_value and _is_hidden(verdict, value):
+            parts += (text[at:begin], hide(value))
+            at = stop
     return "".join((*parts, text[at:])) if parts else text
 
 
@@ -148,7 +176,7 @@ _OPENING = re.compile(r"(?:[bruBRUf]{1,2}(?=[\"']))?((?:\\*+[\"'`])|%22)")
 _BARE = re.compile(
     r"(?:[^\s,;&\"'<>(){}\[\]|\\%]"
     r"|[\"')}\]>|(\[{](?=\w)|<(?=\w)|\\(?![\"'])|%(?!26|22|2[Cc]|0[AaDd])"
-    r"|[,;&](?=[^\s,;&=:\"'<>(){}\[\]]++(?:[\s,;&]|$)))*+"
+    r"|[,;&](?=[^\s,;&=:\"'<>(){}\[\]]++(?:[\s,;&\"']|$)))*+"
 )
 _INSIDE = {
     '"': re.compile(r"(?:[^\"\\]++|\\.)*+", re.DOTALL),
@@ -191,6 +219,8 @@ def _extent(text: str, found: re.Match[str], name: str) -> tuple[int, int]:  # n
         end = _end(_LINE, text, start)
         return start, start + len(text[start:end].rstrip(" \t,;"))
     end = _end(_BARE, text, start)
+    while not found[0].rstrip().lower().endswith(("%3d", "%3a")) and text.startswith("%", end):
+        end = _end(_BARE, text, end + 1)  # the separator is not encoded, so what is encoded belongs to the value
     if text[end : end + 1] == "(":
         end = _balanced_end(text, end)
     return start, end

@@ -67,6 +67,7 @@ def forms_of(value: str) -> set[str]:
         html.escape(value),
         html.escape(value, quote=False),
         repr(value)[1:-1],
+        ascii(value)[1:-1],
         repr(raw)[2:-1],
         raw.hex(),
         raw.hex().upper(),
@@ -90,6 +91,6 @@ def _base64_cores(raw: bytes) -> Iterator[str]:
             whole = encode(padded).decode()
             if len(whole[core]) >= _SHORTEST_CORE:
                 yield whole[core]
-    yield base64.b64encode(raw).decode()
-    yield base64.urlsafe_b64encode(raw).decode()
-    yield base64.b32encode(raw).decode()
+    for encode in (base64.b64encode, base64.urlsafe_b64encode, base64.b32encode):
+        whole = encode(raw).decode()
+        yield from (whole, whole.rstrip("="))

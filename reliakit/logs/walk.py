@@ -314,7 +314,7 @@ class Walk:
         return (*items, TOO_MANY) if type(items) is tuple else [*items, TOO_MANY]
 
     def _items(self, value: Any, depth: int) -> Any:
-        """Return a list's or tuple's items without their secrets; a tuple without any, and for JSON a list, itself."""
+        """Return a list's or tuple's items without their secrets; where none was found, JSON gets the same object."""
         changed: list[Any] | None = None
         hide_next = self._second_of_pair(value)
         for index, item in enumerate(value):
