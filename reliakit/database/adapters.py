@@ -71,7 +71,7 @@ class Io(Protocol):
         """Take a connection from a pool of psycopg_pool."""
         ...
 
-    async def give_back(self, pool: Any, connection: Any) -> None:
+    async def give_back(self, pool: Any, connection: Any, under_way: list[Any]) -> None:
         """Return a connection to its pool, whatever comes in between."""
         ...
 
@@ -81,6 +81,10 @@ class Io(Protocol):
 
     async def close_pool(self, pool: Any) -> None:
         """Close it."""
+        ...
+
+    def give_back_later(self, pool: Any, connection: Any) -> None:
+        """Return a connection to its pool without waiting for it; called by the garbage collector."""
         ...
 
     async def autocommit(self, connection: Any, *, value: bool) -> None:
@@ -196,18 +200,21 @@ class BlockingIo:
         if threading.current_thread() is not threading.main_thread():
             return _connection(pool.getconn(timeout=seconds))
         # A Ctrl-C inside the pool's queue would lose a connection for good, and comes in the main thread alone.
-        loan = _Loan(pool, seconds)
-        threading.Thread(target=loan.fetch, name="reliakit-getconn", daemon=True).start()
-        return loan.wait()
+        return _Loan(pool, seconds).get()
 
-    async def give_back(self, pool: Any, connection: Any) -> None:
+    async def give_back(self, pool: Any, connection: Any, under_way: list[Any]) -> None:
         """Block until the pool has it; after a Ctrl-C it gets there all the same."""
         if threading.current_thread() is not threading.main_thread():
+            under_way.append(None)
             pool.putconn(connection)
             return
-        worker = threading.Thread(target=pool.putconn, args=(connection,), name="reliakit-putconn")
-        worker.start()
-        worker.join()
+        if not under_way:
+            under_way.append(_Return(pool, connection))
+        under_way[0].finish()
+
+    def give_back_later(self, pool: Any, connection: Any) -> None:
+        """Have a thread of its own do it: the collector may run while this thread holds the pool's lock."""
+        threading.Thread(target=pool.putconn, args=(connection,), name="reliakit-putconn", daemon=True).start()
 
     async def open_pool(self, pool: Any) -> None:
         """See `Io`."""
@@ -300,11 +307,17 @@ class SuspendingIo:
             self._keep(asyncio.create_task(_return_late(pool, task)))
             raise
 
-    async def give_back(self, pool: Any, connection: Any) -> None:
+    async def give_back(self, pool: Any, connection: Any, under_way: list[Any]) -> None:
         """Suspend until the pool has it; after a cancellation it gets there all the same."""
-        task = asyncio.create_task(pool.putconn(connection))
-        self._keep(task)
-        await asyncio.shield(task)
+        if not under_way:
+            under_way.append(asyncio.create_task(pool.putconn(connection)))
+            self._keep(under_way[0])
+        await asyncio.shield(under_way[0])
+
+    def give_back_later(self, pool: Any, connection: Any) -> None:
+        """Have a task of its own do it, where a loop still runs."""
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - see gate.owner_here
+            self._keep(asyncio.create_task(pool.putconn(connection)))
 
     async def open_pool(self, pool: Any) -> None:
         """See `Io`."""
@@ -380,7 +393,7 @@ class _Loan:
         try:
             outcome: Outcome[Any] = Outcome(self._pool.getconn(timeout=self._seconds))
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            outcome = Outcome[Any](error=error)
+            outcome = Outcome(error=error)
         with self._lock:
             self._outcome = outcome
             abandoned = self._abandoned
@@ -388,8 +401,9 @@ class _Loan:
         if abandoned and outcome.error is None:
             self._pool.putconn(outcome.value)
 
-    def wait(self) -> Connection:
+    def get(self) -> Connection:
         try:
+            threading.Thread(target=self.fetch, name="reliakit-getconn", daemon=True).start()
             self._done.wait()
             return _connection(self._outcome.unwrap())
         except BaseException:
@@ -399,6 +413,31 @@ class _Loan:
             if late is not None:
                 self._pool.putconn(late)
             raise
+
+
+class _Return:
+    """One connection on its way back to a pool, in a thread where no Ctrl-C can stop it."""
+
+    def __init__(self, pool: Any, connection: Any) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._put, name="reliakit-putconn")
+
+    def finish(self) -> None:
+        """Start it unless that was done before, wait for its end, and raise what the pool raised."""
+        if self._thread.ident is None:
+            with suppress(RuntimeError):  # a Ctrl-C came while it started
+                self._thread.start()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _put(self) -> None:
+        try:
+            self._pool.putconn(self._connection)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            self._error = error
 
 
 async def _return_late(pool: Any, task: asyncio.Task[Any]) -> None:

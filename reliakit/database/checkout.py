@@ -34,20 +34,15 @@ class Source:
         self.row_factory = row_factory
         self._opened_pool = False
 
-    async def obtain(self, seconds: float, clock: Clock, name: str) -> Session:
-        """Return a session on an open connection, within about so many seconds."""
+    async def obtain(self, slot: Slot, seconds: float, clock: Clock, name: str) -> Session:
+        """Put a session on an open connection into the slot, within about so many seconds, and return it."""
+        session = Session(self.io, clock, name, pool=self.pool)
         if self.pool is None:
-            connection: Any = await self.io.connect(self.conninfo, seconds, self.row_factory)
+            session.connection = await self.io.connect(self.conninfo, seconds, self.row_factory)
         else:
-            connection = await self.io.borrow(self.pool, seconds)
-        session = Session(connection, self.io, clock, name, owned=self.pool is None)
-        # A pool does not say whether a connection is new.
-        session.fresh = session.owned
-        try:
-            await session.adopt()
-        except BaseException:
-            await self.dispose(session)
-            raise
+            session.connection = await self.io.borrow(self.pool, seconds)
+        slot.session = session
+        await session.adopt()
         return session
 
     async def dispose(self, session: Session) -> None:
@@ -55,14 +50,12 @@ class Source:
         if session.owned:
             session.abandon()
             return
-        try:
+        if not session.returning:  # once that has begun, the connection may be somebody else's
+            reusable = session.reusable
             await session.release()
-            if not session.reusable:
+            if not reusable:
                 session.abandon()
-        finally:
-            if not session.returned:
-                session.returned = True
-                await self.io.give_back(self.pool, session.connection)
+        await self.io.give_back(self.pool, session.connection, session.returning)
 
     async def open(self) -> None:
         """Open a pool that is not open yet."""
@@ -176,28 +169,24 @@ class Checkouts:
         work.session = session
 
     async def _obtain(self, slot: Slot, seconds: float) -> Session:
-        session = await self.source.obtain(max(0.001, seconds), self._clock, self.name)
-        slot.session = session
-        return session
+        return await self.source.obtain(slot, max(0.001, seconds), self._clock, self.name)
 
     async def give_back(self, work: Work) -> None:
-        """Take the work's connection back, in whatever state it is. May be called any number of times."""
+        """Take the work's connection back, in whatever state. Called again, it goes on where it was interrupted."""
         session, lease = work.session, work.lease
         if lease is None:
             return
         slot = lease.slot
-        try:
-            if session is not None and slot is not None:
-                self._note_return(slot)
-                session.fresh = False
-                session.idle_since = self._clock.monotonic()
-                if not (session.owned and session.reusable) or lease.closed:
-                    slot.session = None
-                    await self._dispose(session)
-        finally:
-            lease.leave()
-            work.session = None
-            work.lease = None
+        if session is not None and slot is not None:
+            self._note_return(slot)
+            session.fresh = False
+            session.idle_since = self._clock.monotonic()
+            if not (session.owned and session.reusable) or lease.closed:
+                await self._dispose(session)
+                slot.session = None
+        lease.leave()
+        work.session = None
+        work.lease = None
 
     async def _dispose(self, session: Session) -> None:
         try:

@@ -50,24 +50,24 @@ class Answer:
         self.interrupt: BaseException | None = None
         self.late: bool = False
         self.sent: bool = False
-        self.broken: bool = False
+        self.broken: bool = True  # until it is adopted
 
 
 class Session:
     """One connection, its deadline, and what happened on it.
 
     Args:
-        connection: An idle psycopg connection.
         io: How to wait.
         clock: What measures `until`.
         name: The database, for messages.
-        owned: It is ours to keep and close; else it is borrowed from a pool.
+        pool: Where the connection is borrowed from, None for one that is ours to keep and close.
     """
 
     __slots__ = (
         "_io",
         "_manual",
         "_poll",
+        "_pool",
         "born",
         "broken",
         "clock",
@@ -79,23 +79,24 @@ class Session:
         "inside",
         "name",
         "owned",
-        "returned",
+        "returning",
         "seconds",
         "statements",
         "until",
     )
 
-    def __init__(self, connection: Any, io: Io, clock: Clock, name: str, *, owned: bool) -> None:
-        self.connection: Any = connection
+    def __init__(self, io: Io, clock: Clock, name: str, *, pool: Any) -> None:
+        self.connection: Any = None  # an idle psycopg connection, put here as soon as there is one
+        self._pool = pool
         self._io = io
         self.clock: Clock = clock
         self.name: str = name
-        self.owned: bool = owned
+        self.owned: bool = pool is None
         self.born: float = clock.monotonic()
         self.idle_since: float = self.born
-        self.fresh: bool = True
-        self.broken: bool = False
-        self.returned: bool = False  # to the pool it was borrowed from
+        self.fresh: bool = self.owned  # a pool does not say whether a connection is new
+        self.broken: bool = True  # until it is adopted
+        self.returning: list[Any] = []  # what brings it back to the pool it was borrowed from, once that has begun
         self._manual = False
         self._poll: select.poll | None = None
         self.reset(self.born, 0.0)
@@ -118,11 +119,12 @@ class Session:
             self._manual = True
             await self._io.autocommit(self.connection, value=True)
         self._io.install(self.connection, self.wait)
+        self.broken = False
 
     async def release(self) -> None:
         """Hand the connection back as it came."""
         self.connection.__dict__.pop("wait", None)
-        if self._manual and self.reusable:
+        if self._manual and self.connection.pgconn.transaction_status == _IDLE:
             await self._io.autocommit(self.connection, value=False)
 
     def abandon(self) -> None:
@@ -130,6 +132,11 @@ class Session:
         self.broken = True
         self.connection.__dict__.pop("wait", None)
         self.connection.pgconn.finish()
+
+    def __del__(self) -> None:
+        # A Ctrl-C came between getting a borrowed connection and noting it down: its pool must have it back.
+        if not getattr(self, "returning", True) and self._pool is not None and self.connection is not None:
+            self._io.give_back_later(self._pool, self.connection)
 
     @property
     def reusable(self) -> bool:

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from types import FrameType
@@ -282,7 +283,9 @@ def interrupted(db: Database, item: int, at: int) -> str:
                 return "unknown"
             if any("was committed" in note for note in getattr(error, "__notes__", ())):
                 return "committed"
-            return "interrupted"
+            # In `__exit__`, before or after its one call, is as good as outside of the block.
+            places = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+            return "unknown" if places[-2] == "__exit__" else "interrupted"
     return "done"
 
 
