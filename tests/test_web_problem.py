@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+from http import HTTPStatus
 
+import fastapi
 import psycopg
 import psycopg_pool
 import pytest
+import starlette.exceptions
+import werkzeug.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,7 +75,8 @@ class Refusal:
         (psycopg.errors.NoDataFound(SECRET), 404),
         (psycopg.errors.UndefinedTable(SECRET), 500),
         (psycopg.errors.InsufficientPrivilege(SECRET), 500),
-        (psycopg.errors.NumericValueOutOfRange(SECRET), 500),
+        (psycopg.errors.NumericValueOutOfRange(SECRET), 422),
+        (psycopg.DataError(SECRET), 422),
         (psycopg.OperationalError(SECRET), 503),
         (psycopg_pool.PoolTimeout(SECRET), 503),
     ],
@@ -84,6 +89,47 @@ def test_each_kind_of_error_has_its_status_and_leaks_nothing(error, status):
     assert {"type", "title", "status", "detail", "code"} <= response.body.keys()
     assert SECRET not in response.json().decode()
     assert "no-store" in response.headers["Cache-Control"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "detail"),
+    [
+        (starlette.exceptions.HTTPException(404, "no such person"), 404, "no such person"),
+        (fastapi.HTTPException(409, {"any": "json"}), 409, "Conflict"),
+        (starlette.exceptions.HTTPException(503, SECRET), 503, "Something went wrong on our side."),
+        (starlette.exceptions.HTTPException(302), 500, "Something went wrong on our side."),
+        (werkzeug.exceptions.NotFound("no such person"), 404, "no such person"),
+        (werkzeug.exceptions.BadGateway(SECRET), 502, "Something went wrong on our side."),
+        (werkzeug.exceptions.HTTPException(response=object()), 500, "Something went wrong on our side."),
+    ],
+    ids=repr,
+)
+def test_an_exception_of_a_framework_that_nobody_answered_keeps_its_status(error, status, detail):
+    response = problem(error)
+    assert response.status == response.body["status"] == status
+    assert response.body["detail"] == detail
+    assert response.body["title"]
+    assert response.body["code"] == ("internal_error" if status == 500 else HTTPStatus(status).name.lower())
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "value"),
+    [
+        (werkzeug.exceptions.MethodNotAllowed(["GET"]), "Allow", "GET"),
+        (werkzeug.exceptions.TooManyRequests(retry_after=4), "Retry-After", "4"),
+        (
+            starlette.exceptions.HTTPException(401, headers={"www-authenticate": "Bearer"}),
+            "WWW-Authenticate",
+            "Bearer",
+        ),
+        (starlette.exceptions.HTTPException(429, headers={"Retry-After": "7"}), "Retry-After", "7"),
+    ],
+    ids=repr,
+)
+def test_an_exception_of_a_framework_keeps_the_headers_that_belong_to_its_status(error, name, value):
+    headers = problem(error).headers
+    assert headers[name] == value
+    assert headers["Content-Type"] == "application/problem+json"
 
 
 def test_a_failed_validation_names_the_places_by_fragment_pointers():

@@ -6,7 +6,9 @@ RateLimitedError, LoginBlockedError        429  Retry-After     (503 when a stan
 other rejections, StoreError, no instance  503  Retry-After where the error knows it
 DeadlineExceededError                      504
 CommitUnknownError                         500  never 503: a client that retries by itself could do the work twice
-PostgreSQL by SQLSTATE: conflict           409  no row 404, constraint 422, timeout 504, dependency and resource 503
+PostgreSQL by SQLSTATE: conflict           409  no row 404, constraint 422, a value it cannot take 422, timeout 504,
+                                                dependency and resource 503
+HTTPException of Starlette or Werkzeug          its own status; such as leave a middleware, where nobody answers them
 everything else                            500  an app's own TimeoutError, ValueError or KeyError is a defect in it
 ```
 
@@ -18,7 +20,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -39,6 +43,8 @@ _IANA = "https://iana.org/assignments/http-problem-types#"
 _log = logging.getLogger("reliakit.web")
 
 _LONGEST_WAIT = 2**31 - 1
+_FRAMEWORKS = frozenset({"starlette", "werkzeug"})
+_ERRORS = frozenset(status.value for status in HTTPStatus if status >= 400)
 
 
 class _Answer(NamedTuple):
@@ -55,6 +61,8 @@ _TITLES = {
     404: "Not Found",
     409: "Conflict",
     413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
     422: "Unprocessable Content",
     429: "Too Many Requests",
     500: "Internal Server Error",
@@ -92,6 +100,7 @@ _DATABASE: dict[Category, _Answer] = {
     "conflict": _Answer(409, "conflict", "The change collides with another one; read again and try again."),
     "not_found": _Answer(404, "not_found", "There is no such thing."),
     "validation": _Answer(422, "constraint_violated", "The change would break a rule of the data."),
+    "data": _Answer(422, "value_rejected", "The request holds a value that cannot be stored or compared."),
     "timeout": _TIMEOUT,
     "dependency": _UNAVAILABLE,
     "resource": _OVERLOADED,
@@ -121,10 +130,13 @@ def problem(error: BaseException) -> ProblemResponse:
     """Return the answer for an error: status, headers and an RFC 9457 body that leaks nothing.
 
     Args:
-        error: Any exception. reliakit's and PostgreSQL's are mapped as the table above has it, all others are 500.
+        error: Any exception. reliakit's, PostgreSQL's and the frameworks' are mapped as the table above has it, all
+            others are 500.
     """
     answer = _answer(error)
     response = told(answer)
+    if answer.status < 500 and _is_http(error):
+        response.headers.update(_http_headers(error))
     if isinstance(error, errors.RejectedError):
         seconds = retry_after(1.0 if error.retry_after is None else error.retry_after)
         if seconds is not None:
@@ -139,7 +151,7 @@ def told(answer: _Answer) -> ProblemResponse:
     """Return the response that tells the client this answer."""
     body: dict[str, Any] = {
         "type": answer.kind,
-        "title": _TITLES[answer.status],
+        "title": _title(answer.status),
         "status": answer.status,
         "detail": answer.detail,
         "code": answer.code,
@@ -176,9 +188,47 @@ def _answer(error: BaseException) -> _Answer:
         answer = _ANSWERS.get(cls)
         if answer is not None:
             return answer
+    if _is_http(error):
+        return _http_answer(error)
     if isinstance(error, errors.ReliakitError) or not _is_from_database(error):
         return _INTERNAL
     return _DATABASE.get(classify(error).category, _INTERNAL)
+
+
+def _title(status: int) -> str:
+    # Python has other names for some of these, and not the same in each version.
+    return _TITLES.get(status) or HTTPStatus(status).phrase
+
+
+def _is_http(error: BaseException) -> bool:
+    """Return whether this is the HTTPException of Starlette, FastAPI or Werkzeug, neither of which is imported."""
+    return any(
+        cls.__name__ == "HTTPException" and cls.__module__.partition(".")[0] in _FRAMEWORKS
+        for cls in type(error).__mro__
+    )
+
+
+def _http_answer(error: Any) -> _Answer:
+    """Return the status that an HTTPException asks for, with its own words where they are meant for the client."""
+    status = getattr(error, "status_code", None) or getattr(error, "code", None)
+    if not isinstance(status, int) or status not in _ERRORS:
+        return _INTERNAL
+    status = int(status)
+    title = _title(status)
+    code = _INTERNAL.code if status == 500 else re.sub(r"\W+", "_", title.lower())
+    if status >= 500:
+        return _INTERNAL._replace(status=status, code=code)
+    detail = getattr(error, "detail", None) or getattr(error, "description", None)
+    return _Answer(status, code, detail if isinstance(detail, str) else title)
+
+
+def _http_headers(error: Any) -> dict[str, str]:
+    """Return the headers without which the status of an HTTPException says only half of it."""
+    given: Any = error.get_headers() if hasattr(error, "get_headers") else error.headers
+    pairs: dict[Any, Any] = dict(given or ())
+    headers = {str(name).lower(): str(value) for name, value in pairs.items()}
+    wanted = ("Allow", "Retry-After", "WWW-Authenticate")
+    return {name: headers[name.lower()] for name in wanted if name.lower() in headers}
 
 
 def _is_from_database(error: BaseException) -> bool:
