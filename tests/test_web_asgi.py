@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from web_driver import Answer, call, exchange, scope, turn
 
 from reliakit import (
+    SYSTEM_CLOCK,
     ConfigurationError,
     DeadlineExceededError,
     RateLimitedError,
@@ -402,7 +403,11 @@ async def reads(scope, receive, send):
     await ok(scope, receive, send)
 
 
+JUMPING = ManualClock(auto_advance=True)
+
+
 async def never(scope, receive, send):
+    await JUMPING.asleep(9.0)
     await asyncio.Event().wait()
 
 
@@ -419,7 +424,7 @@ ANSWERS = {
     422: (raising(ValidationError("no")), {}, {}),
     429: (ok, {"limiter": tight}, {}),
     500: (raising(KeyError("x")), {}, {}),
-    504: (never, {"timeout": 1, "clock": lambda: ManualClock(auto_advance=True)}, {}),
+    504: (never, {"timeout": 1, "clock": lambda: JUMPING}, {}),
 }
 
 
@@ -462,6 +467,20 @@ async def test_a_budget_that_is_spent_before_the_first_byte_is_504(heard, manual
     assert stopped == [2.0, "cancelled"]
     assert (ended(heard).outcome, ended(heard).status) == ("timeout", 504)
     assert [(error.error_type, error.status) for error in errors(heard)] == [("DeadlineExceededError", "504")]
+
+
+async def test_a_clock_that_jumps_over_sleeps_does_not_jump_to_a_timeout_that_only_watches():
+    clock = ManualClock(auto_advance=True)
+
+    async def app(scope, receive, send):
+        await clock.asleep(1.0)
+        for _ in range(20):
+            await SYSTEM_CLOCK.asleep(0)
+        await ok(scope, receive, send)
+
+    answer = await call(protect(app, service="s", timeout=2, stream_timeout=2, clock=clock))
+    assert answer.status == 200
+    assert answer.complete
 
 
 async def test_the_504_does_not_wait_for_an_app_that_ignores_its_cancellation(manual_clock):
