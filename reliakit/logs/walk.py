@@ -331,9 +331,10 @@ class Walk:
                     continue
                 changed = list(value[:index])
             changed.append(masked)
+        is_tuple = issubclass(type(value), tuple)
         if changed is None:
-            return value if self._plain or type(value) is tuple else list(value)
-        return tuple(changed) if type(value) is tuple else changed
+            return value if self._plain or is_tuple else list(value)
+        return tuple(changed) if is_tuple else changed
 
     def _second_of_pair(self, value: Any) -> Verdict | None:
         """Return what the first says about the second in `("authorization", "Token ...")`."""
@@ -410,12 +411,13 @@ class Walk:
         if self._plain:
             return sorted(masked, key=str)
         is_clean = room == len(value) and all(shown is item for shown, item in zip(masked, value, strict=True))
-        if is_clean and type(value) is frozenset:
+        is_frozen = issubclass(type(value), frozenset)
+        if is_clean and is_frozen:
             return value
         if any(type(item) in (dict, list) for item in masked):
             return masked
         # Views of dicts are sets that cannot be made.
-        return frozenset(masked) if isinstance(value, frozenset) else set(masked)
+        return frozenset(masked) if is_frozen else set(masked)
 
     def _bytes(self, value: Any) -> Any:
         size: int = memoryview(value).nbytes
