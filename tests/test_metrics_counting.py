@@ -290,6 +290,10 @@ class TestNeverRaises:
         assert dropped(metrics, "unknown_metric") == 2
         assert dropped(metrics, "unknown_label") == 9
         assert dropped(metrics, "wrong_kind") == 2
+        metrics.increment(["error"])
+        metrics.observe({}, 1)
+        metrics.increment(None)
+        assert dropped(metrics, "unknown_metric") == 5
         assert not jobs.series
 
     def test_labels_that_are_left_out_are_empty(self):

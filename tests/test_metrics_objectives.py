@@ -173,6 +173,33 @@ class TestDefaults:
         found = verdict(metrics, "rollback_rate")
         assert (found.value, found.count) == (0.01, 1000)
 
+    @pytest.mark.parametrize("ways", [("increment",), ("observe",), ("increment", "observe")], ids="+".join)
+    def test_transactions_count_once_whether_incremented_observed_or_both(self, ways):
+        metrics = Metrics(clock=ManualClock())
+        for status, times in {"commit": 90, "rollback": 10, "retry": 7}.items():
+            for way, _ in itertools.product(ways, range(times)):
+                amount = {"duration": 0.01} if way == "observe" else {}
+                getattr(metrics, way)("transaction", status=status, service="auth", **amount)
+        assert verdict(metrics, "rollback_rate").value == 0.1
+        assert verdict(metrics, "rollback_rate").count == 100
+        assert verdict(metrics, "rollback_rate").verdict == "breached"
+        for name in ("deadlocks", "leaked_connections"):
+            assert verdict(metrics, name).verdict == "met"
+            assert verdict(metrics, name).count == 107
+
+    def test_counts_of_the_same_in_several_places_are_not_added(self):
+        metrics = Metrics(clock=ManualClock())
+        for name, times in {"a": 3, "b": 5, "c": 4}.items():
+            metrics.counter(name).inc(times)
+        anywhere = count("a") | count("b") | count("c")
+        metrics.objective(Objective("o", zero(anywhere)))
+        for name, times in {"a": 3, "b": 5, "c": 4}.items():
+            metrics.counter(name).inc(times)
+        assert verdict(metrics, "o").value == 5
+        for join in (lambda: anywhere + count("a"), lambda: count("a") - anywhere):
+            with pytest.raises(ConfigurationError):
+                join()
+
     def test_a_deadlock_that_a_retry_resolved_is_not_surfaced(self):
         metrics = Metrics()
         metrics.increment("transaction", 100, status="commit")

@@ -71,16 +71,36 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How often something happened: terms that add up, less terms that are taken off. Made by `count`."""
+    """How often something happened: terms that add up, less terms that are taken off. Made by `count`.
+
+    `a | b` counts the same thing in two places, of which the fuller one holds.
+    """
 
     plus: tuple[Term, ...]
     minus: tuple[Term, ...] = ()
+    instead: Count | None = None
 
     def __add__(self, other: Count) -> Count:
+        _check_single(self, other)
         return Count((*self.plus, *other.plus), (*self.minus, *other.minus))
 
     def __sub__(self, other: Count) -> Count:
+        _check_single(self, other)
         return Count((*self.plus, *other.minus), (*self.minus, *other.plus))
+
+    def __or__(self, other: Count) -> Count:
+        last = other if self.instead is None else self.instead | other
+        return Count(self.plus, self.minus, last)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """Every term that counts for it in some way."""
+        return (*self.plus, *self.minus, *(() if self.instead is None else self.instead.terms))
+
+
+def _check_single(*counts: Count) -> None:
+    if any(one.instead is not None for one in counts):
+        raise ConfigurationError("counts are added and subtracted before they are joined by |")
 
 
 def count(metric: str | AnyFamily, /, **labels: str | tuple[str, ...]) -> Count:
@@ -335,7 +355,10 @@ def _nothing(objective: Objective) -> Verdict:
     return Verdict(objective.name, "insufficient_data", None, target, None, None, 0, objective.window)
 
 
-_ATTEMPTS = count("transaction_total")
+# Attempts of transactions are counted twice when events tell of them, once when only `increment` or `observe` does.
+_COUNTED = count("transaction_total")
+_TIMED = count("transaction_duration_seconds")
+_ATTEMPTS = _COUNTED | _TIMED
 _DELIBERATE = count("transaction_deliberate_rollbacks_total")
 _ERRORS = count("error_total")
 _SECRETS = count("log_secrets_total")
@@ -345,8 +368,10 @@ DEFAULTS: tuple[Objective, ...] = (
     Objective(
         "rollback_rate",
         ratio(
-            bad=count("transaction_total", status="rollback") - _DELIBERATE,
-            total=_ATTEMPTS - count("transaction_total", status="retry") - _DELIBERATE,
+            bad=(count("transaction_total", status="rollback") - _DELIBERATE)
+            | (count("transaction_duration_seconds", status="rollback") - _DELIBERATE),
+            total=(_COUNTED - count("transaction_total", status="retry") - _DELIBERATE)
+            | (_TIMED - count("transaction_duration_seconds", status="retry") - _DELIBERATE),
             limit=0.01,
         ),
     ),

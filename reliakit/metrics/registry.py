@@ -161,7 +161,10 @@ class Metrics:
             amount: How many, zero or more; also `amount=`.
             labels: Label values; one that is left out is empty.
         """
-        metric = self._counted.get(name)
+        try:
+            metric = self._counted.get(name)
+        except TypeError:  # what cannot be looked up is no name
+            name, metric = "", None
         if metric is None:
             self._drop("wrong_kind" if name in self._observed else "unknown_metric")
             return
@@ -182,7 +185,10 @@ class Metrics:
             value: The measurement in the metric's unit; also `duration=` or `value=`.
             labels: Label values; one that is left out is empty.
         """
-        metric = self._observed.get(name)
+        try:
+            metric = self._observed.get(name)
+        except TypeError:  # likewise
+            name, metric = "", None
         if metric is None:
             self._drop("wrong_kind" if name in self._counted else "unknown_metric")
             return

@@ -110,7 +110,8 @@ class Scoreboard:
 
     def _sum(self, count: Count, window: float) -> float:
         plus = sum(self._windows[term, window].total() for term in count.plus)
-        return plus - sum(self._windows[term, window].total() for term in count.minus)
+        own = plus - sum(self._windows[term, window].total() for term in count.minus)
+        return own if count.instead is None else max(own, self._sum(count.instead, window))
 
     def __repr__(self) -> str:
         return f"<Scoreboard of {', '.join(self._objectives)}>"
@@ -134,4 +135,4 @@ def _terms(objective: Objective) -> list[Term]:
             counts = []
         case _:
             counts = [goal.bad] if goal.among is None else [goal.bad, goal.among]
-    return [term for count in counts for term in (*count.plus, *count.minus)]
+    return [term for count in counts for term in count.terms]
