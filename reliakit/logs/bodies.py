@@ -26,7 +26,7 @@ _SPOKEN = re.compile(r"(?<![\w.\-])(-{0,2}[^\W\d_][\w.\-]*+)[ \t]++(?:(is|was|to
 _STEMS = re.compile(r"[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Kk]ey|KEY|[Pp]in|PIN|[Oo]tp|OTP|[Cc]red|IDENT|--")
 _TAG = re.compile(r"<((?:[\w\-]++:)?[\w.\-]++)(?:[ \t\r\n][^<>]*+)?(?<!/)>")
 _MULTIPART = re.compile(
-    r"form-data;[ \t]*+name=\"([^\"\r\n]{1,200})\"[^\r\n]{0,200}+(?:\r?\n[^\r\n]++){0,8}+\r?\n\r?\n([^\r\n]*+)"
+    r"form-data;[ \t]*+name=\"([^\"\r\n]{1,200})\"[^\r\n]{0,200}+(?:\r?\n[^\r\n]++){0,8}\r?\n\r?\n([^\r\n]*+)"
 )
 _PAIR = re.compile(
     r"(\\{0,8}[\"'])(?:name|Name|key|Key|header)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1"
@@ -174,13 +174,13 @@ def is_spared(verdict: Verdict, value: str) -> bool:
 
 _OPENING = re.compile(r"(?:[bruBRUf]{1,2}(?=[\"']))?((?:\\*+[\"'`])|%22)")
 _BARE = re.compile(
-    r"(?:[^\s,;&\"'<>(){}\[\]|\\%]"
+    r"(?:[^\s,;&\"'<>(){}\[\]|\\%]++"
     r"|[\"')}\]>|(\[{](?=\w)|<(?=\w)|\\(?![\"'])|%(?!26|22|2[Cc]|0[AaDd])"
-    r"|[,;&](?=[^\s,;&=:\"'<>(){}\[\]]++(?:[\s,;&\"']|$)))*+"
+    r"|[,;&](?=[^\s,;&=:\"'<>(){}\[\]]++(?:[\s,;&\"']|$)))*"
 )
 _INSIDE = {
-    '"': re.compile(r"(?:[^\"\\]++|\\.)*+", re.DOTALL),
-    "'": re.compile(r"(?:[^'\\]++|\\.)*+", re.DOTALL),
+    '"': re.compile(r"(?:[^\"\\]++|\\.)*", re.DOTALL),
+    "'": re.compile(r"(?:[^'\\]++|\\.)*", re.DOTALL),
     "`": re.compile(r"[^`]*+"),
 }
 _BRACKETS = re.compile(r"[\"'()\[\]{}]")
@@ -189,7 +189,7 @@ _TO_LINE_END = re.compile(r"[^\r\n\"']*+")
 _TO_SEMICOLON = re.compile(r"[^;\r\n\"']*+")
 _AUTHORIZATION = re.compile(r"(?:[A-Za-z][\w\-]{0,30}[ \t]++)?[^\s,;\"'<>\\]*+")
 _MANY_PARTS = re.compile(r"(?:Digest|AWS4-HMAC-SHA256|OAuth|Signature|Hawk|digest|oauth)\b[^\r\n]*+")
-_LINE = re.compile(r"(?:[^ \t\r\n]++|[ \t]++(?![\w.\-]{1,64}[=:]|#))*+")
+_LINE = re.compile(r"(?:[^ \t\r\n]++|[ \t]++(?![\w.\-]{1,64}[=:]|#))*")
 _BLOCK_MARK = re.compile(r"[|>][+\-]?[ \t]*+\r?\n|\r?\n")
 
 

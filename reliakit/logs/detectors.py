@@ -66,7 +66,7 @@ def _pem(text: str, hide: Hide, _rules: KeyRules) -> str:
     return "".join((*parts, text[at:]))
 
 
-_JWT = re.compile(r"(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}+(?:\.[A-Za-z0-9_\-]*+){1,4}+")
+_JWT = re.compile(r"(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}+(?:\.[A-Za-z0-9_\-]*+){1,4}")
 
 
 def _jwt(text: str, hide: Hide, _rules: KeyRules) -> str:

@@ -72,7 +72,7 @@ def _in_authority(text: str, start: int) -> bool:
 
 
 _AUTHORITY = re.compile(r"[^\s/?#@\"'<>]*+")
-_CARD_RUN = re.compile(r"[0-9](?<![\w.,][0-9])(?:[ \-]?[0-9]){11,}+")
+_CARD_RUN = re.compile(r"[0-9](?<![\w.,][0-9])(?:[ \-]?[0-9]){11,}")
 _DIGITS = re.compile(r"[0-9]++")
 
 
