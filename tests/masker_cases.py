@@ -132,6 +132,7 @@ KEYS = _by_key(
         "bearer",
         "password_hash",
         "reset_password_token",
+        "securityAnswer",
     ),
     *("contraseña", "Contrasena", "clave_secreta", "Passwort", "Kennwort", "motdepasse", "mot_de_passe", "senha"),
     *("wachtwoord", "hasło", "lösenord", "salasana", "heslo", "jelszó", "adgangskode", "passord", "şifre", "parola"),

@@ -132,6 +132,8 @@ _COMPOUNDS = frozenset(
     verification code
     confirmation code
     security code
+    security answer
+    security answers
     recovery code
     recovery codes
     backup code
