@@ -7,7 +7,9 @@ import math
 import pytest
 
 from reliakit.core import checks
+from reliakit.core.deadline import deadline
 from reliakit.core.errors import ConfigurationError
+from reliakit.testing import ManualClock
 
 NO_NUMBERS = [None, "1", True, False, math.nan, math.inf, -math.inf, -1, -0.5, [], 1j]
 
@@ -55,6 +57,14 @@ def test_share_takes_all_of_it_and_nothing_only_where_it_means_something() -> No
     assert checks.share("ratio", 0, zero=True) == 0.0
     with pytest.raises(ConfigurationError, match="above 0"):
         checks.share("ratio", 0)
+
+
+@pytest.mark.parametrize("value", [None, 7, ManualClock, sum, "now"])
+def test_clock_refuses_what_is_no_clock(value: object) -> None:
+    with pytest.raises(ConfigurationError, match="clock must be a clock"):
+        checks.clock("clock", value)  # type: ignore[arg-type]  # what the test is about
+    with pytest.raises(ConfigurationError, match="clock"):
+        deadline(1.0, clock=value)  # type: ignore[arg-type]
 
 
 def test_choice_names_the_choices() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import sys
 import threading
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from unittest import mock
 
 import pytest
+from garbage import abandon, in_time
 
 from reliakit import ConfigurationError, Event, Subscription, subscribe
 from reliakit.core import events
@@ -91,6 +93,12 @@ def test_a_component_s_own_listeners_hear_that_component_alone_and_first() -> No
         overrun(emitter)
         overrun(Emitter("y"))
     assert order == ["own x", "all x", "all y"]
+
+
+@pytest.mark.parametrize("wrong", [print, RecordingListener(), 7, None, [7]])
+def test_a_component_s_listeners_are_a_list_of_callables(wrong: object) -> None:
+    with pytest.raises(ConfigurationError, match="listener"):
+        Emitter("c", wrong)  # type: ignore[arg-type]  # what the test is about
 
 
 def test_listeners_hear_in_the_order_in_which_they_came() -> None:
@@ -274,6 +282,31 @@ def test_components_may_be_made_while_listeners_come_and_go() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert len(kept) == 2000
+
+
+class Collecting(Watching):
+    """A component whose place among those that watch is found by collecting garbage."""
+
+    def __hash__(self) -> int:
+        gc.collect()
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def test_garbage_that_listens_is_collected_while_a_component_begins_to_watch() -> None:
+    heard: list[Event] = []
+
+    def listening() -> Iterator[None]:
+        with subscribe(heard.append):
+            yield
+
+    component = Collecting()
+    abandon(listening)
+    in_time(lambda: watch(component))
+    overrun(Emitter("c"))
+    assert heard == []
 
 
 # Listeners that go wrong

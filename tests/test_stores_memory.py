@@ -11,10 +11,11 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from garbage import CollectingCost, CollectingKey, abandon, held_elsewhere, in_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reliakit import ConfigurationError
+from reliakit import SYSTEM_CLOCK, ConfigurationError
 from reliakit.stores import MemoryStore
 from reliakit.stores.algorithms import machine_for
 from reliakit.stores.protocol import ALGORITHMS, FOREVER, Algorithm, Op, Plan, Rule
@@ -375,11 +376,82 @@ def test_eight_threads_get_exactly_the_limit(algorithm: Algorithm) -> None:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_child_does_not_inherit_a_held_lock() -> None:
     store = MemoryStore(clock=ManualClock())
-    with store._lock:
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if store.apply(Op.HIT, PLAN, "k", 1).admitted else 1)
+    let_go = held_elsewhere(store._lock)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if store.apply(Op.HIT, PLAN, "k", 1).admitted else 1)
+    let_go()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("key", "cost"), [(CollectingKey("k"), 1), ("k", CollectingCost(1))], ids=["while looking", "while counting"]
+)
+def test_garbage_that_gives_back_is_collected_inside_a_decision(
+    algorithm: Algorithm, known: bool, key: str, cost: int
+) -> None:
+    store = MemoryStore(clock=ManualClock())
+    plan = Plan("p", (Rule(algorithm, 5, 3600 * SECOND, 5),))
+    if known:
+        store.apply(Op.HIT, plan, "k", 2)
+
+    def waiter() -> Generator[None, None, None]:
+        try:
+            yield
+        finally:
+            store.apply(Op.REFUND, plan, "k", 1)
+
+    abandon(waiter)
+    assert in_time(lambda: store.apply(Op.HIT, plan, key, cost)).admitted
+    # Two were spent and one given back, and nothing of it is lost.
+    assert store.apply(Op.PEEK, plan, "k", 1).remaining == (3 if known else 4)
+    assert len(store) == 1
+
+
+def test_garbage_that_spends_is_collected_inside_a_decision() -> None:
+    store = MemoryStore(clock=ManualClock())
+    store.apply(Op.HIT, PLAN, "k", 1)
+
+    def spender() -> Generator[None, None, None]:
+        try:
+            yield
+        finally:
+            store.apply(Op.HIT, PLAN, "k", 1)
+
+    abandon(spender)
+    assert in_time(lambda: store.apply(Op.HIT, PLAN, "k", CollectingCost(1))).remaining == 2
+    assert store.apply(Op.PEEK, PLAN, "k", 1).remaining == 2
+
+
+def test_a_store_without_a_clock_follows_the_first_one_that_is_not_the_machine_s() -> None:
+    store, clock = MemoryStore(), ManualClock(start=7.0)
+    store.follow(SYSTEM_CLOCK)
+    store.follow(clock)
+    store.follow(clock)
+    store.apply(Op.HIT, PLAN, "k", 5)
+    assert not store.apply(Op.HIT, PLAN, "k", 1).admitted
+    clock.advance(3600)
+    assert store.apply(Op.HIT, PLAN, "k", 5).admitted
+    with pytest.raises(ConfigurationError, match="clock"):
+        store.follow(ManualClock())
+    own = MemoryStore(clock=clock)
+    own.follow(ManualClock())
+    assert own._clock is clock
+
+
+def test_a_store_that_has_counted_by_one_clock_does_not_follow_another() -> None:
+    store = MemoryStore()
+    store.apply(Op.HIT, PLAN, "k", 1)
+    with pytest.raises(ConfigurationError, match="clock"):
+        store.follow(ManualClock())
+
+
+@pytest.mark.parametrize("wrong", [7, ManualClock, sum])
+def test_a_clock_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="clock"):
+        MemoryStore(clock=wrong)
 
 
 @pytest.mark.anyio

@@ -10,7 +10,9 @@ from reliakit.core.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["choice", "count", "named", "seconds", "share"]
+    from reliakit.core.clock import Clock
+
+__all__ = ["choice", "clock", "count", "named", "seconds", "share"]
 
 T = TypeVar("T")
 _LARGEST = sys.float_info.max
@@ -59,6 +61,13 @@ def named(argument: str, value: str) -> str:
     """Return a non-empty name."""
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"{argument} must be a non-empty text, got {value!r}")
+    return value
+
+
+def clock(argument: str, value: Clock) -> Clock:
+    """Return a clock, refusing what is easily given instead: a class, or a function such as `time.monotonic`."""
+    if isinstance(value, type) or not callable(getattr(value, "monotonic", None)):
+        raise ConfigurationError(f"{argument} must be a clock such as SYSTEM_CLOCK or ManualClock(), got {value!r}")
     return value
 
 

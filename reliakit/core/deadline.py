@@ -100,7 +100,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
 
     def __init__(self, seconds: float, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._seconds = checks.seconds("seconds", seconds, zero=True)
-        self._clock = clock
+        self._clock = clock if clock is SYSTEM_CLOCK else checks.clock("clock", clock)
         self._budget: _Budget | None = None
         self._timeout: asyncio.Timeout | None = None
         self._watchdog: asyncio.Task[None] | None = None

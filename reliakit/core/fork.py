@@ -17,6 +17,7 @@ __all__ = ["renew_locks_after_fork"]
 
 # Part of the process like the listeners' list: who owns locks that a child must not inherit.
 _owners: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
+_REENTRANT = type(threading.RLock())
 
 
 def renew_locks_after_fork(owner: object, *attributes: str) -> None:
@@ -25,7 +26,7 @@ def renew_locks_after_fork(owner: object, *attributes: str) -> None:
     What a lock guards may be read half-written by the child, so write what readers decide by last.
 
     Args:
-        owner: An object that owns a `threading.Lock` in each of these attributes.
+        owner: An object that owns a `threading.Lock` or a `threading.RLock` in each of these attributes.
         attributes: The attributes' names.
     """
     _owners[owner] = attributes
@@ -34,7 +35,8 @@ def renew_locks_after_fork(owner: object, *attributes: str) -> None:
 def _renew() -> None:
     for owner, attributes in tuple(_owners.items()):
         for attribute in attributes:
-            setattr(owner, attribute, threading.Lock())
+            is_reentrant = isinstance(getattr(owner, attribute), _REENTRANT)
+            setattr(owner, attribute, threading.RLock() if is_reentrant else threading.Lock())
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

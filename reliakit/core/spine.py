@@ -21,6 +21,7 @@ from types import BuiltinMethodType, CoroutineType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 from weakref import WeakSet
 
+from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import Event
@@ -36,18 +37,17 @@ _LAZY = (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)
 Listener = Callable[[Any], object]
 
 _log = logging.getLogger("reliakit")
-_failing = threading.Lock()
 
 
 class _Route:
-    """One listener, the types it wants, and whether it has raised before."""
+    """One listener, the types it wants, and how often it has raised."""
 
-    __slots__ = ("failed", "listener", "types")
+    __slots__ = ("_failures", "listener", "types")
 
     def __init__(self, listener: Listener, types: tuple[type[Event], ...]) -> None:
         self.listener: Listener = listener
         self.types: tuple[type[Event], ...] = types
-        self.failed: bool = False
+        self._failures = itertools.count().__next__
 
     def deliver(self, event: Event) -> None:
         """Call the listener. What it raises is told the first time, and contained."""
@@ -57,13 +57,8 @@ class _Route:
                 _refuse_answer(answer)
         except Exception:  # noqa: BLE001
             # A listener's fault is not the caller's: told once, then contained in silence.
-            if self._is_first_failure():
+            if self._failures() == 0:  # counting is one atomic step
                 _tell(self.listener, event)
-
-    def _is_first_failure(self) -> bool:
-        with _failing:
-            first, self.failed = not self.failed, True
-        return first
 
 
 def _refuse_answer(answer: object) -> None:
@@ -95,23 +90,32 @@ class Watcher(Protocol):
 
 
 class _Listeners:
-    """All process-wide listeners, copied on write so that emitting takes no lock."""
+    """All process-wide listeners, copied on write so that emitting takes no lock.
+
+    The lock is re-entrant: any allocation may collect garbage, and that may close a generator that holds a
+    subscription or makes a component, in this very thread.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.routes: tuple[_Route, ...] = ()
         self._watchers: WeakSet[Watcher] = WeakSet()
         renew_locks_after_fork(self, "_lock")
 
     def add(self, route: _Route) -> None:
-        with self._lock:
-            self.routes = (*self.routes, route)
-            watchers = tuple(self._watchers)
-        _tell_all(watchers)
+        self._change(lambda routes: (*routes, route))
 
     def remove(self, route: _Route) -> None:
+        self._change(lambda routes: tuple(known for known in routes if known is not route))
+
+    def _change(self, changed: Callable[[tuple[_Route, ...]], tuple[_Route, ...]]) -> None:
         with self._lock:
-            self.routes = tuple(known for known in self.routes if known is not route)
+            while True:
+                before = self.routes
+                after = changed(before)
+                if self.routes is before:  # else it was changed under our hands, see above
+                    break
+            self.routes = after
             watchers = tuple(self._watchers)
         _tell_all(watchers)
 
@@ -193,14 +197,17 @@ class Emitter:
         name: The component's name, carried by every event.
         listeners: Listeners of this component alone, called before the process-wide ones.
         clock: Where `at` comes from.
+
+    Raises:
+        ConfigurationError: `listeners` is no list of plain callables, or `clock` no clock.
     """
 
     __slots__ = ("_clock", "_next", "_own", "_table", "name")
 
     def __init__(self, name: str, listeners: Iterable[Listener] = (), clock: Clock = SYSTEM_CLOCK) -> None:
         self.name: str = name
-        self._clock = clock
-        self._own = tuple(_route(listener, ()) for listener in listeners)
+        self._clock = checks.clock("clock", clock)
+        self._own = _own_routes(listeners)
         self._next = itertools.count(1).__next__
         # The process-wide routes that the table was made from, and who of all wants which type.
         self._table: tuple[tuple[_Route, ...], dict[type[Event], tuple[_Route, ...]]] = ((), {})
@@ -246,6 +253,13 @@ def _interested(kind: type[Event], own: tuple[_Route, ...], everybody: tuple[_Ro
 def _is_same(one: Listener, other: Listener) -> bool:
     # Bound methods are made anew at each access. Any other `==` may mean equal contents, not the same listener.
     return one is other or (isinstance(one, MethodType | BuiltinMethodType) and one == other)
+
+
+def _own_routes(listeners: object) -> tuple[_Route, ...]:
+    # A listener that can be iterated too, such as a recorder of events, would be taken for nobody.
+    if callable(listeners) or not isinstance(listeners, Iterable):
+        raise ConfigurationError(f"listeners must be a list of callables that take an event, got {listeners!r}")
+    return tuple(_route(listener, ()) for listener in cast("Iterable[object]", listeners))
 
 
 def _route(listener: object, types: tuple[type[Event], ...]) -> _Route:

@@ -76,11 +76,12 @@ class BreakerSnapshot:
 class Ticket:
     """A call's leave to pass, good for one generation. While everybody passes, one ticket serves all calls."""
 
-    __slots__ = ("generation", "started")
+    __slots__ = ("generation", "is_out", "started")
 
     def __init__(self, generation: int, started: float | None = None) -> None:
         self.generation: int = generation
         self.started: float | None = started
+        self.is_out: bool = False  # it is a probe's, and holds its place among the probes
 
 
 class Change:
@@ -97,6 +98,9 @@ class Change:
 
 class Circuit:
     """The states and counts of one breaker. Not thread-safe: its owner holds a lock around every call.
+
+    That lock is re-entrant, so another step of the same thread may come in between: any allocation may collect
+    garbage, and that may close a guarded generator. So whether a probe is out is told by its own ticket alone.
 
     Args:
         failure_threshold: Failures in a row that open it.
@@ -119,7 +123,7 @@ class Circuit:
         self.shared: Ticket | None = Ticket(0)
         self.generation: int = 0
         self._break_length = inf
-        self._probes: dict[Ticket, float] = {}
+        self._probes: list[tuple[Ticket, float]] = []
         self._probe_successes = 0
 
     def admit(self, now: float) -> Ticket | None:
@@ -130,13 +134,15 @@ class Circuit:
             return None
         if self.state is not State.HALF_OPEN:
             self._move(State.HALF_OPEN, "the break is over")
-        if len(self._probes) + self._probe_successes >= self._half_open_calls:
-            oldest = next(iter(self._probes))
-            if now - self._probes[oldest] < self._probe_timeout:
+        probes = self._probes_out()
+        if len(probes) + self._probe_successes >= self._half_open_calls:
+            oldest, began = probes.pop(0)
+            if now - began < self._probe_timeout:
                 return None
-            del self._probes[oldest]
+            oldest.is_out = False
         ticket = Ticket(self.generation, now)
-        self._probes[ticket] = now
+        ticket.is_out = True
+        self._probes = [*probes, (ticket, now)]
         return ticket
 
     def settle(self, ticket: Ticket, verdict: Verdict) -> bool:
@@ -166,8 +172,9 @@ class Circuit:
         """Return the seconds until a call may pass, 0.0 when it may now, None when that is not known."""
         if self.until == inf:
             return None
-        if self.state is State.HALF_OPEN and len(self._probes) + self._probe_successes >= self._half_open_calls:
-            until = next(iter(self._probes.values())) + self._probe_timeout
+        probes = self._probes_out()
+        if self.state is State.HALF_OPEN and len(probes) + self._probe_successes >= self._half_open_calls:
+            until = probes[0][1] + self._probe_timeout
             return max(0.0, until - now) if until < inf else None
         return max(0.0, self.until - now)
 
@@ -210,8 +217,12 @@ class Circuit:
     def _probe_timeout(self) -> float:
         return self._break_length if self._half_open_timeout is None else self._half_open_timeout
 
+    def _probes_out(self) -> list[tuple[Ticket, float]]:
+        return [probe for probe in self._probes if probe[0].is_out]
+
     def _settle_probe(self, ticket: Ticket, verdict: Verdict) -> bool:
-        if self._probes.pop(ticket, None) is None or verdict == "ignored":
+        was_out, ticket.is_out = ticket.is_out, False
+        if not was_out or verdict == "ignored":
             return False  # it had lost its place to a later caller, or gives it back unused
         if verdict == "failure":
             return self._open("a probe failed")
@@ -235,6 +246,6 @@ class Circuit:
         self.generation += 1
         self.state = state
         self.failures = self._probe_successes = 0
-        self._probes = {}
+        self._probes = []
         self.until = -inf
         self.shared = Ticket(self.generation) if state in _PASSING else None

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.stores.algorithms import machine_for
 from reliakit.stores.protocol import Answer, Op
@@ -41,16 +42,18 @@ class MemoryStore:
     Args:
         max_keys: How many keys have a state of their own. Beyond that, new keys share 65 536 states by their hash
             until others expire: such a key may be limited too early, never too late.
-        clock: Where time comes from.
+        clock: Where time comes from; None for the clock of the limiters that use it.
 
     Raises:
         ConfigurationError: A setting is wrong.
     """
 
-    def __init__(self, *, max_keys: int = 100_000, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, *, max_keys: int = 100_000, clock: Clock | None = None) -> None:
         self._max_keys = checks.count("max_keys", max_keys)
-        self._clock = clock
-        self._lock = threading.Lock()
+        self._clock = SYSTEM_CLOCK if clock is None else checks.clock("clock", clock)
+        self._has_own_clock = clock is not None
+        # Re-entrant: any allocation may collect garbage, and that may close a waiter that gives its slot back here.
+        self._lock = threading.RLock()
         self._shelves: dict[str, _Shelf] = {}
         renew_locks_after_fork(self, "_lock")
 
@@ -65,13 +68,30 @@ class MemoryStore:
             young = shelf.young
             state = young.get(key)
             if state is not None and op is _HIT:
-                answer, young[key] = shelf.machine.hit(state, now, cost, patience)
-                return answer
+                answer, after = shelf.machine.hit(state, now, cost, patience)
+                if young.get(key) is state:  # else garbage was collected that changed it: decide anew
+                    young[key] = after
+                    return answer
             return shelf.decide(op, self._place(shelf, key, now), cost, now, patience)
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one atomic step, without ever suspending; see `Store.apply`."""
         return self.apply(op, plan, key, cost, patience)
+
+    def follow(self, clock: Clock) -> None:
+        """Take the clock of a limiter, unless this store was given one of its own.
+
+        Raises:
+            ConfigurationError: It follows another clock already.
+        """
+        if self._has_own_clock or clock is SYSTEM_CLOCK or clock is self._clock:
+            return
+        if self._clock is not SYSTEM_CLOCK or self._shelves:
+            raise ConfigurationError(
+                f"clock: {self!r} counts by {self._clock!r} already and cannot follow {clock!r} too: "
+                "make it with MemoryStore(clock=...)"
+            )
+        self._clock = clock
 
     def close(self) -> None:
         """Forget every key."""
@@ -85,11 +105,10 @@ class MemoryStore:
     def __len__(self) -> int:
         """Return how many states are kept, those that may be forgotten by now included."""
         with self._lock:
-            return sum(shelf.own + shelf.shared for shelf in self._shelves.values())
+            return sum([shelf.own + shelf.shared for shelf in list(self._shelves.values())])
 
     def _shelf(self, plan: Plan) -> _Shelf:
-        shelf = self._shelves[plan.space] = _Shelf(plan)
-        return shelf
+        return self._shelves.setdefault(plan.space, _Shelf(plan))
 
     def _place(self, shelf: _Shelf, key: str, now: int) -> str | int:
         """Return where the state of this key is kept: under its own name, or under its hash when there is no room."""
@@ -98,9 +117,10 @@ class MemoryStore:
         place = hash(key) % _SHARED_STATES
         if shelf.shared and shelf.is_live(place, now):
             return place  # what it may have spent there must not be forgotten because there is room again
-        if sum([each.own for each in self._shelves.values()]) < self._max_keys:
+        shelves = list(self._shelves.values())
+        if sum([each.own for each in shelves]) < self._max_keys:
             return key
-        for each in self._shelves.values():
+        for each in shelves:
             each.drain(now)  # other limiters may have fallen silent
         return place
 
@@ -133,34 +153,46 @@ class _Shelf:
 
     def drain(self, now: int) -> None:
         """Look at a few old states and forget those that are as good as new, or begin a new generation."""
-        for _ in range(min(_DRAINED, len(self.old))):
-            place, state = self.old.popitem()
-            if self.machine.look(state, now)[1] > now:
-                self.young[place] = state
-            else:
+        for _ in range(_DRAINED):
+            try:
+                place, state = self.old.popitem()
+            except KeyError:
+                break
+            is_live = self.machine.look(state, now)[1] > now
+            if not is_live or self.young.setdefault(place, state) is not state:
                 self._count(place, -1)
         if not self.old and now >= self.turn:
-            self.old, self.young = self.young, {}
             self.turn = now + self._lifetime
+            self.old, self.young = self.young, {}
 
     def decide(self, op: Op, place: str | int, cost: int, now: int, patience: int) -> Answer:
         """Decide, and write only what was decided."""
-        known = self.find(place)
-        answer, state = self.machine.hit(known, now, cost, patience)
-        if op is Op.PEEK:
-            left, full = self.machine.look(known, now)
-            return answer._replace(remaining=left, reset=max(0, full - now))
-        if op is not Op.HIT:
-            state = self.machine.refund(known, now, cost) if op is Op.REFUND else None
-            left, full = self.machine.look(state, now)
-            answer = Answer(True, 0, left, 0, max(0, full - now))
-        self.old.pop(place, None)
+        while True:
+            known = self.find(place)
+            answer, state = self._decided(op, known, cost, now, patience)
+            if self.find(place) is known:  # else garbage was collected that changed it: decide anew
+                break
+        if state is known:
+            return answer
         if state is not None:
             self.young[place] = state
         else:
             self.young.pop(place, None)
+        self.old.pop(place, None)
         self._count(place, (state is not None) - (known is not None))
         return answer
+
+    def _decided(self, op: Op, known: Any, cost: int, now: int, patience: int) -> tuple[Answer, Any]:
+        """Return the answer and the state after it."""
+        answer, state = self.machine.hit(known, now, cost, patience)
+        if op is Op.HIT:
+            return answer, state
+        if op is Op.PEEK:
+            left, full = self.machine.look(known, now)
+            return answer._replace(remaining=left, reset=max(0, full - now)), known
+        state = self.machine.refund(known, now, cost) if op is Op.REFUND else None
+        left, full = self.machine.look(state, now)
+        return Answer(True, 0, left, 0, max(0, full - now)), state
 
     def _count(self, place: str | int, change: int) -> None:
         if isinstance(place, int):
