@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import json
 import os
 import pickle
+import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -15,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from garbage import CollectingClock, abandon, held_elsewhere, in_time
 from guard_script import ENDS, Call, histories, play, require_equal_logs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +26,7 @@ from reliakit import Backoff, CircuitOpenError, ConfigurationError, RejectedErro
 from reliakit.core.events import CallEnded, CallRejected, CircuitChanged, ErrorSeen, Event
 from reliakit.core.guard import guarded
 from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, State
-from reliakit.testing import ManualClock
+from reliakit.testing import ManualClock, RecordingListener
 
 
 @pytest.fixture
@@ -361,6 +364,16 @@ def test_what_is_no_error_of_the_dependency_is_neutral(kind: type[BaseException]
         assert breaker.state is State.HALF_OPEN
     assert breaker.call(lambda: 1) == 1
     assert breaker.state is State.CLOSED
+
+
+def test_a_cancelled_future_is_neutral(clock: ManualClock) -> None:
+    breaker = half_opened(clock)
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+    future.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        breaker.call(future.result)
+    assert breaker.state is State.HALF_OPEN
+    breaker.acquire()
 
 
 def test_a_rejection_passing_through_is_neutral(clock: ManualClock) -> None:
@@ -836,6 +849,43 @@ def test_a_generator_dropped_inside_a_block_gives_the_permit_back(clock: ManualC
     breaker.acquire()
 
 
+def test_garbage_that_holds_a_permit_is_collected_inside_a_decision() -> None:
+    clock = CollectingClock()
+    breaker = half_opened(clock)
+
+    @breaker
+    def rows() -> Generator[int, None, None]:
+        yield 1
+
+    abandon(rows)
+    assert breaker.state is State.HALF_OPEN
+    # The clock is read while the lock is held, so that is where the permit comes back.
+    assert in_time(lambda: breaker.retry_after) == 0.0
+    breaker.acquire().success()
+    assert breaker.state is State.CLOSED
+
+
+def test_a_permit_that_fails_while_it_is_collected_opens_the_circuit() -> None:
+    clock = CollectingClock()
+    breaker = half_opened(clock)
+
+    @breaker
+    def rows() -> Generator[int, None, None]:
+        try:
+            yield 1
+        finally:
+            raise OSError("the cursor could not be closed")
+
+    abandon(rows)
+    # Nobody takes an error that leaves a generator in the hands of the garbage collector.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        in_time(breaker.snapshot)
+    finally:
+        sys.unraisablehook = hook
+    assert breaker.state is State.OPEN
+
+
 def test_leaving_a_block_that_was_never_entered_is_wrong_use(clock: ManualClock) -> None:
     with pytest.raises(ConfigurationError):
         CircuitBreaker(clock=clock).__exit__(None, None, None)
@@ -1007,11 +1057,13 @@ def test_a_breaker_nobody_holds_is_forgotten(clock: ManualClock) -> None:
 def test_a_child_does_not_inherit_a_held_lock(clock: ManualClock) -> None:
     heard: list[Event] = []
     breaker = CircuitBreaker(failure_threshold=1, clock=clock, listeners=[heard.append])
-    with breaker._lock, breaker._telling:
+    let_go = held_elsewhere(breaker._lock)
+    with breaker._telling:
         child = os.fork()
         if child == 0:
             fail(breaker)
             os._exit(0 if any(isinstance(event, CircuitChanged) for event in heard) else 1)
+    let_go()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -1028,6 +1080,7 @@ def test_a_child_does_not_inherit_a_held_lock(clock: ManualClock) -> None:
         ("reset_timeout", "60"),
         ("half_open_calls", 0),
         ("half_open_timeout", 0.0),
+        ("clock", ManualClock),
         ("failure", "OSError"),
         ("failure", (OSError, "x")),
         ("failure", str),
@@ -1052,6 +1105,20 @@ def test_an_async_predicate_is_refused(setting: str) -> None:
 def test_what_cannot_be_decorated_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="'db'"):
         CircuitBreaker("db")(int)
+
+
+@pytest.mark.parametrize("wrong", [print, RecordingListener(), 7, None])
+def test_listeners_that_are_no_list_are_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="listeners"):
+        CircuitBreaker(listeners=wrong)
+
+
+def test_it_shows_every_setting_that_differs() -> None:
+    shown = repr(CircuitBreaker(half_open_calls=2, half_open_timeout=9.0, failure=OSError, ignore=(KeyError,)))
+    assert shown.endswith(
+        ", half_open_calls=2, half_open_timeout=9.0, failure=<class 'OSError'>, ignore=(<class 'KeyError'>,)>"
+    )
+    assert repr(CircuitBreaker()).endswith("failure_threshold=5, reset_timeout=60.0>")
 
 
 def test_it_shows_its_settings_and_state(clock: ManualClock) -> None:

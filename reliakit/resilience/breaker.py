@@ -132,7 +132,7 @@ class CircuitBreaker:
         "_clock",
         "_emitter",
         "_failure_threshold",
-        "_half_open_calls",
+        "_further_settings",
         "_heard",
         "_judge",
         "_lock",
@@ -160,7 +160,7 @@ class CircuitBreaker:
     ) -> None:
         self.name: str = checks.named("name", name)
         self._failure_threshold = checks.count("failure_threshold", failure_threshold)
-        self._half_open_calls = checks.count("half_open_calls", half_open_calls)
+        checks.count("half_open_calls", half_open_calls)
         if half_open_timeout is not None:
             half_open_timeout = checks.seconds("half_open_timeout", half_open_timeout)
         if callable(reset_timeout):
@@ -169,9 +169,21 @@ class CircuitBreaker:
             reset_timeout = checks.seconds("reset_timeout", reset_timeout)
         self._reset_timeout = reset_timeout
         self._judge = Judge(failure, ignore, failure_result)
+        self._further_settings = "".join(
+            f", {argument}={value!r}"
+            for argument, value, default in (
+                ("half_open_calls", half_open_calls, 1),
+                ("half_open_timeout", half_open_timeout, None),
+                ("failure", failure, Exception),
+                ("ignore", ignore, ()),
+                ("failure_result", failure_result, None),
+            )
+            if value is not default
+        )
         self._clock = clock
         self._emitter = Emitter(name, listeners, clock)
-        self._lock = threading.Lock()
+        # Re-entrant, because garbage that is collected while it is held may hold a permit of this very breaker.
+        self._lock = threading.RLock()
         self._telling = threading.Lock()
         self._circuit = Circuit(failure_threshold, half_open_calls, half_open_timeout)
         self._blocks: Blocks[Permit] = Blocks()
@@ -440,6 +452,7 @@ class CircuitBreaker:
     def __repr__(self) -> str:
         circuit = self._circuit
         settings = f"failure_threshold={self._failure_threshold}, reset_timeout={self._reset_timeout!r}"
-        if self._half_open_calls != 1:
-            settings += f", half_open_calls={self._half_open_calls}"
-        return f"<CircuitBreaker {self.name!r} {circuit.state.value}, {circuit.failures} failures, {settings}>"
+        return (
+            f"<CircuitBreaker {self.name!r} {circuit.state.value}, {circuit.failures} failures, "
+            f"{settings}{self._further_settings}>"
+        )

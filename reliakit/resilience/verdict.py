@@ -63,6 +63,8 @@ class Judge:
         """Return whether this error says nothing about the dependency."""
         if not isinstance(error, Exception) or isinstance(error, RejectedError | ConfigurationError):
             return True
+        if type(error).__name__ == "CancelledError" and type(error).__module__.startswith("concurrent."):
+            return True  # an executor's future that was cancelled; by name, because that package is slow to load
         return self._ask(self._ignore, error, otherwise=False)
 
     def of_result(self, result: object) -> Verdict:
