@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
+import pickle
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import pytest
 
@@ -53,6 +56,13 @@ def test_any_word_may_be_a_field() -> None:
 def test_the_fields_cannot_be_changed_from_outside() -> None:
     with request_context(tenant="x") as request, pytest.raises(TypeError):
         request.fields["tenant"] = "y"  # type: ignore[index]  # what the test is about
+
+
+def test_a_request_can_be_copied_and_sent_to_another_process() -> None:
+    with request_context(request_id="a1", principal="7", trace_id="f" * 32, tenant=["x"]) as request:
+        assert copy.deepcopy(request) == request
+        assert pickle.loads(pickle.dumps(request)) == request
+        assert asdict(copy.copy(request))["fields"] == {"tenant": ["x"]}
 
 
 def test_an_error_in_the_block_ends_the_request_and_passes() -> None:

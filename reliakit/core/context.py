@@ -31,6 +31,10 @@ class RequestContext:
     trace_id: str | None = None
     fields: Mapping[str, object] = field(default_factory=dict[str, object])
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Read-only views can be neither copied deeply nor sent to another process.
+        return RequestContext, (self.request_id, self.principal, self.trace_id, dict(self.fields))
+
 
 _current: ContextVar[RequestContext | None] = ContextVar("reliakit_request", default=None)
 
