@@ -66,6 +66,7 @@ def test_a_huge_attempt_of_whole_numbers_is_the_cap_at_once() -> None:
         ({"factor": float("nan")}, "factor"),
         ({"factor": float("inf")}, "factor"),
         ({"factor": "2"}, "factor"),
+        ({"factor": True}, "factor"),
         ({"factor": 10**400}, "factor"),
         ({"jitter": 1.1}, "jitter"),
         ({"jitter": -0.1}, "jitter"),

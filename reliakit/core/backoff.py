@@ -43,7 +43,8 @@ class Backoff:
         checks.seconds("base", self.base, zero=True)
         checks.seconds("cap", self.cap, zero=True)
         checks.share("jitter", self.jitter, zero=True)
-        if not isinstance(self.factor, int | float) or not 1 <= self.factor <= sys.float_info.max:
+        is_number = isinstance(self.factor, int | float) and not isinstance(self.factor, bool)
+        if not is_number or not 1 <= self.factor <= sys.float_info.max:
             raise ConfigurationError(f"factor must be a number of at least 1, got {self.factor!r}")
 
     def pause(self, attempt: int) -> float:
