@@ -346,6 +346,7 @@ class SuspendingIo:
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:
         """Await an async function, cut after so many seconds; a plain one is refused."""
         timer = asyncio.timeout(seconds)
+        cancelled = False
         try:
             async with timer:
                 pending = fn(*args)
@@ -353,11 +354,14 @@ class SuspendingIo:
                     raise ConfigurationError(
                         f"{getattr(fn, '__qualname__', fn)} is a plain function: an AsyncDatabase takes async ones"
                     )
-                return Outcome(await pending)
+                try:
+                    return Outcome(await pending)
+                except asyncio.CancelledError:
+                    cancelled = True
+                    raise
         except TimeoutError as error:
             # The caller's own TimeoutError is not ours: only the timer turns a CancelledError into one.
-            cut = timer.expired() and isinstance(error.__cause__, asyncio.CancelledError)
-            return Outcome(error=Late() if cut else error)
+            return Outcome(error=Late() if timer.expired() and cancelled else error)
         except BaseException as error:  # noqa: BLE001 - carried out of the flow and raised by the shell
             return Outcome(error=error)
 
