@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 import pytest
+from garbage import CollectingKey, abandon, in_time
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -287,7 +288,7 @@ def test_acquire_waits_its_turn() -> None:
         assert limiter.acquire("k").allowed
         times.append(clock.monotonic())
     assert times == [0.0, 0.5, 1.0, 1.5]
-    assert limiter._waiting._queues == {}  # who has been served is remembered nowhere
+    assert limiter._waiting._lines == {}  # who has been served is remembered nowhere
 
 
 def test_acquire_that_would_take_too_long_says_so_at_once(clock: ManualClock) -> None:
@@ -358,7 +359,7 @@ async def test_a_cancelled_waiter_gives_its_slot_back(algorithm: Any) -> None:
         with pytest.raises(asyncio.CancelledError):
             await waiter
     assert limiter.peek("k").retry_after == before
-    assert limiter._waiting._queues == {}
+    assert limiter._waiting._lines == {}
 
 
 @pytest.mark.anyio
@@ -373,6 +374,100 @@ async def test_a_slot_with_others_behind_it_is_given_back_once_they_are_gone_too
     assert limiter.peek("k").retry_after == 3.0
     second.cancel()
     await asyncio.wait([second])
+    assert limiter.peek("k").retry_after == 1.0
+
+
+@pytest.mark.anyio
+async def test_a_slot_with_others_behind_it_goes_to_the_next_one_to_come() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter("1/s", clock=clock)
+    await limiter.aacquire("k")
+    waiters = [asyncio.create_task(limiter.aacquire("k")) for _ in range(3)]
+    await clock.await_for_sleepers(3)
+    waiters[1].cancel()
+    await asyncio.wait([waiters[1]])
+    with pytest.raises(RateLimitedError) as refused:
+        limiter.acquire("k", timeout=1.5)
+    assert refused.value.retry_after == refused.value.decision.retry_after == 2.0
+    late = asyncio.create_task(limiter.aacquire("k", timeout=2.0))
+    await clock.await_for_sleepers(3)
+    with pytest.raises(RateLimitedError) as refused:
+        limiter.acquire("k", timeout=2.0)
+    assert refused.value.retry_after == 4.0
+    clock.advance(2.0)
+    decision = await late
+    assert (decision.allowed, decision.remaining, decision.retry_after) == (True, 0, 0.0)
+    clock.advance(1.0)
+    await asyncio.gather(waiters[0], waiters[2])
+    assert limiter._waiting._lines == {}
+    assert limiter.peek("k").retry_after == 1.0
+
+
+@pytest.mark.anyio
+async def test_a_slot_is_taken_in_parts_and_never_by_who_costs_more() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter("10/s burst 4", clock=clock)
+    await limiter.aacquire("k", 4)
+    first = asyncio.create_task(limiter.aacquire("k", 3))
+    await clock.await_for_sleepers(1)
+    second = asyncio.create_task(limiter.aacquire("k", 1))
+    await clock.await_for_sleepers(2)
+    first.cancel()
+    await asyncio.wait([first])
+    with pytest.raises(RateLimitedError) as refused:
+        await limiter.aacquire("k", 4, timeout=0)
+    assert refused.value.retry_after == 0.8
+    parts = [asyncio.create_task(limiter.aacquire("k", cost, timeout=0.3)) for cost in (2, 1)]
+    await clock.await_for_sleepers(3)
+    with pytest.raises(RateLimitedError) as refused:
+        await limiter.aacquire("k", 1, timeout=0.3)
+    assert refused.value.retry_after == 0.5
+    clock.advance(0.4)
+    await asyncio.gather(second, *parts)
+    assert limiter._waiting._lines == {}
+
+
+@pytest.mark.anyio
+async def test_a_slot_that_was_taken_over_and_left_again_is_given_back() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter("1/s", clock=clock)
+    await limiter.aacquire("k")
+    first, second = (asyncio.create_task(limiter.aacquire("k")) for _ in range(2))
+    await clock.await_for_sleepers(2)
+    first.cancel()
+    await asyncio.wait([first])
+    heir = asyncio.create_task(limiter.aacquire("k", timeout=1.0))
+    await clock.await_for_sleepers(2)
+    for task in (heir, second):
+        task.cancel()
+        await asyncio.wait([task])
+    assert limiter.peek("k").retry_after == 1.0
+    assert limiter._waiting._lines == {}
+
+
+def test_garbage_that_waits_is_collected_inside_another_wait() -> None:
+    class Endless:
+        def __await__(self) -> Generator[None, None, None]:
+            while True:
+                yield
+
+    class Suspending(ManualClock):
+        async def asleep(self, seconds: float, /) -> None:
+            await Endless()
+
+    clock = Suspending(auto_advance=True)
+    limiter = RateLimiter("1/s", clock=clock)
+    limiter.hit("k")
+
+    def waiter() -> Generator[None, None, None]:
+        yield from limiter.aacquire("k").__await__()
+
+    abandon(waiter)
+    assert limiter.peek("k").retry_after == 2.0
+    assert in_time(lambda: limiter.acquire(CollectingKey("k"))).allowed
+    assert limiter._waiting._lines == {}
+    # Its slot was given back before the other one asked, or stayed vacant: nobody waited longer for it.
+    assert clock.monotonic() <= 2.0
     assert limiter.peek("k").retry_after == 1.0
 
 
@@ -513,6 +608,13 @@ def test_what_cannot_be_limited_is_refused_at_decoration(clock: ManualClock) -> 
         limiter.limit(key=lambda: "k", cost=2)
 
 
+def test_the_limiter_s_clock_drives_a_memory_store_that_has_none(clock: ManualClock) -> None:
+    limiter = RateLimiter("1/s", store=MemoryStore(max_keys=10), clock=clock)
+    assert [limiter.hit("k").allowed for _ in range(2)] == [True, False]
+    clock.advance(1.0)
+    assert limiter.hit("k").allowed
+
+
 def test_limiters_share_a_store_by_name_and_rules(clock: ManualClock) -> None:
     store = MemoryStore(clock=clock)
     first = RateLimiter("1/s", name="a", store=store, clock=clock)
@@ -547,5 +649,5 @@ def test_it_shows_its_settings() -> None:
     )
     assert repr(limiter) == (
         "<RateLimiter 's' 10/s, 600/min burst 100, 5 per 30s sliding_log, enforce=False, "
-        "store=<MemoryStore 0 keys, max_keys=100000>>"
+        "store=<MemoryStore 0 keys, max_keys=100000>, on_store_error='local', store_timeout=0.05>"
     )

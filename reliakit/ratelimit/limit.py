@@ -102,7 +102,7 @@ class Decision(NamedTuple):
         retry_after: Seconds until the cost would be allowed, 0.0 when it was.
         reset_after: Seconds until the key is as good as new.
         degraded: The store did not answer and a stand-in decided.
-        rule: The limit that binds, whole.
+        rule: The limit that binds, whole; None in a decision that no limiter made.
     """
 
     allowed: bool
@@ -111,7 +111,7 @@ class Decision(NamedTuple):
     retry_after: float
     reset_after: float
     degraded: bool
-    rule: Limit
+    rule: Limit | None = None
 
     def __bool__(self) -> bool:
         return self.allowed

@@ -12,8 +12,6 @@ threads and tasks at once.
 from __future__ import annotations
 
 import inspect
-import threading
-from bisect import insort
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -23,10 +21,11 @@ from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.deadline import checkpoint, remaining
 from reliakit.core.errors import ConfigurationError, RateLimitedError
 from reliakit.core.events import LimitDecided
-from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.guard import colour_of
 from reliakit.core.spine import Emitter, watch
 from reliakit.ratelimit.limit import Decision, Limit
+from reliakit.ratelimit.outage import GuardedStore, OnStoreError, StandInAnswer
+from reliakit.ratelimit.waiting import Line, Slot, Waiting
 from reliakit.stores.memory import MemoryStore
 from reliakit.stores.protocol import FOREVER, Answer, Op, Plan, Store
 
@@ -62,9 +61,14 @@ class RateLimiter:
         limits: Texts such as "10/s", "600/min burst 100" and "5 per 30s", or `Limit` objects.
         name: Names the limiter in errors and events, and its keys in a shared store.
         store: Where the counts are kept; None for a `MemoryStore` of its own.
+        on_store_error: Who decides while a shared store does not: "local" a memory store of this process, "open"
+            allows everything, "closed" allows nothing. Such decisions are `degraded`. A circuit breaker asks a dead
+            store a few times for each of its breaks, not for each decision.
+        store_timeout: Seconds that one decision of a shared store may take. A task is cut then. In a thread the store
+            finds it as `remaining()` and has to keep to it; one that answers later is counted as failing.
         enforce: False for shadow mode: everything is counted and told to listeners, everybody is allowed.
         listeners: Callables that receive this limiter's events.
-        clock: What drives waiting, and the limiter's own store.
+        clock: What drives waiting, and a `MemoryStore` that was given no clock of its own.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -75,6 +79,8 @@ class RateLimiter:
         *limits: str | Limit,
         name: str = "default",
         store: Store | None = None,
+        on_store_error: OnStoreError = "local",
+        store_timeout: float = 0.05,
         enforce: bool = True,
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
@@ -89,14 +95,29 @@ class RateLimiter:
         self._burst = min(rule.burst for rule in rules)
         written = ",".join(f"{rule.algorithm}:{rule.limit}:{rule.period}:{rule.burst}" for rule in rules)
         self._plan = Plan(f"v1:{written}:{name}", rules)
-        self._store = MemoryStore(clock=clock) if store is None else store
-        self._apply = self._store.apply
-        self._aapply = self._store.aapply
         self._shadow = not enforce
         self._clock = clock
         self._emitter = Emitter(name, listeners, clock)
+        checks.choice("on_store_error", on_store_error, ("local", "open", "closed"))
+        checks.seconds("store_timeout", store_timeout)
+        self._store = MemoryStore() if store is None else _store(store)
+        if isinstance(self._store, MemoryStore):
+            self._store.follow(clock)
+        self._on_store_error = f", on_store_error={on_store_error!r}, store_timeout={store_timeout:g}"
+        self._guard: GuardedStore | None = None
+        if type(self._store) is not MemoryStore:  # that one cannot fail, unlike a class made of it
+            self._guard = GuardedStore(
+                self._store,
+                on_error=on_store_error,
+                timeout=store_timeout,
+                burst=self._burst,
+                emitter=self._emitter,
+                clock=clock,
+            )
+        self._apply = (self._guard or self._store).apply
+        self._aapply = (self._guard or self._store).aapply
         self._heard = False
-        self._waiting = _Waiting()
+        self._waiting = Waiting()
         watch(self)
         self.listeners_changed()
 
@@ -156,7 +177,7 @@ class RateLimiter:
         """Spend `cost`, waiting in this thread for a free slot if need be. First come, first served.
 
         The slot is taken at once, so whether it comes in time is known before the wait. Whoever is interrupted while
-        waiting gives the slot back, unless others queue behind it already.
+        waiting gives the slot back: to the store, or to the next one to come where others wait behind it already.
 
         Args:
             key: Whose limit.
@@ -169,41 +190,37 @@ class RateLimiter:
             ConfigurationError: The key, the cost or the timeout is none.
         """
         patience = self._patience(key, cost, timeout)
-        answer = self._apply(Op.HIT, self._plan, key, cost, patience)
-        decision = self._decided(key, cost, answer)
-        if not decision:
-            raise self.refusal(decision)
-        if answer.admitted and answer.wait:
-            wait = answer.wait / 1e9
-            slot = self._waiting.join(key, cost, self._clock.monotonic() + wait)
-            try:
+        slot = self._vacancy(key, cost, patience)
+        try:
+            answer = self._apply(_HIT if slot is None else Op.PEEK, self._plan, key, cost, patience)
+            decision, wait, slot = self._admitted(key, cost, answer, slot)
+            if slot is not None:
                 self._clock.sleep(wait)
-            except BaseException:
-                unused = self._waiting.cancel(key, slot)
-                if unused:
-                    self._apply(Op.REFUND, self._plan, key, unused, 0)
-                raise
-            self._waiting.serve(key, slot)
+        except BaseException:
+            unused = 0 if slot is None else self._waiting.leave(slot)
+            if slot is not None and unused:
+                self._refunder(slot).apply(Op.REFUND, self._plan, key, unused, 0)
+            raise
+        if slot is not None:
+            self._waiting.serve(slot)
         return decision
 
     async def aacquire(self, key: str, cost: int = 1, timeout: float | None = None) -> Decision:
         """Spend `cost`, suspending this task until a slot is free if need be; the twin of `acquire` for tasks."""
         patience = self._patience(key, cost, timeout)
-        answer = await self._aapply(Op.HIT, self._plan, key, cost, patience)
-        decision = self._decided(key, cost, answer)
-        if not decision:
-            raise self.refusal(decision)
-        if answer.admitted and answer.wait:
-            wait = answer.wait / 1e9
-            slot = self._waiting.join(key, cost, self._clock.monotonic() + wait)
-            try:
+        slot = self._vacancy(key, cost, patience)
+        try:
+            answer = await self._aapply(_HIT if slot is None else Op.PEEK, self._plan, key, cost, patience)
+            decision, wait, slot = self._admitted(key, cost, answer, slot)
+            if slot is not None:
                 await self._clock.asleep(wait)
-            except BaseException:
-                unused = self._waiting.cancel(key, slot)
-                if unused:
-                    await self._aapply(Op.REFUND, self._plan, key, unused, 0)
-                raise
-            self._waiting.serve(key, slot)
+        except BaseException:
+            unused = 0 if slot is None else self._waiting.leave(slot)
+            if slot is not None and unused:
+                await self._refunder(slot).aapply(Op.REFUND, self._plan, key, unused, 0)
+            raise
+        if slot is not None:
+            self._waiting.serve(slot)
         return decision
 
     def limit(self, *, key: Callable[..., str], cost: int | Callable[..., int] = 1) -> Callable[[F], F]:
@@ -254,6 +271,35 @@ class RateLimiter:
         budgets = [seconds for seconds in (timeout, remaining()) if seconds is not None]
         return round(min(budgets) * 1e9) if budgets else FOREVER
 
+    def _vacancy(self, key: str, cost: int, patience: int) -> Slot | None:
+        now = self._clock.monotonic()
+        return self._waiting.take(Line(key, is_stand_in=False), cost, now, now + patience / 1e9)
+
+    def _admitted(
+        self, key: str, cost: int, answer: Answer, slot: Slot | None
+    ) -> tuple[Decision, float, Slot | None]:
+        """Return the decision, and how long to wait for which slot, or raise RateLimitedError."""
+        now = self._clock.monotonic()
+        if slot is not None:
+            wait = max(0.0, slot.due - now)
+            return self._decided(key, cost, answer._replace(admitted=True, remaining=0)), wait, slot
+        line = Line(key, isinstance(answer, StandInAnswer))
+        decision = self._decided(key, cost, answer)
+        wait = answer.wait / 1e9
+        if not decision:
+            sooner = self._waiting.vacant(line, cost, now)
+            if sooner is not None:
+                decision = decision._replace(retry_after=min(wait, sooner - now))
+            raise self.refusal(decision)
+        if answer.admitted and answer.wait:
+            slot = self._waiting.join(line, cost, now + wait)
+        return decision, wait, slot
+
+    def _refunder(self, slot: Slot) -> Store | GuardedStore:
+        """Return who granted the slot."""
+        guard = self._guard
+        return self._store if guard is None else guard.local if slot.line.is_stand_in else guard
+
     def _decided(self, key: str, cost: int, answer: Answer) -> Decision:
         decision = self._decision(answer)
         if self._heard:
@@ -272,9 +318,10 @@ class RateLimiter:
     def _decision(self, answer: Answer) -> Decision:
         admitted, binding, left, wait, reset = answer
         limit = self.limits[binding]
+        degraded = type(answer) is StandInAnswer
         if admitted or self._shadow:
-            return _new(Decision, (True, limit.amount, left, 0.0, reset / 1e9, False, limit))
-        return _new(Decision, (False, limit.amount, left, wait / 1e9, reset / 1e9, False, limit))
+            return _new(Decision, (True, limit.amount, left, 0.0, reset / 1e9, degraded, limit))
+        return _new(Decision, (False, limit.amount, left, wait / 1e9, reset / 1e9, degraded, limit))
 
     def refusal(self, decision: Decision) -> RateLimitedError:
         """Return the error that says what this decision says."""
@@ -289,58 +336,13 @@ class RateLimiter:
     def __repr__(self) -> str:
         written = ", ".join(map(str, self.limits))
         shadow = ", enforce=False" if self._shadow else ""
-        return f"<RateLimiter {self.name!r} {written}{shadow}, store={self._store!r}>"
+        return f"<RateLimiter {self.name!r} {written}{shadow}, store={self._store!r}{self._on_store_error}>"
 
 
-class _Slot:
-    """A place in the future that somebody waits for."""
-
-    __slots__ = ("cost", "due", "wanted")
-
-    def __init__(self, cost: int, due: float) -> None:
-        self.cost = cost
-        self.due = due
-        self.wanted = True
-
-
-class _Waiting:
-    """Who waits for which slot, so that a slot that is not wanted any more can be given back.
-
-    Only the last slots of a key can: whoever queues behind has a fixed instant already, and two at one instant would
-    break the limit.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._queues: dict[str, list[_Slot]] = {}
-        renew_locks_after_fork(self, "_lock")
-
-    def join(self, key: str, cost: int, due: float) -> _Slot:
-        slot = _Slot(cost, due)
-        with self._lock:
-            insort(self._queues.setdefault(key, []), slot, key=lambda other: other.due)
-        return slot
-
-    def serve(self, key: str, slot: _Slot) -> None:
-        """Forget a slot whose time has come, and all before it."""
-        with self._lock:
-            queue = self._queues.get(key, [])
-            if slot in queue:
-                del queue[: queue.index(slot) + 1]
-            if not queue:
-                self._queues.pop(key, None)
-
-    def cancel(self, key: str, slot: _Slot) -> int:
-        """Return how much can be given back now that this slot is not wanted any more."""
-        slot.wanted = False
-        unused = 0
-        with self._lock:
-            queue = self._queues.get(key, [])
-            while queue and not queue[-1].wanted:
-                unused += queue.pop().cost
-            if not queue:
-                self._queues.pop(key, None)
-        return unused
+def _store(store: object) -> Store:
+    if isinstance(store, type) or not all(callable(getattr(store, name, None)) for name in ("apply", "aapply")):
+        raise ConfigurationError(f"store must be a store such as MemoryStore(), got {store!r}")
+    return cast("Store", store)
 
 
 class _Spend:

@@ -1,0 +1,181 @@
+"""A store that may fail, and who decides while it does.
+
+```
+apply ──> breaker ── closed ──> store ── answers in time ──> its answer
+             │                    └── raises, or is late ──> counted by the breaker ─┐
+             └── open ───────────────────────────────────────────────────────────────┴──> the stand-in's answer
+```
+
+The breaker makes a dead store cost a few attempts for each break, not one for each decision. The store is given its
+time as a deadline: a task is cut when that has passed; a thread cannot be cut, so a store for threads reads
+`remaining()`, and one that answers late is counted as failing.
+"""
+
+from __future__ import annotations
+
+import threading
+from math import inf
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from reliakit.core.backoff import Backoff
+from reliakit.core.deadline import deadline, remaining
+from reliakit.core.errors import CircuitOpenError, ConfigurationError
+from reliakit.core.events import StoreFailed, StoreRecovered
+from reliakit.core.fork import renew_locks_after_fork
+from reliakit.resilience.breaker import CircuitBreaker
+from reliakit.stores.memory import MemoryStore
+from reliakit.stores.protocol import Answer, Op
+
+if TYPE_CHECKING:
+    from reliakit.core.clock import Clock
+    from reliakit.core.spine import Emitter
+    from reliakit.resilience.circuit import Ticket
+    from reliakit.stores.protocol import Plan, Store
+
+__all__ = ["GuardedStore", "OnStoreError", "StandInAnswer"]
+
+OnStoreError: TypeAlias = Literal["local", "open", "closed"]
+
+_FAILURES = 3
+_BREAK = Backoff(base=1.0, cap=30.0, jitter=0.2)
+# What a denial says at least while nobody knows when the store comes back, in seconds.
+_SHORTEST_RETRY = 1.0
+# An event loop's timer may be this early, in seconds.
+_MOMENT = 0.001
+
+
+class StandInAnswer(Answer):
+    """An answer that the store did not give."""
+
+    __slots__ = ()
+
+
+class GuardedStore:
+    """Ask a store, and a stand-in when it does not answer. Safe from threads and tasks, if the store is.
+
+    Args:
+        store: The store.
+        on_error: Who decides instead: "local" a memory store of this process, "open" admits, "closed" denies.
+        timeout: Seconds that one decision of the store may take.
+        burst: What "open" says is left.
+        emitter: The limiter's mouth, for StoreFailed and StoreRecovered.
+        clock: What measures all of it.
+    """
+
+    def __init__(
+        self, store: Store, *, on_error: OnStoreError, timeout: float, burst: int, emitter: Emitter, clock: Clock
+    ) -> None:
+        self._store = store
+        self._on_error = on_error
+        self._timeout = timeout
+        self._burst = burst
+        self._emitter = emitter
+        self._clock = clock
+        self._breaker = CircuitBreaker(
+            f"{emitter.name} store", failure_threshold=_FAILURES, reset_timeout=_BREAK, clock=clock
+        )
+        self._lock = threading.RLock()
+        self._failed_at: float | None = None
+        # Nothing is learnt from a call that began before the last change: it belongs to what was then.
+        self._changed_at = -inf
+        self.local: MemoryStore = MemoryStore(clock=clock)
+        renew_locks_after_fork(self, "_lock")
+
+    def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
+        """Decide like `Store.apply`. Raises nothing that is the store's fault."""
+        ticket = self._ticket()
+        if ticket is not None:
+            began = self._clock.monotonic()
+            try:
+                with deadline(self._timeout, clock=self._clock):
+                    answer = self._store.apply(op, plan, key, cost, patience)
+            except BaseException as error:
+                if not self._is_its_fault(ticket, began, error):
+                    raise
+            else:
+                self._answered(ticket, began)
+                self._also_locally(op, plan, key)
+                return answer
+        return self._instead(op, plan, key, cost, patience)
+
+    async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
+        """Decide like `Store.aapply`; the twin of `apply` for tasks."""
+        ticket = self._ticket()
+        if ticket is not None:
+            began = self._clock.monotonic()
+            try:
+                async with deadline(self._timeout, clock=self._clock):
+                    answer = await self._store.aapply(op, plan, key, cost, patience)
+            except BaseException as error:
+                if not self._is_its_fault(ticket, began, error):
+                    raise
+            else:
+                self._answered(ticket, began)
+                self._also_locally(op, plan, key)
+                return answer
+        return self._instead(op, plan, key, cost, patience)
+
+    def _ticket(self) -> Ticket | None:
+        try:
+            return self._breaker.enter()
+        except CircuitOpenError:
+            return None
+
+    def _is_its_fault(self, ticket: Ticket, began: float, error: BaseException) -> bool:
+        """Count what the store raised and return whether the stand-in decides.
+
+        It does not on wrong use, on a cancellation, and where the caller's own deadline cut the store short.
+        """
+        left = remaining()
+        if isinstance(error, TimeoutError) and left is not None and left < _MOMENT:
+            self._breaker.settle(ticket, "ignored", None)
+            return False
+        self._breaker.leave(ticket, error, None)
+        if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
+            return False
+        self._failed(began, type(error).__name__)
+        return True
+
+    def _answered(self, ticket: Ticket, began: float) -> None:
+        took = self._clock.monotonic() - began
+        if took > self._timeout:
+            self._breaker.settle(ticket, "failure", None)
+            self._failed(began, f"answered after more than {self._timeout:g} s")
+        else:
+            self._breaker.leave(ticket, None, None)
+            self._recovered(began)
+
+    def _failed(self, began: float, reason: str) -> None:
+        now = self._clock.monotonic()
+        with self._lock:
+            if self._failed_at is not None or began < self._changed_at:
+                return
+            self._failed_at = self._changed_at = now
+        self._emitter.emit(StoreFailed, store=type(self._store).__name__, reason=reason)
+
+    def _recovered(self, began: float) -> None:
+        if self._failed_at is None:
+            return
+        now = self._clock.monotonic()
+        with self._lock:
+            failed_at = self._failed_at
+            if failed_at is None or began < self._changed_at:
+                return
+            self._failed_at, self._changed_at = None, now
+        self._emitter.emit(StoreRecovered, store=type(self._store).__name__, outage=now - failed_at)
+
+    def _also_locally(self, op: Op, plan: Plan, key: str) -> None:
+        # What was spent here during an outage must not outlive a reset.
+        if op is Op.RESET:
+            self.local.apply(op, plan, key, 1)
+
+    def _instead(self, op: Op, plan: Plan, key: str, cost: int, patience: int) -> StandInAnswer:
+        if self._on_error == "local":
+            return StandInAnswer(*self.local.apply(op, plan, key, cost, patience))
+        if self._on_error == "open":
+            return StandInAnswer(admitted=True, binding=0, remaining=self._burst, wait=0, reset=0)
+        wait = round(max(self._breaker.retry_after or 0.0, _SHORTEST_RETRY) * 1e9)
+        return StandInAnswer(admitted=False, binding=0, remaining=0, wait=wait, reset=wait)
+
+    def __repr__(self) -> str:
+        return repr(self._store)

@@ -1,0 +1,125 @@
+"""Who waits for which slot, so that a slot that is not wanted any more goes to somebody else.
+
+```
+slots of a key:    1 s    2 s    3 s          the waiter of 1 s leaves: the next one to come takes 1 s
+                    x      B      C           the waiter of 3 s leaves: it is given back to the store
+```
+
+Whoever waits has a fixed instant already and sleeps until then, so those behind a slot that becomes free do not move
+up: two at one instant would break the limit, and a thread that sleeps cannot be told.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import insort
+from operator import attrgetter
+from typing import NamedTuple
+
+from reliakit.core.fork import renew_locks_after_fork
+
+__all__ = ["Line", "Slot", "Waiting"]
+
+_due = attrgetter("due")
+
+
+class Line(NamedTuple):
+    """Those who wait for one key, by who granted their slots: the store or its stand-in."""
+
+    key: str
+    is_stand_in: bool
+
+
+class Slot:
+    """A place in the future that somebody waits for."""
+
+    __slots__ = ("cost", "due", "line", "wanted")
+
+    def __init__(self, line: Line, cost: int, due: float) -> None:
+        self.line: Line = line
+        self.cost: int = cost
+        self.due: float = due
+        self.wanted: bool = True
+
+
+class Waiting:
+    """The slots of all lines, each in the order in which they are due. Safe from threads and tasks."""
+
+    def __init__(self) -> None:
+        # Re-entrant: garbage that is collected while it is held may be a waiter of this very limiter.
+        self._lock = threading.RLock()
+        self._is_busy = False
+        self._lines: dict[Line, list[Slot]] = {}
+        renew_locks_after_fork(self, "_lock")
+
+    def join(self, line: Line, cost: int, due: float) -> Slot:
+        """Return a slot that the store has granted, once it has its place."""
+        slot = Slot(line, cost, due)
+        with self._lock:
+            self._is_busy = True
+            try:
+                insort(self._lines.setdefault(line, []), slot, key=_due)
+            finally:
+                self._is_busy = False
+        return slot
+
+    def vacant(self, line: Line, cost: int, now: float) -> float | None:
+        """Return when the first slot is due that nobody wants and that this cost fits into, or None."""
+        if line not in self._lines:
+            return None
+        with self._lock:
+            return next((slot.due for slot in self._vacancies(line, cost, now)), None)
+
+    def take(self, line: Line, cost: int, now: float, until: float) -> Slot | None:
+        """Return the first such slot if it is due in time; what it has left over stays vacant."""
+        if line not in self._lines:
+            return None
+        with self._lock:
+            self._is_busy = True
+            try:
+                for slot in self._vacancies(line, cost, now)[:1]:
+                    if slot.due <= until:
+                        return self._part_of(slot, cost)
+            finally:
+                self._is_busy = False
+        return None
+
+    def serve(self, slot: Slot) -> None:
+        """Forget a slot whose time has come, and all before it."""
+        with self._lock:
+            self._is_busy = True
+            try:
+                slots = self._lines.get(slot.line, [])
+                if slot in slots:
+                    del slots[: slots.index(slot) + 1]
+                if not slots:
+                    self._lines.pop(slot.line, None)
+            finally:
+                self._is_busy = False
+
+    def leave(self, slot: Slot) -> int:
+        """Return how much is to be given back to the store now that this slot is not wanted any more."""
+        slot.wanted = False
+        unused = 0
+        with self._lock:
+            if self._is_busy:
+                return 0  # it was collected during a step of this thread: it keeps its place, which is vacant
+            slots = self._lines.get(slot.line, [])
+            while slots and not slots[-1].wanted:
+                unused += slots.pop().cost
+            if not slots:
+                self._lines.pop(slot.line, None)
+        return unused
+
+    def _vacancies(self, line: Line, cost: int, now: float) -> list[Slot]:
+        slots = self._lines.get(line, [])
+        return [slot for slot in slots if not slot.wanted and slot.cost >= cost and slot.due >= now]
+
+    def _part_of(self, slot: Slot, cost: int) -> Slot:
+        if slot.cost == cost:
+            slot.wanted = True
+            return slot
+        slot.cost -= cost
+        part = Slot(slot.line, cost, slot.due)
+        insort(self._lines[slot.line], part, key=_due)
+        return part
