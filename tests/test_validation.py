@@ -112,6 +112,28 @@ def test_a_schema_shows_what_it_is() -> None:
     assert repr(schema) == "<Schema 'employee' with 1 checks, max_depth=5, max_errors=50>"
 
 
+def test_a_schema_shows_every_setting_that_differs() -> None:
+    schema = Schema(
+        {},
+        resources={"https://example.com/a": {}},
+        formats={"even": str.isdigit},
+        check_formats=True,
+        keywords={"isEven": lambda _, __: None},
+    )
+    assert repr(schema).endswith(
+        ", resources=['https://example.com/a'], formats=['even'], check_formats=True, keywords=['isEven']>"
+    )
+
+
+def test_a_schema_tells_its_own_listeners_too() -> None:
+    heard = RecordingListener()
+    with pytest.raises(ValidationError):
+        Schema({"title": "age", "type": "integer"}, listeners=[heard]).validate("x")
+    assert [(event.name, event.keywords) for event in heard.of(ValidationFailed)] == [("age", ("type",))]
+    with pytest.raises(ConfigurationError, match="listeners"):
+        Schema({}, listeners=heard)
+
+
 def test_changing_the_document_afterwards_changes_nothing() -> None:
     document = {"type": "string"}
     schema = Schema(document)

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, wraps
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from reliakit.core import checks
 from reliakit.core.context import current_request
@@ -31,6 +31,9 @@ from reliakit.core.spine import Emitter
 from reliakit.validation.document import Document, check_drafts
 from reliakit.validation.engine import DEEPEST, Engine, Finding, message_of, shape_of
 from reliakit.validation.messages import Catalogue, Messages, from_schema, suggestion
+
+if TYPE_CHECKING:
+    from reliakit.core.spine import Listener
 
 __all__ = ["Schema", "validated"]
 
@@ -88,6 +91,7 @@ class Schema:
             callables that take the parameters. The schema's own `errorMessage` goes before them.
         max_depth: How many lists and objects may lie in each other, at most 1000.
         max_errors: How many problems are told at most.
+        listeners: Callables that receive this schema's events.
 
     Raises:
         ConfigurationError: An argument is wrong, the schema is not valid, a `$ref` leads elsewhere, `$schema` is
@@ -105,6 +109,7 @@ class Schema:
         messages: Messages | None = None,
         max_depth: int = 64,
         max_errors: int = 50,
+        listeners: Iterable[Listener] = (),
     ) -> None:
         self._max_depth = checks.count("max_depth", max_depth)
         self._max_errors = checks.count("max_errors", max_errors)
@@ -125,7 +130,17 @@ class Schema:
         )
         self._checks: tuple[_Check, ...] = ()
         title = root.get("title") if isinstance(root, dict) else None
-        self._emitter = Emitter(title if isinstance(title, str) and title else "schema")
+        self._emitter = Emitter(title if isinstance(title, str) and title else "schema", listeners)
+        self._further_settings = "".join(
+            f", {argument}={shown}"
+            for argument, shown in (
+                ("resources", sorted(others)),
+                ("formats", sorted(name for name, _ in _named("formats", formats))),
+                ("check_formats", bool(check_formats)),
+                ("keywords", sorted(own)),
+            )
+            if shown
+        )
 
     def is_valid(self, value: object) -> bool:
         """Return whether the value fits the schema and passes every check."""
@@ -223,7 +238,7 @@ class Schema:
     def __repr__(self) -> str:
         return (
             f"<Schema {self._emitter.name!r} with {len(self._checks)} checks, max_depth={self._max_depth}, "
-            f"max_errors={self._max_errors}>"
+            f"max_errors={self._max_errors}{self._further_settings}>"
         )
 
 
