@@ -153,7 +153,7 @@ def test_no_window_holds_more_than_the_algorithm_s_bound(rule: Rule, history: li
         if answer.admitted:
             spent += [now] * cost
     bound = {
-        "gcra": rule.burst + rule.limit,
+        "gcra": rule.burst + rule.limit - 1,
         "sliding_log": rule.limit,
         "sliding_counter": 2 * rule.limit,
         "fixed_window": 2 * rule.limit,

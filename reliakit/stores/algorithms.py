@@ -5,9 +5,9 @@ Counter   one rule        due, spend, room, full, refund
 Machine   what a key has  hit, look, refund: all rules of a key together, and what is reserved for later
 ```
 
-With N the limit and P the period, at most this much is spent in any window of length P:
+With N the limit and P the period, at most this much is spent in any window of length P, its end left out:
 
-    gcra             burst + N                smooth; spends up to `burst` at once, then one in each P/N
+    gcra             burst + N - 1            smooth; spends up to `burst` at once, then one in each P/N
     sliding_log      N                        exact; keeps N instants for each key
     sliding_counter  about 2N at worst        two sums; the previous window's fades out linearly
     fixed_window     2N, around an edge       one sum; for quotas and bills
