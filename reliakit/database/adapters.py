@@ -7,47 +7,31 @@ what `SuspendingIo` offers awaits.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import psycopg
-from psycopg import waiting
 
 from reliakit.core import guard
-from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.flow import Outcome, run_blocking
+from reliakit.database import driver
+from reliakit.database.borrowing import Loan, Return
+from reliakit.database.driver import INTERVAL, Late
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
+    from reliakit.core.clock import Clock
     from reliakit.database.gate import Bell
 
-__all__ = ["INTERVAL", "BlockingIo", "Io", "Late", "SuspendingIo", "WaitTimeout"]
+__all__ = ["BlockingIo", "Io", "SuspendingIo"]
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
-
-# Psycopg's own default: how often a wait looks up for a lost socket or a Ctrl-C, in seconds.
-INTERVAL = 0.1
-
-# Psycopg 3.3 bounds a wait by itself, which costs nothing; before that the exchange is watched from outside.
-_NATIVE = "timeout" in inspect.signature(waiting.wait_async).parameters
-
-
-class _NeverRaised(Exception):  # noqa: N818 - stands in for an error that an older psycopg does not have
-    pass
-
-
-WaitTimeout: type[Exception] = getattr(psycopg.errors, "_WaitTimeout", _NeverRaised)
-
-
-class Late(Exception):  # noqa: N818 - never leaves this package
-    """The time for a wait, or for the caller's code, ran out."""
 
 
 class Io(Protocol):
@@ -171,12 +155,7 @@ class BlockingIo:
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
         """Block the thread until the exchange is over, see `Io`."""
-        try:
-            if _NATIVE:
-                return waiting.wait(exchange, fileno, interval, seconds)
-            return waiting.wait(_timed(exchange, seconds), fileno, interval)
-        except WaitTimeout:
-            raise Late from None
+        return driver.wait(exchange, fileno, interval, seconds)
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
         """Open a `psycopg.Connection`. The bound is rounded up to whole seconds, 2 at least, as libpq has it."""
@@ -186,21 +165,14 @@ class BlockingIo:
 
     async def cancel(self, connection: Any, seconds: float) -> bool:
         """Block until the request is through, at most so long, see `Io`."""
-        if psycopg.capabilities.has_cancel_safe():
-            return _cancelled(lambda: connection.cancel_safe(timeout=seconds))
-        # An old libpq cannot bound this call, so it is given a thread that may be left behind.
-        through: list[bool] = []
-        worker = threading.Thread(target=lambda: through.append(_cancelled(connection.cancel)), daemon=True)
-        worker.start()
-        worker.join(seconds)
-        return any(through)
+        return driver.cancel(connection, seconds)
 
     async def borrow(self, pool: Any, seconds: float) -> Connection:
         """Block until the pool has a connection; one that comes after a Ctrl-C goes back by itself."""
         if threading.current_thread() is not threading.main_thread():
-            return _connection(pool.getconn(timeout=seconds))
+            return cast("Connection", pool.getconn(timeout=seconds))
         # A Ctrl-C inside the pool's queue would lose a connection for good, and comes in the main thread alone.
-        return _Loan(pool, seconds).get()
+        return cast("Connection", Loan(pool, seconds).get())
 
     async def give_back(self, pool: Any, connection: Any, under_way: list[Any]) -> None:
         """Block until the pool has it; after a Ctrl-C it gets there all the same."""
@@ -209,7 +181,7 @@ class BlockingIo:
             pool.putconn(connection)
             return
         if not under_way:
-            under_way.append(_Return(pool, connection))
+            under_way.append(Return(pool, connection))
         under_way[0].finish()
 
     def give_back_later(self, pool: Any, connection: Any) -> None:
@@ -274,12 +246,7 @@ class SuspendingIo:
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
         """Suspend the task until the exchange is over, see `Io`."""
-        try:
-            if _NATIVE:
-                return await waiting.wait_async(exchange, fileno, interval, seconds)
-            return await waiting.wait_async(_timed(exchange, seconds), fileno, interval)
-        except WaitTimeout:
-            raise Late from None
+        return await driver.wait_async(exchange, fileno, interval, seconds)
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
         """Open a `psycopg.AsyncConnection`. The bound is rounded up to whole seconds, 2 at least, as libpq has it."""
@@ -289,19 +256,13 @@ class SuspendingIo:
 
     async def cancel(self, connection: Any, seconds: float) -> bool:
         """Suspend until the request is through, at most so long, see `Io`."""
-        try:
-            async with asyncio.timeout(seconds + 0.1):
-                await connection.cancel_safe(timeout=seconds)
-        except (psycopg.Error, OSError, TimeoutError):
-            # The server cannot be reached: whoever asked waits a bounded moment and then closes the connection.
-            return False
-        return True
+        return await driver.cancel_async(connection, seconds)
 
     async def borrow(self, pool: Any, seconds: float) -> Connection:
         """Suspend until the pool has a connection; one that comes after a cancellation goes back by itself."""
         task: asyncio.Task[Any] = asyncio.create_task(pool.getconn(timeout=seconds))
         try:
-            return _connection(await asyncio.shield(task))
+            return cast("Connection", await asyncio.shield(task))
         except asyncio.CancelledError:
             # Left alone, so that the pool's bookkeeping stays whole; what it brings goes straight back.
             self._keep(asyncio.create_task(_return_late(pool, task)))
@@ -382,66 +343,9 @@ class SuspendingIo:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Loan:
-    """One connection on its way from a pool to a thread that may have been interrupted meanwhile."""
-
-    def __init__(self, pool: Any, seconds: float) -> None:
-        self._pool = pool
-        self._seconds = seconds
-        self._done = threading.Event()
-        self._lock = threading.Lock()
-        self._abandoned = False
-        self._outcome: Outcome[Any] = Outcome()
-
-    def fetch(self) -> None:
-        try:
-            outcome: Outcome[Any] = Outcome(self._pool.getconn(timeout=self._seconds))
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            outcome = Outcome(error=error)
-        with self._lock:
-            self._outcome = outcome
-            abandoned = self._abandoned
-        self._done.set()
-        if abandoned and outcome.error is None:
-            self._pool.putconn(outcome.value)
-
-    def get(self) -> Connection:
-        try:
-            threading.Thread(target=self.fetch, name="reliakit-getconn", daemon=True).start()
-            self._done.wait()
-            return _connection(self._outcome.unwrap())
-        except BaseException:
-            with self._lock:
-                self._abandoned = True
-                late = self._outcome.value
-            if late is not None:
-                self._pool.putconn(late)
-            raise
-
-
-class _Return:
-    """One connection on its way back to a pool, in a thread where no Ctrl-C can stop it."""
-
-    def __init__(self, pool: Any, connection: Any) -> None:
-        self._pool = pool
-        self._connection = connection
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._put, name="reliakit-putconn")
-
-    def finish(self) -> None:
-        """Start it unless that was done before, wait for its end, and raise what the pool raised."""
-        if self._thread.ident is None:
-            with suppress(RuntimeError):  # a Ctrl-C came while it started
-                self._thread.start()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _put(self) -> None:
-        try:
-            self._pool.putconn(self._connection)
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            self._error = error
+def _whole(seconds: float) -> int:
+    """Return a connect_timeout: libpq knows whole seconds, and not fewer than 2."""
+    return max(2, math.ceil(seconds))
 
 
 async def _return_late(pool: Any, task: asyncio.Task[Any]) -> None:
@@ -450,36 +354,3 @@ async def _return_late(pool: Any, task: asyncio.Task[Any]) -> None:
     except Exception:  # noqa: BLE001 - nobody waits for it any more, and the pool has kept its own books
         return
     await pool.putconn(connection)
-
-
-def _timed(exchange: PQGen[T], seconds: float) -> PQGen[T]:
-    """Drive an exchange and raise Late when the time is up. It stays where it is and can be driven on."""
-    until = SYSTEM_CLOCK.monotonic() + seconds
-    try:
-        wish = next(exchange)
-        while True:
-            ready = yield wish
-            wish = exchange.send(ready)
-            if SYSTEM_CLOCK.monotonic() >= until:
-                raise Late
-    except StopIteration as done:
-        result: T = done.value
-        return result
-
-
-def _connection(taken: Any) -> Connection:
-    return taken  # type: ignore[no-any-return]  # a pool of any connection class
-
-
-def _cancelled(cancel: Callable[[], None]) -> bool:
-    try:
-        cancel()
-    except (psycopg.Error, OSError):
-        # The server cannot be reached: whoever asked waits a bounded moment and then closes the connection.
-        return False
-    return True
-
-
-def _whole(seconds: float) -> int:
-    """Return a connect_timeout: libpq knows whole seconds, and not fewer than 2."""
-    return max(2, math.ceil(seconds))

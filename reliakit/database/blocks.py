@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.flow import run_blocking
-from reliakit.database.adapters import Late
+from reliakit.database.driver import Late
 from reliakit.database.transaction import AsyncTransaction, Attempt, Transaction
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from reliakit.core import deadline
 from reliakit.core.errors import TransactionError, TransactionRolledBackError, TransactionUsageError
 from reliakit.core.flow import Outcome
 from reliakit.database import ending, machine
-from reliakit.database.adapters import Late
+from reliakit.database.driver import Late
 from reliakit.database.gate import owner_here
 from reliakit.database.machine import Inside, Step
 from reliakit.database.session import GRACE, Session

@@ -18,12 +18,13 @@ import psycopg
 from psycopg import generators, pq
 
 from reliakit.core.errors import CommitUnknownError, TransactionTimeoutError, TransactionUsageError
-from reliakit.database.adapters import INTERVAL, Io, Late, WaitTimeout
+from reliakit.database.driver import INTERVAL, Late, WaitTimeout
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
     from reliakit.core.clock import Clock
+    from reliakit.database.adapters import Io
 
 __all__ = ["GRACE", "Answer", "Session"]
 
@@ -316,7 +317,8 @@ class Session:
         if not through:
             # It may still arrive, and would then hit whoever has the connection next.
             self.broken = True
-        return self.clock.monotonic() + GRACE
+        # Where not even the request gets through, there is little to wait for.
+        return self.clock.monotonic() + (GRACE if through else GRACE / 4)
 
 
 def _collect(results: list[pq.abc.PGresult], answer: Answer) -> None:

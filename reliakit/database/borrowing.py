@@ -1,0 +1,79 @@
+"""Connections on their way from and to a pool of psycopg_pool, in threads where no Ctrl-C can stop them.
+
+KeyboardInterrupt is raised in the main thread alone. One that fell into the pool's own queue or bookkeeping there
+would lose a connection for good, so the main thread lets others do it and can be interrupted while it waits for them.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import Any
+
+from reliakit.core.flow import Outcome
+
+__all__ = ["Loan", "Return"]
+
+
+class Loan:
+    """One connection on its way from a pool to a thread that may have been interrupted meanwhile."""
+
+    def __init__(self, pool: Any, seconds: float) -> None:
+        self._pool = pool
+        self._seconds = seconds
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._outcome: Outcome[Any] = Outcome()
+
+    def fetch(self) -> None:
+        """Ask the pool; runs in a thread of its own."""
+        try:
+            outcome: Outcome[Any] = Outcome(self._pool.getconn(timeout=self._seconds))
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            outcome = Outcome(error=error)
+        with self._lock:
+            self._outcome = outcome
+            abandoned = self._abandoned
+        self._done.set()
+        if abandoned and outcome.error is None:
+            self._pool.putconn(outcome.value)
+
+    def get(self) -> Any:
+        """Start that thread and wait for what it brings; after a Ctrl-C that goes straight back."""
+        try:
+            threading.Thread(target=self.fetch, name="reliakit-getconn", daemon=True).start()
+            self._done.wait()
+            return self._outcome.unwrap()
+        except BaseException:
+            with self._lock:
+                self._abandoned = True
+                late = self._outcome.value
+            if late is not None:
+                self._pool.putconn(late)
+            raise
+
+
+class Return:
+    """One connection on its way back to a pool, in a thread where no Ctrl-C can stop it."""
+
+    def __init__(self, pool: Any, connection: Any) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._put, name="reliakit-putconn")
+
+    def finish(self) -> None:
+        """Start it unless that was done before, wait for its end, and raise what the pool raised."""
+        if self._thread.ident is None:
+            with suppress(RuntimeError):  # a Ctrl-C came while it started
+                self._thread.start()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _put(self) -> None:
+        try:
+            self._pool.putconn(self._connection)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            self._error = error
