@@ -134,7 +134,6 @@ def limiter_of(algorithm: Any) -> RateLimiter:
 if __name__ == "__main__":
     loop = asyncio.new_event_loop()
     try:
-        code = main()
+        main()
     finally:
         loop.close()
-    raise SystemExit(code)

@@ -178,7 +178,6 @@ def main() -> None:
 if __name__ == "__main__":
     loop = asyncio.new_event_loop()
     try:
-        code = main()
+        main()
     finally:
         loop.close()
-    raise SystemExit(code)
