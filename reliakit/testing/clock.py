@@ -70,7 +70,8 @@ class ManualClock:
         auto_advance: bool = False,
         random: int | float | Sequence[float] = 0,  # noqa: PYI041 - an int is a seed, a float is not
     ) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: garbage that is collected while it is held may be a task that slept on this clock.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._now = float(start)
         self._wall_offset = float(wall) - self._now

@@ -27,7 +27,8 @@ class RecordingListener:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: copying the list may collect garbage, and closing that may be an event.
+        self._lock = threading.RLock()
         self._events: list[Event] = []
 
     def __call__(self, event: Event) -> None:
