@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         ratio,
         zero,
     )
-    from reliakit.ratelimit import Decision, Limit, RateLimiter
+    from reliakit.ratelimit import ConcurrencyLimiter, Decision, Limit, RateLimiter
     from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, Permit, State
     from reliakit.stores import MemoryStore
     from reliakit.validation import Schema, validated
@@ -95,6 +95,7 @@ __all__ = [
     "CircuitOpenError",
     "Clock",
     "CommitUnknownError",
+    "ConcurrencyLimiter",
     "ConfigurationError",
     "Cors",
     "Counter",
@@ -231,6 +232,7 @@ _HOMES = {
     "complete": "reliakit.metrics",
     "ratio": "reliakit.metrics",
     "zero": "reliakit.metrics",
+    "ConcurrencyLimiter": "reliakit.ratelimit",
     "Decision": "reliakit.ratelimit",
     "Limit": "reliakit.ratelimit",
     "RateLimiter": "reliakit.ratelimit",

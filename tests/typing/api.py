@@ -23,6 +23,7 @@ from reliakit import (
     CircuitOpenError,
     Clock,
     CommitUnknownError,
+    ConcurrencyLimiter,
     ConfigurationError,
     Cors,
     Counter,
@@ -129,6 +130,18 @@ def generator(a: int) -> Generator[int, str, bool]:
 @breaker
 async def asynchronous_generator(a: int) -> AsyncIterator[int]:
     yield a
+
+
+reports = ConcurrencyLimiter(20, name="reports")
+
+
+@reports
+async def report(number: int) -> str:
+    return str(number)
+
+
+async def reported() -> None:
+    assert_type(await report(1), str)
 
 
 @limiter.limit(key=str, cost=2)
