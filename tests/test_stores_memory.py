@@ -469,3 +469,15 @@ async def test_it_forgets_all_when_closed() -> None:
 def test_a_wrong_number_of_keys_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="max_keys"):
         MemoryStore(max_keys=wrong)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("others", [(), (Rule("gcra", 3, SECOND, 3),)], ids=["alone", "beside another"])
+def test_more_than_the_burst_can_be_given_back_at_once(algorithm: Algorithm, others: tuple[Rule, ...]) -> None:
+    store = MemoryStore(clock=ManualClock())
+    plan = Plan("p", (Rule(algorithm, 5, SECOND, 5), *others))
+    for _ in range(20):
+        store.apply(Op.HIT, plan, "k", 1, FOREVER)
+    answer = store.apply(Op.REFUND, plan, "k", 20)
+    assert answer.admitted
+    assert answer.remaining == store.apply(Op.PEEK, plan, "k", 1).remaining <= 5

@@ -184,12 +184,13 @@ class _Shelf:
 
     def _decided(self, op: Op, known: Any, cost: int, now: int, patience: int) -> tuple[Answer, Any]:
         """Return the answer and the state after it."""
-        answer, state = self.machine.hit(known, now, cost, patience)
         if op is Op.HIT:
-            return answer, state
+            return self.machine.hit(known, now, cost, patience)
         if op is Op.PEEK:
+            answer, _ = self.machine.hit(known, now, cost, patience)
             left, full = self.machine.look(known, now)
             return answer._replace(remaining=left, reset=max(0, full - now)), known
+        # Many slots given back at once may come to more than could ever be spent at once.
         state = self.machine.refund(known, now, cost) if op is Op.REFUND else None
         left, full = self.machine.look(state, now)
         return Answer(True, 0, left, 0, max(0, full - now)), state
