@@ -1,6 +1,7 @@
 """Transactions on PostgreSQL that never leak a connection and never lie about their outcome."""
 
-from reliakit.database.database import AsyncDatabase, Database
+from reliakit.database.async_database import AsyncDatabase
+from reliakit.database.database import Database
 from reliakit.database.decorator import transactional
 from reliakit.database.repository import AsyncRepository, Repository
 from reliakit.database.settings import DatabaseStats, Isolation, Propagation, TransactionRetry

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reliakit.core.errors import ConfigurationError
-from reliakit.database.database import AsyncDatabase, Database
+from reliakit.database.async_database import AsyncDatabase
+from reliakit.database.database import Database
 
 if TYPE_CHECKING:
     from reliakit.database.transaction import AsyncTransaction, Transaction

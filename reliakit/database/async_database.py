@@ -1,0 +1,272 @@
+"""`AsyncDatabase`: transactions for tasks that never leak a connection and never lie about their outcome.
+
+```
+async with db.transaction() as tx:  ...    one attempt
+await db.run(transfer, 1, 2)                tried again when it loses a race
+@db.transactional()                         the same, for async functions
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
+
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.database.adapters import SuspendingIo
+from reliakit.database.base import DEFAULT_RETRY, DatabaseBase
+from reliakit.database.blocks import AsyncTransactionBlock
+from reliakit.database.decorator import Decorator, decorate, operation_of
+from reliakit.database.settings import Isolation, Propagation, TransactionRetry, options_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import psycopg
+    import psycopg_pool
+
+    from reliakit.core.spine import Listener
+    from reliakit.database.transaction import AsyncTransaction, Params, Query
+
+__all__ = ["AsyncDatabase"]
+
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class AsyncDatabase(DatabaseBase):
+    """Transactions on PostgreSQL for asyncio tasks.
+
+    One object for the whole process: made once, shared by all tasks. Making it connects to nothing; connections are
+    opened by `open()` or by the first transactions, and closed by `close()`.
+
+    Args:
+        conninfo: A PostgreSQL connection string or URL, or a `psycopg_pool.AsyncConnectionPool`.
+        pool: The same pool by name. It stays the caller's; it is closed here only if it was opened here.
+        name: What it is called in errors, events and metrics.
+        service: The service it belongs to, for metrics.
+        min_size: Connections that `open()` makes and that stay open.
+        max_size: The most connections there may be. Ignored with a pool, which has its own.
+        isolation: Isolation level of transactions that ask for none.
+        timeout: Seconds that a transaction may take in all: connection, attempts, pauses, commit.
+        lock_timeout: Seconds that one lock may be waited for; None leaves it to `timeout`.
+        retry: How `run` and `transactional` try again; None for never.
+        row_factory: Psycopg's row factory for new connections, tuples by default.
+        max_lifetime: Seconds after which a connection is replaced.
+        max_idle: Seconds after which a connection that nobody used is closed, down to `min_size`.
+        leak_after: Seconds after which a checkout is reported with the line that took it.
+        listeners: Called with this database's events, besides the process-wide listeners.
+        clock: What measures time and draws jitter.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+
+    def __init__(
+        self,
+        conninfo: str | psycopg_pool.AsyncConnectionPool[Any] | None = None,
+        *,
+        pool: psycopg_pool.AsyncConnectionPool[Any] | None = None,
+        name: str = "main",
+        service: str | None = None,
+        min_size: int = 1,
+        max_size: int = 10,
+        isolation: Isolation = Isolation.REPEATABLE_READ,
+        timeout: float = 5.0,
+        lock_timeout: float | None = None,
+        retry: TransactionRetry | None = DEFAULT_RETRY,
+        row_factory: Any = None,
+        max_lifetime: float = 3600.0,
+        max_idle: float = 600.0,
+        leak_after: float = 60.0,
+        listeners: Iterable[Listener] = (),
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        super().__init__(
+            conninfo,
+            pool=pool,
+            io=SuspendingIo(),
+            name=name,
+            service=service,
+            min_size=min_size,
+            max_size=max_size,
+            isolation=isolation,
+            timeout=timeout,
+            lock_timeout=lock_timeout,
+            retry=retry,
+            row_factory=row_factory,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            leak_after=leak_after,
+            listeners=listeners,
+            clock=clock,
+        )
+
+    async def open(self) -> Self:
+        """Connect `min_size` times now, so that a wrong address is found at start. Opening twice is harmless.
+
+        Raises:
+            psycopg.OperationalError: The server cannot be reached.
+            TransactionUsageError: It was opened before this process was forked.
+        """
+        await self._engine.checkouts.open(self._engine.timeout)
+        return self
+
+    async def close(self) -> None:
+        """Close what nobody uses, refuse new transactions, and let running ones end. Closing twice is harmless."""
+        await self._engine.checkouts.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def transaction(
+        self,
+        *,
+        isolation: Isolation | None = None,
+        read_only: bool = False,
+        deferrable: bool = False,
+        timeout: float | None = None,
+        lock_timeout: float | None = None,
+        propagation: Propagation = Propagation.REQUIRED,
+        operation: str | None = None,
+    ) -> AsyncTransactionBlock:
+        """Return a block that is a transaction: `async with db.transaction() as tx: ...`. Three round trips.
+
+        It commits when the block ends, rolls back when the block raises, and tells the truth about it.
+
+        Args:
+            isolation: Isolation level, the database's by default.
+            read_only: Whether it only reads.
+            deferrable: Whether a serializable read-only one may wait for a safe snapshot.
+            timeout: Seconds for everything: connection, statements, commit. The database's by default; an outer
+                deadline or transaction that ends first wins. The block is cut at its next await.
+            lock_timeout: Seconds that one lock may be waited for.
+            propagation: What to do inside a running transaction.
+            operation: Its name in events and metrics: few, short, without ids.
+
+        Raises:
+            TransactionTimeoutError: Its time was spent; nothing was committed.
+            TransactionRolledBackError: It reached its end, and was rolled back: an error in it was swallowed.
+            CommitUnknownError: COMMIT was sent and its answer never came.
+            TransactionUsageError: It was used against the rules, see the message.
+            ConfigurationError: An argument is wrong.
+        """
+        return AsyncTransactionBlock(
+            self._engine,
+            options_of(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation),
+        )
+
+    async def run(
+        self,
+        fn: Callable[..., Awaitable[R]],
+        /,
+        *args: Any,
+        isolation: Isolation | None = None,
+        read_only: bool = False,
+        deferrable: bool = False,
+        timeout: float | None = None,
+        lock_timeout: float | None = None,
+        propagation: Propagation = Propagation.REQUIRED,
+        operation: str | None = None,
+        retry: TransactionRetry | None = None,
+    ) -> R:
+        """Await `fn(tx, *args)` in a transaction and return its result, trying again where it lost a race.
+
+        Tried again are serialization failures, deadlocks, and a connection that failed before the first statement, by
+        the outermost transaction alone, after a pause with full jitter, within `timeout`.
+
+        Args:
+            fn: Takes the transaction and `args`. It may be called several times.
+            args: Handed on.
+            isolation: As for `transaction`, and so are the next ones.
+            read_only: See there.
+            deferrable: See there.
+            timeout: Seconds for all attempts and pauses together.
+            lock_timeout: See there.
+            propagation: See there.
+            operation: Its name in events and metrics; the function's qualified name by default.
+            retry: The policy, the database's by default.
+
+        Raises:
+            ConfigurationError: `fn` is not async or no function, or a setting is wrong.
+            Exception: What `fn` or the server raised last, with a note that tells the attempts. Others as for
+                `transaction`.
+        """
+        self._refuse_colour(fn)
+        operation = operation or operation_of(fn)
+        options = options_of(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation)
+        return cast("R", (await self._engine.run(options, retry, fn, args, with_transaction=True)).unwrap())
+
+    @overload
+    def transactional(self, fn: F, /) -> F: ...
+    @overload
+    def transactional(
+        self,
+        /,
+        *,
+        isolation: Isolation | None = None,
+        read_only: bool = False,
+        deferrable: bool = False,
+        timeout: float | None = None,
+        lock_timeout: float | None = None,
+        propagation: Propagation = Propagation.REQUIRED,
+        operation: str | None = None,
+        retry: TransactionRetry | None = None,
+    ) -> Decorator: ...
+    def transactional(
+        self,
+        fn: Any = None,
+        /,
+        *,
+        isolation: Isolation | None = None,
+        read_only: bool = False,
+        deferrable: bool = False,
+        timeout: float | None = None,
+        lock_timeout: float | None = None,
+        propagation: Propagation = Propagation.REQUIRED,
+        operation: str | None = None,
+        retry: TransactionRetry | None = None,
+    ) -> Any:
+        """Make an async function a transaction of this database, tried again as by `run`. Arguments as there.
+
+        The function keeps its signature and finds its transaction with `current()`.
+        """
+        decorator = decorate(self._engine, locals(), retry)
+        return decorator if fn is None else decorator(fn)
+
+    def current(self) -> AsyncTransaction:
+        """Return the transaction that this task is in.
+
+        Raises:
+            TransactionUsageError: There is none, or it was inherited from another thread or task.
+        """
+        return cast("AsyncTransaction", self._running())
+
+    async def execute(self, query: Query, params: Params | None = None) -> psycopg.AsyncCursor[Any]:
+        """Run a statement in the running transaction, or in one of its own. As `AsyncTransaction.execute`."""
+        running = self._engine.running()
+        if running is not None:
+            return await cast("AsyncTransaction", running).execute(query, params)
+        async with self.transaction(operation="execute") as tx:
+            return await tx.execute(query, params)
+
+    async def fetch_one(self, query: Query, params: Params | None = None) -> Any:
+        """Return the first row, or None, in the running transaction or in one of its own."""
+        return await (await self.execute(query, params)).fetchone()
+
+    async def fetch_all(self, query: Query, params: Params | None = None) -> list[Any]:
+        """Return all rows, in the running transaction or in one of its own."""
+        return await (await self.execute(query, params)).fetchall()
+
+    async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
+        """Return the first column of the first row, or None, in the running transaction or in one of its own."""
+        running = self._engine.running()
+        if running is not None:
+            return await cast("AsyncTransaction", running).fetch_value(query, params)
+        async with self.transaction(operation="execute") as tx:
+            return await tx.fetch_value(query, params)

@@ -1,0 +1,162 @@
+"""What `Database` and `AsyncDatabase` share: settings, checked at once, and everything that does not wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, iscoroutinefunction
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import conninfo as conninfos
+
+from reliakit.core import checks, guard
+from reliakit.core.errors import ConfigurationError, TransactionUsageError
+from reliakit.core.spine import Emitter, Listener
+from reliakit.database.checkout import Checkouts, Source
+from reliakit.database.decorator import operation_of
+from reliakit.database.engine import Engine
+from reliakit.database.settings import DatabaseStats, Isolation, TransactionOptions, TransactionRetry
+from reliakit.database.telling import Teller
+
+if TYPE_CHECKING:
+    from reliakit.core.clock import Clock
+    from reliakit.database.adapters import Io
+
+__all__ = ["DEFAULT_RETRY", "DatabaseBase"]
+
+_COLOURED = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
+_COLOURS = {0: "plain", CO_COROUTINE: "async"}
+DEFAULT_RETRY = TransactionRetry(max_attempts=10)
+
+
+class DatabaseBase:
+    """Settings and everything that does not wait."""
+
+    def __init__(
+        self,
+        conninfo: Any,
+        *,
+        pool: Any,
+        io: Io,
+        name: str,
+        service: str | None,
+        min_size: int,
+        max_size: int,
+        isolation: Isolation,
+        timeout: float,
+        lock_timeout: float | None,
+        retry: TransactionRetry | None,
+        row_factory: Any,
+        max_lifetime: float,
+        max_idle: float,
+        leak_after: float,
+        listeners: Iterable[Listener],
+        clock: Clock,
+    ) -> None:
+        conninfo, pool = _origin(conninfo, pool, asynchronous=io.asynchronous)
+        # One place checks whatever a transaction can also be given.
+        TransactionOptions(isolation=isolation, timeout=timeout, lock_timeout=lock_timeout)
+        if retry is None:
+            retry = TransactionRetry(max_attempts=1)
+        if not isinstance(retry, TransactionRetry):
+            raise ConfigurationError(f"retry must be a TransactionRetry or None, got {retry!r}")
+        if pool is None:
+            checks.count("min_size", min_size, least=0)
+            checks.count("max_size", max_size)
+            if min_size > max_size:
+                raise ConfigurationError(f"min_size must not be above max_size, got {min_size} and {max_size}")
+        else:
+            min_size, max_size = 0, pool.max_size or max_size
+        self._name = checks.named("name", name)
+        self._where = _where(conninfo) if pool is None else repr(pool)
+        emitter = Emitter(name, listeners, clock)
+        checkouts = Checkouts(
+            Source(io, conninfo=conninfo, pool=pool, row_factory=row_factory),
+            name=name,
+            size=max_size,
+            keep=min_size,
+            max_lifetime=checks.seconds("max_lifetime", max_lifetime),
+            max_idle=checks.seconds("max_idle", max_idle),
+            leak_after=checks.seconds("leak_after", leak_after),
+            clock=clock,
+            emitter=emitter,
+        )
+        self._engine = Engine(
+            name=name,
+            isolation=isolation,
+            timeout=float(timeout),
+            lock_timeout=lock_timeout,
+            retry=retry,
+            io=io,
+            checkouts=checkouts,
+            teller=Teller(emitter, service=service, clock=clock, io=io),
+            clock=clock,
+        )
+
+    @property
+    def name(self) -> str:
+        """What this database is called in errors, events and metrics."""
+        return self._name
+
+    def stats(self) -> DatabaseStats:
+        """Return how many connections are open, in use, waited for and lost. Any thread; O(max_size)."""
+        return self._engine.checkouts.stats()
+
+    def __repr__(self) -> str:
+        in_use, engine = self.stats().in_use, self._engine
+        return (
+            f"<{type(self).__name__} {self._name!r} at {self._where}, {in_use} of {engine.checkouts.size} in use, "
+            f"{engine.isolation.value}, timeout={engine.timeout:g}>"
+        )
+
+    def _running(self) -> Any:
+        running = self._engine.running()
+        if running is None:
+            raise TransactionUsageError(
+                f"{self._name}: no transaction runs here; open one with transaction(), run() or @transactional()",
+                name=self._name,
+            )
+        return running
+
+    def _refuse_colour(self, fn: Callable[..., Any]) -> None:
+        """Refuse what `run` cannot call, before a transaction begins."""
+        wanted = "async" if self._engine.io.asynchronous else "plain"
+        if type(fn) is FunctionType:  # looked at directly: a tenth of the price, and paid by each run
+            colour = _COLOURS.get(fn.__code__.co_flags & _COLOURED, "generator")
+        else:
+            colour = guard.colour_of(fn, by="run")
+        # A lambda that returns an awaitable is as good as an async function, and looks plain.
+        if colour != wanted and not (colour == "plain" and operation_of(fn) == "<lambda>"):
+            raise ConfigurationError(
+                f"{operation_of(fn)} is {colour}, and {type(self).__name__}.run takes {wanted} functions"
+            )
+
+
+def _origin(conninfo: Any, pool: Any, *, asynchronous: bool) -> tuple[str, Any]:
+    """Tell a conninfo from a pool, and refuse what is neither, both, or of the other colour."""
+    if pool is None and hasattr(conninfo, "getconn"):
+        conninfo, pool = None, conninfo
+    if (conninfo is None) == (pool is None):
+        raise ConfigurationError("give either a conninfo or a pool=, such as Database('postgresql://localhost/app')")
+    if pool is None:
+        if not isinstance(conninfo, str):
+            raise ConfigurationError(f"conninfo must be text or a pool, got {type(conninfo).__name__}")
+        try:
+            conninfos.conninfo_to_dict(conninfo)
+        except psycopg.ProgrammingError:
+            # Not chained: the driver's message may repeat the text, password included.
+            raise ConfigurationError("conninfo is not a valid PostgreSQL connection string") from None
+        return conninfo, None
+    if not (hasattr(pool, "getconn") and hasattr(pool, "putconn")):
+        raise ConfigurationError(f"pool must be a psycopg_pool.ConnectionPool or its async twin, got {pool!r}")
+    if iscoroutinefunction(pool.getconn) is not asynchronous:
+        wanted = "AsyncDatabase takes an AsyncConnectionPool" if asynchronous else "Database takes a ConnectionPool"
+        raise ConfigurationError(f"{wanted}, got {type(pool).__name__}")
+    return "", pool
+
+
+def _where(conninfo: str) -> str:
+    """Return what may be shown of a conninfo."""
+    known = conninfos.conninfo_to_dict(conninfo)
+    return f"{known.get('host', 'the default host')}/{known.get('dbname', 'the default database')}"
