@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from reliakit import Backoff, CircuitOpenError, ConfigurationError, RejectedError, subscribe
 from reliakit.core.events import CallEnded, CallRejected, CircuitChanged, ErrorSeen, Event
+from reliakit.core.errors import BulkheadFullError
 from reliakit.core.guard import guarded
 from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, State
 from reliakit.testing import ManualClock, RecordingListener
@@ -1026,9 +1027,51 @@ def test_an_error_is_reported_once_however_many_breakers_it_leaves(clock: Manual
         with pytest.raises(ValueError):
             outer.call(inner.call, int, "x")
         opened_breaker = opened(clock)
-        with pytest.raises(CircuitOpenError):
+        with pytest.raises(CircuitOpenError) as refused:
             outer.call(opened_breaker.call, int)
-    assert [(event.name, event.error_type) for event in heard] == [("inner", "ValueError")]
+    assert [(event.name, event.error_type) for event in heard] == [
+        ("inner", "ValueError"),
+        (opened_breaker.name, "CircuitOpenError"),
+    ]
+    assert heard[-1].error is refused.value
+
+
+def test_a_refusal_is_reported_however_it_was_asked_for(clock: ManualClock) -> None:
+    breaker = opened(clock)
+    heard: list[Any] = []
+    with subscribe(heard.append, ErrorSeen):
+        with pytest.raises(CircuitOpenError) as from_acquire:
+            breaker.acquire()
+        with pytest.raises(CircuitOpenError) as from_block, breaker:
+            pass
+    assert [event.error for event in heard] == [from_acquire.value, from_block.value]
+
+
+def test_a_rejection_passing_through_is_reported_unless_that_was_done_before(clock: ManualClock) -> None:
+    breaker = CircuitBreaker(clock=clock)
+    heard: list[Any] = []
+    refusal = BulkheadFullError("full")
+
+    def refuse() -> None:
+        raise refusal
+
+    with subscribe(heard.append, ErrorSeen):
+        for _ in range(2):
+            with pytest.raises(BulkheadFullError):
+                breaker.call(refuse)
+    assert [event.error for event in heard] == [refusal]
+
+
+def test_an_offer_refuses_without_an_error(clock: ManualClock) -> None:
+    breaker = opened(clock)
+    heard = RecordingListener()
+    with subscribe(heard):
+        assert breaker.offer() is None
+    assert [type(event) for event in heard] == [CallRejected]
+    breaker.close()
+    ticket = breaker.offer()
+    assert ticket is not None
+    breaker.leave(ticket, None, None)
 
 
 def test_repeated_refusals_do_not_grow_a_traceback(clock: ManualClock) -> None:

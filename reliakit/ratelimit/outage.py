@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from reliakit.core.backoff import Backoff
 from reliakit.core.deadline import deadline, remaining
-from reliakit.core.errors import CircuitOpenError, ConfigurationError
+from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import StoreFailed, StoreRecovered
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.resilience.breaker import CircuitBreaker
@@ -83,7 +83,7 @@ class GuardedStore:
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide like `Store.apply`. Raises nothing that is the store's fault."""
-        ticket = self._ticket()
+        ticket = self._breaker.offer()
         if ticket is not None:
             began = self._clock.monotonic()
             try:
@@ -100,7 +100,7 @@ class GuardedStore:
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide like `Store.aapply`; the twin of `apply` for tasks."""
-        ticket = self._ticket()
+        ticket = self._breaker.offer()
         if ticket is not None:
             began = self._clock.monotonic()
             try:
@@ -114,12 +114,6 @@ class GuardedStore:
                 self._also_locally(op, plan, key)
                 return answer
         return self._instead(op, plan, key, cost, patience)
-
-    def _ticket(self) -> Ticket | None:
-        try:
-            return self._breaker.enter()
-        except CircuitOpenError:
-            return None
 
     def _is_its_fault(self, ticket: Ticket, began: float, error: BaseException) -> bool:
         """Count what the store raised and return whether the stand-in decides.

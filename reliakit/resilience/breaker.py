@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 from reliakit.core import checks
 from reliakit.core.backoff import Backoff
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
-from reliakit.core.errors import CircuitOpenError, ConfigurationError, RejectedError
-from reliakit.core.events import CallEnded, CallRejected, CircuitChanged
+from reliakit.core.errors import CircuitOpenError, ConfigurationError
+from reliakit.core.events import CallEnded, CallRejected, CircuitChanged, ErrorSeen
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.guard import acall, call, guarded
 from reliakit.core.spine import Emitter, watch
@@ -297,23 +297,38 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: No call may pass now.
         """
-        circuit = self._circuit
-        shared = circuit.shared
+        shared = self._circuit.shared
         if shared is not None and not self._heard:
             return shared
-        now = self._clock.monotonic()
-        until = circuit.until
-        if now < until:  # one value that tells everything, so a refusal needs no lock
-            raise self._refusal(until - now if until < inf else None)
-        with self._lock:
-            ticket = circuit.admit(now)
-            if ticket is shared and ticket is not None:
-                ticket = Ticket(ticket.generation, now)  # somebody listens, and wants to know the duration
-            wait = None if ticket is not None else circuit.retry_after(now)
-        self._tell()
+        ticket, wait = self._decide()
         if ticket is None:
             raise self._refusal(wait)
         return ticket
+
+    def offer(self) -> Ticket | None:
+        """Let a call pass as `enter` does, or return None: for callers to whom a refusal is no error."""
+        shared = self._circuit.shared
+        if shared is not None and not self._heard:
+            return shared
+        ticket, wait = self._decide()
+        if ticket is None and self._tells_refusals:
+            self._emitter.emit(CallRejected, reason="CircuitOpenError", retry_after=wait)
+        return ticket
+
+    def _decide(self) -> tuple[Ticket | None, float | None]:
+        """Return the ticket of a call that may pass, or None and the seconds until one may, where that is known."""
+        circuit = self._circuit
+        now = self._clock.monotonic()
+        until = circuit.until
+        if now < until:  # one value that tells everything, so a refusal needs no lock
+            return None, until - now if until < inf else None
+        with self._lock:
+            ticket = circuit.admit(now)
+            if ticket is circuit.shared and ticket is not None:
+                ticket = Ticket(ticket.generation, now)  # somebody listens, and wants to know the duration
+            wait = None if ticket is not None else circuit.retry_after(now)
+        self._tell()
+        return ticket, wait
 
     def leave(self, ticket: Ticket, error: BaseException | None, result: object, /) -> None:
         """Take a ticket back with what the call came to, and judge it."""
@@ -328,7 +343,7 @@ class CircuitBreaker:
         """Leave the express lane while somebody listens to every call; see `reliakit.core.spine.watch`."""
         with self._lock:
             self._heard = self._emitter.hears(CallEnded)
-            self._tells_refusals = self._emitter.hears(CallRejected)
+            self._tells_refusals = self._emitter.hears(CallRejected) or self._emitter.hears(ErrorSeen)
             self._open_lane_locked()
 
     def settle(self, ticket: Ticket, verdict: Verdict, error: BaseException | None) -> None:
@@ -352,7 +367,7 @@ class CircuitBreaker:
         if self._heard and counted:
             duration = None if ticket.started is None else self._clock.monotonic() - ticket.started
             self._emitter.emit(CallEnded, verdict=verdict, duration=duration)
-        if error is not None and not isinstance(error, RejectedError):
+        if error is not None:
             report(self._emitter, error)
 
     def _switch(self, state: State) -> None:
@@ -408,12 +423,13 @@ class CircuitBreaker:
                 self._telling.release()
 
     def _refusal(self, retry_after: float | None) -> CircuitOpenError:
-        if self._tells_refusals:
-            self._emitter.emit(CallRejected, reason="CircuitOpenError", retry_after=retry_after)
         # Refusing must stay cheap when thousands do nothing else: __new__ alone takes half the time of the class.
         error = CircuitOpenError.__new__(CircuitOpenError, self._refused)
         error.name = self.name
         error.retry_after = retry_after
+        if self._tells_refusals:
+            self._emitter.emit(CallRejected, reason="CircuitOpenError", retry_after=retry_after)
+            report(self._emitter, error)
         return error
 
     def __enter__(self) -> Permit:
