@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reliakit import Backoff, CircuitOpenError, ConfigurationError, RejectedError, subscribe
-from reliakit.core.events import CallEnded, CallRejected, CircuitChanged, ErrorSeen, Event
 from reliakit.core.errors import BulkheadFullError
+from reliakit.core.events import CallEnded, CallRejected, CircuitChanged, ErrorSeen, Event
 from reliakit.core.guard import guarded
 from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, State
 from reliakit.testing import ManualClock, RecordingListener
