@@ -322,7 +322,7 @@ def test_a_fault_in_the_formatter_tells_of_the_record_and_shows_nothing(wall, mo
     def fail(*args):
         raise RuntimeError(NAMED)
 
-    monkeypatch.setattr(formatter_module, "_message", fail)
+    monkeypatch.setattr(formatter_module, "message_of", fail)
     log.info("unspeakable", password=SECRET)
     line = last(wall)
     assert line["message"] == "[masking failed]"

@@ -12,13 +12,16 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from reliakit.core.events import LogDropped, SecretsMasked
 from reliakit.core.spine import Emitter
 from reliakit.core.tracking import report
 from reliakit.logs.encode import escape_to_ascii
-from reliakit.logs.formatter import FOUND, REQUEST_ID, MaskingFormatter, error_of
+from reliakit.logs.records import FOUND, REQUEST_ID, error_of
+
+if TYPE_CHECKING:
+    from reliakit.logs.formatter import MaskingFormatter
 
 __all__ = ["LineHandler"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from reliakit.core import events
 from reliakit.core.spine import Subscription, subscribe
-from reliakit.logs.formatter import FIELDS, REQUEST_ID
+from reliakit.logs.records import FIELDS, REQUEST_ID
 
 __all__ = ["LogListener"]
 

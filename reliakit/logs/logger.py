@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from reliakit.core.spine import Emitter
 from reliakit.core.tracking import report
-from reliakit.logs.formatter import ERROR, FIELDS, error_of
+from reliakit.logs.records import ERROR, FIELDS, error_of
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -1,0 +1,77 @@
+"""What a standard log record holds: its message, the fields given with it, and the exception that it tells of."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+
+from reliakit.logs.words import Verdict
+
+if TYPE_CHECKING:
+    from reliakit.logs.walk import Walk
+
+__all__ = ["ERROR", "FIELDS", "FOUND", "REQUEST_ID", "error_of", "extras_of", "message_of"]
+
+FIELDS = "_reliakit_fields"
+ERROR = "_reliakit_error"
+FOUND = "_reliakit_found"
+REQUEST_ID = "_reliakit_event"
+RESERVED = frozenset({*RESERVED_ATTRS, "taskName", FIELDS, ERROR, FOUND, REQUEST_ID})
+
+# `%s` right behind a sensitive word: once formatted, nothing tells the word and the secret apart.
+_NAMED_ARGUMENT = re.compile(r"([\w.\-]++)[\"']?[ \t]*+(?:=>|[:=]|is |was |to )?[ \t]*+[\"']?\Z")
+_PLACE = re.compile(r"%(?:%|[-#0+ ]*+(?:\*|\d++)?(?:\.(?:\*|\d++))?[hlL]?[diouxXeEfFgGcrsa])")
+
+
+def error_of(record: logging.LogRecord) -> object:
+    """Return the exception that a record tells of, what was given as `error=` instead of one, or None."""
+    given: object = record.__dict__.get(ERROR)
+    if given is not None:
+        return given
+    found = record.exc_info
+    if isinstance(found, tuple):
+        return found[1]
+    return found if isinstance(found, BaseException) else None
+
+
+def extras_of(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return what a plain logging call gave as `extra`."""
+    return {key: value for key, value in attributes.items() if key not in RESERVED}
+
+
+def message_of(record: logging.LogRecord, walk: Walk) -> str:
+    """Return the formatted message; one that does not fit its arguments goes without them."""
+    try:
+        message = str(record.msg)
+    except Exception:  # noqa: BLE001 - an object that cannot be shown is named by its type
+        return f"[unprintable {type(record.msg).__name__}]"
+    if not record.args:
+        return message
+    try:
+        formatted: str = message % _hidden(message, record.args, walk)
+    except Exception:  # noqa: BLE001 - wrong arguments must not cost the record; they are not shown either
+        return message
+    return formatted
+
+
+def _hidden(template: str, args: Any, walk: Walk) -> Any:
+    """Return the arguments with those hidden that stand right behind a sensitive word."""
+    if type(args) is not tuple:
+        return walk.value(args, 0) if type(args) is dict else args
+    hidden: list[Any] = [*args]  # pyright: ignore[reportUnknownArgumentType]  # arguments are of any type
+    number = 0
+    for place in _PLACE.finditer(template):
+        if place[0] == "%%" or number >= len(hidden):
+            continue
+        number += place[0].count("*")
+        name = _NAMED_ARGUMENT.search(template, max(0, place.start() - 80), place.start())
+        is_text = place[0][-1] in "sra"
+        if name is not None and is_text and number < len(hidden) and type(hidden[number]) in (str, int, bytes):
+            verdict = walk.verdict(name[1])
+            if verdict is not Verdict.SAFE:
+                hidden[number] = walk.sensitive(verdict, hidden[number], 0)
+        number += 1
+    return tuple(hidden)
