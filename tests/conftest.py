@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,10 @@ _can_write = os.access(".", os.W_OK)
 _examples = DirectoryBasedExampleDatabase(".hypothesis/examples") if _can_write else InMemoryExampleDatabase()
 settings.register_profile("reliakit", deadline=None, database=_examples)
 settings.load_profile("reliakit")
+
+# Begun in the background of a shell, the suite inherits SIGINT ignored, and so would the children it interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
