@@ -7,7 +7,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 Case = Callable[[int], None]
 
@@ -24,19 +24,53 @@ def compare(
         Nanoseconds for one time, by case: the median over all rounds.
     """
     rounds = 15 if quick else 101
+
+    def taking(run: Case) -> Callable[[], float]:
+        def sample() -> float:
+            begin = time.thread_time_ns()
+            run(batch)
+            return (time.thread_time_ns() - begin) / batch
+
+        return sample
+
     for run in cases.values():
         run(batch)
-    taken: dict[str, list[float]] = {name: [] for name in cases}
+    taken = interleave({name: taking(run) for name, run in cases.items()}, rounds)
+    return report(f"{title} ({rounds} rounds of {batch}; ns, ratio to {reference!r})", taken, reference)
+
+
+def interleave(samples: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Take one sample of each in every round, in an order shuffled anew, and return them by name."""
+    taken: dict[str, list[float]] = {name: [] for name in samples}
     gc.collect()
     for _ in range(rounds):
-        for name in random.sample(list(cases), len(cases)):
-            begin = time.thread_time_ns()
-            cases[name](batch)
-            taken[name].append((time.thread_time_ns() - begin) / batch)
+        for name in random.sample(list(samples), len(samples)):
+            taken[name].append(samples[name]())
+    return taken
+
+
+def report(
+    title: str, taken: Mapping[str, list[float]], reference: str, asides: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Print the median of each, fastest first, with its ratio to the reference's; return the medians.
+
+    In brackets stands the middle half of the ratios within one round, which shows how steady they were.
+
+    Args:
+        title: The heading.
+        taken: The samples by name, of the same rounds.
+        reference: The name that the others are compared to.
+        asides: What else to print in a line.
+    """
     medians = {name: statistics.median(samples) for name, samples in taken.items()}
-    print(f"\n{title} ({rounds} rounds of {batch}; ns, ratio to {reference!r})")
+    print(f"\n{title}")
     for name, median in sorted(medians.items(), key=lambda item: item[1]):
-        print(f"  {name:44} {median:9.0f}  {median / medians[reference]:7.2f}x")
+        low, _, high = statistics.quantiles(
+            (mine / theirs for mine, theirs in zip(taken[name], taken[reference], strict=True)), n=4
+        )
+        aside = asides.get(name, "") if asides else ""
+        line = f"  {name:44} {median:9.0f}  {median / medians[reference]:7.2f}x  [{low:.2f} - {high:.2f}]  {aside}"
+        print(line.rstrip())
     return medians
 
 
