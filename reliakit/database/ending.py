@@ -23,7 +23,15 @@ from reliakit.database.session import GRACE, Answer, Session
 if TYPE_CHECKING:
     from reliakit.database.transaction import Handle, Work
 
-__all__ = ["as_timeout", "commit", "objection_to_commit", "rollback", "rolled_back", "with_verdict"]
+__all__ = [
+    "as_timeout",
+    "commit",
+    "objection_to_commit",
+    "rollback",
+    "rolled_back",
+    "tell_out_of_hand",
+    "with_verdict",
+]
 
 # The server's codes for "I cut this": statement, idle transaction, whole transaction.
 _CUT = frozenset({"57014", "25P03", "25P04"})
@@ -31,6 +39,7 @@ _CUT = frozenset({"57014", "25P03", "25P04"})
 
 def objection_to_commit(work: Work, transaction: Handle, session: Session) -> BaseException | None:
     """Return why a transaction whose code ended well must not commit all the same, or None."""
+    session.notice_end()
     if session.ended:
         return TransactionUsageError(
             f"{session.name}: the code inside this block ran COMMIT or ROLLBACK itself, so what came before is out "
@@ -42,6 +51,16 @@ def objection_to_commit(work: Work, transaction: Handle, session: Session) -> Ba
     if transaction.doomed and not transaction.deliberate:
         return rolled_back(work, session, "code that joined it failed")
     return None
+
+
+def tell_out_of_hand(work: Work, error: BaseException) -> None:
+    """Say on an error that the block's code had ended the transaction itself, so that nobody tries it again."""
+    work.verdict = "unknown"
+    if not isinstance(error, TransactionUsageError):
+        error.add_note(
+            f"reliakit: the code inside {work.operation!r} ran COMMIT or ROLLBACK itself, so what came before that "
+            "may be committed"
+        )
 
 
 async def commit(work: Work, session: Session) -> BaseException | None:

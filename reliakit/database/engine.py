@@ -205,12 +205,14 @@ class Engine:
         while True:
             session = work.session
             assert session is not None
+            mark = machine.mark_of(session.marker()) if session.alive else None
             command = machine.begin_command(
                 work.isolation,
                 read_only=work.read_only,
                 deferrable=work.deferrable,
                 limit=milliseconds(session.until - self.clock.monotonic()),
                 lock_timeout=work.lock_timeout,
+                mark=mark,
             )
             answer = await session.command(command, session.until)
             if answer.interrupt is not None:
@@ -219,6 +221,8 @@ class Engine:
                 raise session.timed_out() from answer.error
             if answer.error is None:
                 session.inside = True
+                # Something in between may keep such reports to itself.
+                session.mark = mark if session.marker() == mark else None
                 return
             if not answer.broken or session.fresh or replacements == 0:
                 raise answer.error
@@ -286,6 +290,8 @@ class Engine:
         try:
             if error is None and not work.bare:
                 error = ending.objection_to_commit(work, transaction, session)
+            if session.ended and error is not None:
+                ending.tell_out_of_hand(work, error)
             if error is not None or transaction.deliberate or work.bare:
                 error = ending.as_timeout(session, error)
                 if work.bare and error is None:

@@ -19,6 +19,7 @@ from psycopg import generators, pq
 
 from reliakit.core.errors import CommitUnknownError, TransactionTimeoutError, TransactionUsageError
 from reliakit.database.driver import INTERVAL, Late, WaitTimeout
+from reliakit.database.machine import MARKER
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -37,6 +38,7 @@ GRACE = 1.0
 _ACTIVE = pq.TransactionStatus.ACTIVE
 _IDLE = pq.TransactionStatus.IDLE
 _FAILED = pq.TransactionStatus.INERROR
+_OPEN = pq.TransactionStatus.INTRANS
 _POLL_GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
 
 
@@ -78,6 +80,7 @@ class Session:
         "fresh",
         "idle_since",
         "inside",
+        "mark",
         "name",
         "owned",
         "returning",
@@ -108,6 +111,7 @@ class Session:
         self.seconds: float = seconds
         self.statements: int = 0
         self.inside: bool = False  # between BEGIN and its end
+        self.mark: bytes | None = None  # what the marker says as long as this very transaction runs
         self.ended: bool = False  # the caller's code ended it, or it is over
         self.failed: str | None = None  # SQLSTATE of the last statement that failed
 
@@ -192,19 +196,28 @@ class Session:
             raise self._cut(answered=answered) from None
         except psycopg.Error as error:
             self.failed = error.sqlstate or ""
-            self._notice_end()
+            self.notice_end()
             raise
         except BaseException as reason:
             if pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
                 reason.__cause__ = self._unknown()
-            self._notice_end()
+            self.notice_end()
             raise
-        if self.inside and pgconn.transaction_status == _IDLE:
-            self.ended = True
+        if self.inside:
+            self.notice_end()
         return result
 
-    def _notice_end(self) -> None:
-        if self.inside and self.connection.pgconn.transaction_status == _IDLE:
+    def marker(self) -> bytes | None:
+        """Return what the server last said of the marker. No round trip."""
+        return self.connection.pgconn.parameter_status(MARKER)  # type: ignore[no-any-return]  # connections are Any
+
+    def notice_end(self) -> None:
+        """Note it down if the caller's code has ended the transaction. A few lookups, no round trip."""
+        if not self.inside:
+            return
+        status = self.connection.pgconn.transaction_status
+        # A failed transaction has lost its mark too, so one that was chained and then failed looks the same.
+        if status == _IDLE or (status == _OPEN and self.mark is not None and self.marker() != self.mark):
             self.ended = True
 
     async def command(self, sql: bytes, until: float, patience: float = 0.0) -> Answer:

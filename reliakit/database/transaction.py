@@ -220,12 +220,9 @@ class _Handle(Generic[ConnectionT]):
             )
         return session
 
-    def _noted(self, session: Session, query: object, tag: str | None, count: int) -> None:
-        """Keep count, and notice a COMMIT or ROLLBACK that leaves another transaction open behind it."""
+    def _noted(self, count: int) -> None:
         if count > 0:
             self.work.rows += count
-        if session.inside and tag in ("COMMIT", "ROLLBACK") and not _is_partial(query):
-            session.ended = True
 
     def __repr__(self) -> str:
         state = "over" if self.finished else f"{self.remaining():.3g} s left"
@@ -253,9 +250,8 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
             TransactionUsageError: The transaction is over, or this is another thread.
             psycopg.Error: What the server says.
         """
-        session = self.session()
-        cursor = session.connection.execute(query, params, **options)
-        self._noted(session, query, cursor.statusmessage, cursor.rowcount)
+        cursor = self.session().connection.execute(query, params, **options)
+        self._noted(cursor.rowcount)
         return cursor  # type: ignore[no-any-return]
 
     def fetch_one(self, query: Query, params: Params | None = None) -> Any:
@@ -268,9 +264,8 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
 
     def fetch_value(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
-        session = self.session()
-        cursor = session.connection.cursor(row_factory=rows.scalar_row).execute(query, params)
-        self._noted(session, query, cursor.statusmessage, cursor.rowcount)
+        cursor = self.session().connection.cursor(row_factory=rows.scalar_row).execute(query, params)
+        self._noted(cursor.rowcount)
         return cursor.fetchone()
 
     def transaction_id(self) -> str:
@@ -304,9 +299,8 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
             TransactionUsageError: The transaction is over, or this is another task.
             psycopg.Error: What the server says.
         """
-        session = self.session()
-        cursor = await session.connection.execute(query, params, **options)
-        self._noted(session, query, cursor.statusmessage, cursor.rowcount)
+        cursor = await self.session().connection.execute(query, params, **options)
+        self._noted(cursor.rowcount)
         return cursor  # type: ignore[no-any-return]
 
     async def fetch_one(self, query: Query, params: Params | None = None) -> Any:
@@ -319,9 +313,9 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
 
     async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
-        session = self.session()
-        cursor = await session.connection.cursor(row_factory=rows.scalar_row).execute(query, params)
-        self._noted(session, query, cursor.statusmessage, cursor.rowcount)
+        connection = self.session().connection
+        cursor = await connection.cursor(row_factory=rows.scalar_row).execute(query, params)
+        self._noted(cursor.rowcount)
         return await cursor.fetchone()
 
     async def transaction_id(self) -> str:
@@ -396,11 +390,3 @@ def frame_of(realm: object) -> tuple[Handle, bool] | None:
                 return transaction, frame.owner is owner_here()
         frame = frame.outer
     return None
-
-
-def _is_partial(query: object) -> bool:
-    """Return whether a statement tagged ROLLBACK only went back to a savepoint."""
-    if isinstance(query, sql.Composable):
-        query = query.as_string(None)
-    text = query.decode("utf-8", "replace") if isinstance(query, bytes) else str(query)
-    return "TO" in text.upper().split()
