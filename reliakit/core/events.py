@@ -16,13 +16,17 @@ __all__ = [
     "CallRejected",
     "CheckoutOverdue",
     "CircuitChanged",
+    "ConnectionClosed",
     "ConnectionLeaked",
+    "ConnectionOpened",
     "DeadlineOverrun",
     "ErrorSeen",
     "Event",
     "HookFailed",
     "LimitDecided",
     "LogDropped",
+    "PoolChanged",
+    "PoolReturned",
     "PoolWaited",
     "RequestEnded",
     "RequestStarted",
@@ -54,13 +58,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransactionStarted(Event):
-    """BEGIN was answered: one attempt of a transaction runs."""
+    """BEGIN was answered: one attempt of a transaction runs. `wait` seconds went by before there was a connection."""
 
     service: str | None
     operation: str
     attempt: int
     isolation: str
     read_only: bool
+    wait: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +82,8 @@ class TransactionEnded(Event):
         error_type: The class name of the error that ended it, or None.
         deliberate: The code asked for the rollback with `set_rollback_only()`.
         began: BEGIN was answered, so a TransactionStarted was told before; False where no connection was got.
+        transaction_id: The server's id of it, where somebody asked for it.
+        hold: Seconds for which a connection was held, None where none was got.
     """
 
     service: str | None
@@ -92,10 +99,35 @@ class TransactionEnded(Event):
     deliberate: bool = False
     began: bool = True
     transaction_id: str | None = None
+    hold: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolWaited(Event):
+class PoolChanged(Event):
+    """A database's connections at one moment; by itself when a wait begins or was in vain, and after `close()`.
+
+    Attributes:
+        pool: Tells databases of one name apart within this process.
+        revision: Counts the states of one pool: of two events the one with the higher number is later, in whatever
+            order they arrive. 0 where the figures are not known.
+        max_size: The most connections there may be, 0 once the database is closed.
+        size: Connections that are open.
+        in_use: Connections that are held.
+        waiting: Threads and tasks that wait for one.
+        oldest_checkout: Seconds since the oldest of the held ones was taken, None when none is held.
+    """
+
+    pool: str = ""
+    revision: int = 0
+    max_size: int = 0
+    size: int = 0
+    in_use: int = 0
+    waiting: int = 0
+    oldest_checkout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolWaited(PoolChanged):
     """A connection was asked for: got after `wait` seconds, or not at all."""
 
     wait: float
@@ -103,8 +135,41 @@ class PoolWaited(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolReturned(PoolChanged):
+    """A connection went back.
+
+    Attributes:
+        used: Seconds for which it was held.
+        age: Seconds since it was opened, None for one that belongs to somebody else's pool.
+    """
+
+    used: float
+    age: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionOpened(PoolChanged):
+    """A connection was opened, which took `duration` seconds."""
+
+    duration: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionClosed(PoolChanged):
+    """A connection was closed.
+
+    Attributes:
+        reason: "lifetime" or "idle" where it had grown old, "broken", or "closed" with its database.
+        age: Seconds since it was opened, None for one that belongs to somebody else's pool.
+    """
+
+    reason: Literal["lifetime", "idle", "broken", "closed"]
+    age: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutOverdue(Event):
-    """A connection has been held for longer than `leak_after`; `line` took it."""
+    """A connection has been held for longer than `leak_after`; `line` is the caller's own line that took it."""
 
     age: float
     line: str

@@ -6,11 +6,21 @@ With a pool of psycopg_pool it borrows for each checkout and gives back; the que
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from reliakit.core.errors import TransactionTimeoutError, TransactionUsageError
-from reliakit.core.events import CheckoutOverdue, ConnectionLeaked, PoolWaited
+from reliakit.core.events import (
+    CheckoutOverdue,
+    ConnectionClosed,
+    ConnectionLeaked,
+    ConnectionOpened,
+    PoolChanged,
+    PoolReturned,
+    PoolWaited,
+)
 from reliakit.database.gate import Gate, Lease, Slot, owner_here, place_here
 from reliakit.database.session import Session
 from reliakit.database.settings import DatabaseStats
@@ -105,7 +115,9 @@ class Checkouts:
         self._clock = clock
         self._emitter = emitter
         self._lost = 0
-        self._gate = Gate(name, size)
+        self._identity = secrets.token_hex(8)
+        self._revisions = itertools.count(1)
+        self._gate = Gate(name, size, self._revisions)
         self._process: int | None = None
         self._next_sweep = 0.0
 
@@ -118,22 +130,21 @@ class Checkouts:
             psycopg.OperationalError: The server cannot be reached.
         """
         gate = self._usable()
-        lease = Lease(gate, work.owner, work.asked, place_here())
+        lease = Lease(gate, work.owner, work.asked, place_here(work.attempt.fn))
         # From here on the lease is the work's: whatever comes, giving the work back gives the slot back.
         work.lease = lease
         if until <= work.asked:
             raise self._no_time(seconds)
         if not gate.enter(lease, self.source.io.bell):
             await self._queue(gate, lease, work, until, seconds)
-        if self._emitter.hears(PoolWaited):
-            self._emitter.emit(PoolWaited, wait=work.waited, granted=True)
+        self._tell(PoolWaited, wait=work.waited, granted=True)
         slot = lease.slot
         assert slot is not None
         session = slot.session
         now = self._clock.monotonic()
         if session is not None and (session.broken or now - session.born > self._max_lifetime):
             slot.session = None
-            await self.source.dispose(session)
+            await self._discard(session, "broken" if session.broken else "lifetime")
             session = None
         if session is None:
             session = await self._obtain(slot, until - now)
@@ -143,17 +154,22 @@ class Checkouts:
             await self._look_after(now)
 
     async def _queue(self, gate: Gate, lease: Lease, work: Work, until: float, seconds: float) -> None:
+        self._tell(PoolChanged)
         try:
             while not gate.granted(lease):
                 left = until - self._clock.monotonic()
                 if left <= 0:
                     work.waited = self._clock.monotonic() - work.asked
                     self._report_overdue()
-                    self._emitter.emit(PoolWaited, wait=work.waited, granted=False)
-                    raise self._no_connection(seconds)
+                    refusal = self._no_connection(seconds)
+                    lease.leave()
+                    self._tell(PoolWaited, wait=work.waited, granted=False)
+                    raise refusal
                 await self.source.io.park(lease.bell, left)
         finally:
             work.waited = self._clock.monotonic() - work.asked
+        if lease.slot is not None:
+            lease.slot.since = work.asked + work.waited  # until then somebody else had it
 
     async def replace(self, work: Work) -> None:
         """Give the work another connection for the one that proved dead."""
@@ -163,13 +179,41 @@ class Checkouts:
         assert lease.slot is not None
         until, seconds = dead.until, dead.seconds
         work.session = lease.slot.session = None
-        await self.source.dispose(dead)
+        await self._discard(dead, "broken")
         session = await self._obtain(lease.slot, until - self._clock.monotonic())
         session.reset(until, seconds)
         work.session = session
 
     async def _obtain(self, slot: Slot, seconds: float) -> Session:
-        return await self.source.obtain(slot, max(0.001, seconds), self._clock, self.name)
+        began = self._clock.monotonic()
+        session = await self.source.obtain(slot, max(0.001, seconds), self._clock, self.name)
+        if session.owned:
+            self._tell(ConnectionOpened, duration=self._clock.monotonic() - began)
+        return session
+
+    async def _discard(self, session: Session, reason: str) -> None:
+        """Close a connection whose session is in no slot any more."""
+        await self.source.dispose(session)
+        self._tell(ConnectionClosed, reason=reason, age=self._age_of(session))
+
+    def _age_of(self, session: Session) -> float | None:
+        return self._clock.monotonic() - session.born if session.owned else None
+
+    def _tell(self, kind: type[PoolChanged], **fields: Any) -> None:
+        """Emit an event with the figures of this moment, if anybody listens for it."""
+        if self._emitter.hears(kind):
+            found = self._gate.figures()
+            self._emitter.emit(
+                kind,
+                pool=self._identity,
+                revision=found.revision,
+                max_size=0 if self._gate.closed else self.size,
+                size=found.size,
+                in_use=found.in_use,
+                waiting=found.waiting,
+                oldest_checkout=None if found.oldest is None else self._clock.monotonic() - found.oldest,
+                **fields,
+            )
 
     async def give_back(self, work: Work) -> None:
         """Take the work's connection back, in whatever state. Called again, it goes on where it was interrupted."""
@@ -180,13 +224,21 @@ class Checkouts:
         if session is not None and slot is not None:
             self._note_return(slot)
             session.fresh = False
-            session.idle_since = self._clock.monotonic()
+            now = session.idle_since = self._clock.monotonic()
+            work.held = now - slot.since
             if not (session.owned and session.reusable) or lease.closed:
+                reason = "broken" if not session.reusable else "closed" if session.owned else None
                 await self._dispose(session)
                 slot.session = None
+                if reason is not None:
+                    self._tell(ConnectionClosed, reason=reason, age=self._age_of(session))
         lease.leave()
         work.session = None
         work.lease = None
+        if session is None:
+            self._tell(PoolChanged)  # it waited in vain, or could not connect
+        else:
+            self._tell(PoolReturned, used=work.held, age=self._age_of(session))
 
     async def _dispose(self, session: Session) -> None:
         try:
@@ -211,7 +263,7 @@ class Checkouts:
     async def open(self, seconds: float) -> None:
         """Connect as many as are to be kept. A closed database is opened again; an open one stays as it is."""
         if self._gate.closed:
-            self._gate = Gate(self.name, self.size)
+            self._gate = Gate(self.name, self.size, self._revisions)
             self._process = None
         gate = self._usable()
         await self.source.open()
@@ -234,12 +286,13 @@ class Checkouts:
         """Let nobody in any more and close what nobody uses; what is in use is closed when it comes back."""
         if self._process is not None and self._process != os.getpid():
             # The connections are the parent's, and so may be whoever holds the gate's lock.
-            self._gate = Gate(self.name, self.size)
+            self._gate = Gate(self.name, self.size, self._revisions)
             self._gate.closed = True
             return
         for session in self._gate.close():
-            await self.source.dispose(session)
+            await self._discard(session, "closed")
         await self.source.close()
+        self._tell(PoolChanged)
 
     async def _look_after(self, now: float) -> None:
         """Close connections that nobody needed for long, and report checkouts that are held for long."""
@@ -247,7 +300,7 @@ class Checkouts:
         self._report_overdue()
         if self.source.pool is None:
             for session in self._gate.expire(lambda idle: now - idle.idle_since > self._max_idle, self._keep):
-                await self.source.dispose(session)
+                await self._discard(session, "idle")
 
     def _report_overdue(self) -> list[Slot]:
         held = self._gate.held()
@@ -284,6 +337,7 @@ class Checkouts:
             waiting=self._gate.waiting,
             leaked=len(dead) + self._lost,
             oldest_checkout=now - held[0].since if held else None,
+            max_size=self.size,
         )
 
     def _no_time(self, seconds: float) -> TransactionTimeoutError:

@@ -149,7 +149,7 @@ class Engine:
         number = 0
         while True:
             number += 1
-            attempt = Attempt(number, until, retry or self.retry)
+            attempt = Attempt(number, until, retry or self.retry, fn)
             error: BaseException
             try:
                 entered = await self.enter(options, attempt)

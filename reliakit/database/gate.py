@@ -17,12 +17,16 @@ KeyboardInterrupt or a cancellation comes at the wrong moment (psycopg issues 50
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
+import os
 import sys
 import threading
 from collections import deque
-from types import CodeType
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from math import inf
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from reliakit.core.errors import TransactionUsageError
 
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
     from reliakit.database.session import Session
 
-__all__ = ["Bell", "Gate", "Lease", "Slot", "owner_here"]
+__all__ = ["Bell", "Figures", "Gate", "Lease", "Slot", "owner_here", "place_here"]
 
 Owner = threading.Thread | asyncio.Task[object]
 Place = tuple[CodeType | None, int]  # rendered only when somebody asks
@@ -112,15 +116,26 @@ class Lease:
             self._gate.drop(slot, self.number)
 
 
+class Figures(NamedTuple):
+    """The state of a gate at one moment; of two, the one with the higher revision is later."""
+
+    revision: int
+    size: int
+    in_use: int
+    waiting: int
+    oldest: float | None  # when the oldest checkout was taken
+
+
 class Gate:
     """The slots of one database and the queue before them.
 
     Args:
         name: The database, for messages.
         size: How many connections there may be.
+        revisions: What numbers its states, handed from a closed gate to the one that takes its place.
     """
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, revisions: Iterator[int] | None = None) -> None:
         self._name = name
         self._lock = threading.Lock()
         self._slots = tuple(Slot() for _ in range(size))
@@ -129,6 +144,7 @@ class Gate:
         self._queue: deque[Lease] = deque()
         self._dropped: deque[tuple[Slot, int]] = deque()
         self._numbers = itertools.count(1)
+        self._revisions = revisions or itertools.count(1)
         self.closed: bool = False
 
     def next_number(self) -> int:
@@ -212,6 +228,20 @@ class Gate:
             self._sweep_locked()
             return sorted((slot for slot in self._slots if slot.holder), key=lambda slot: slot.since)
 
+    def figures(self) -> Figures:
+        """Return the state of all slots, numbered under the lock so that listeners can put it in order. O(slots)."""
+        size = in_use = 0
+        oldest = inf
+        with self._lock:
+            self._sweep_locked()
+            for slot in self._slots:
+                if slot.session is not None:
+                    size += 1
+                if slot.holder:
+                    in_use += 1
+                    oldest = min(oldest, slot.since)
+            return Figures(next(self._revisions), size, in_use, len(self._queue), oldest if in_use else None)
+
     @property
     def size(self) -> int:
         """How many connections are open."""
@@ -286,12 +316,29 @@ class Gate:
             )
 
 
-_HERE = __file__.removesuffix("database/gate.py").removesuffix("database\\gate.py")
+# What may stand between the caller's line and ours: this package, and the plumbing of context managers and partials.
+_OURS = __file__.removesuffix("database/gate.py").removesuffix("database\\gate.py")
+_STDLIB = threading.__file__.removesuffix("threading.py")
+_PASSED_OVER = (_OURS, f"{_STDLIB}contextlib.py", f"{_STDLIB}functools.py")
+# Where a thread or a task begins: whoever stands above has started it, or only runs the event loop.
+_BEGINNINGS = (f"{_STDLIB}threading.py", f"{_STDLIB}asyncio{os.sep}", f"{_STDLIB}concurrent{os.sep}")
 
 
-def place_here() -> Place:
-    """Return the nearest line outside of reliakit. About half a microsecond."""
-    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 - documented, and builds no traceback
-    while frame.f_code.co_filename.startswith(_HERE) and frame.f_back is not None:
+def place_here(work: Callable[..., object] | None = None) -> Place:
+    """Return the nearest line of the caller's own code. About half a microsecond.
+
+    Args:
+        work: What is going to be called; its first line is named where no line of the caller's leads here, because
+            a thread or a task was started with nothing else.
+    """
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 - documented, and builds no traceback
+    while frame is not None and frame.f_code.co_filename.startswith(_PASSED_OVER):
         frame = frame.f_back
-    return frame.f_code, frame.f_lineno
+    if frame is not None and not frame.f_code.co_filename.startswith(_BEGINNINGS):
+        return frame.f_code, frame.f_lineno
+    while isinstance(work, partial):
+        work = cast("partial[object]", work).func
+    code: CodeType | None = None if work is None else getattr(inspect.unwrap(work), "__code__", None)
+    if code is not None:
+        return code, code.co_firstlineno
+    return (None, 0) if frame is None else (frame.f_code, frame.f_lineno)

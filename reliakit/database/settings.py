@@ -116,6 +116,7 @@ class DatabaseStats:
         waiting: Threads and tasks that wait for one.
         leaked: Checkouts that will never come back: the thread or task that holds them has ended.
         oldest_checkout: Seconds since the oldest of the held connections was taken, None when none is held.
+        max_size: The most connections there may be.
     """
 
     size: int
@@ -123,6 +124,7 @@ class DatabaseStats:
     waiting: int
     leaked: int
     oldest_checkout: float | None
+    max_size: int = 0
 
 
 @lru_cache(maxsize=1024)

@@ -44,6 +44,7 @@ class Teller:
                 attempt=work.attempt.number,
                 isolation=work.isolation.value,
                 read_only=work.read_only,
+                wait=work.waited,
             )
 
     def ended(
@@ -79,6 +80,7 @@ class Teller:
                 deliberate=deliberate,
                 began=began,
                 transaction_id=work.transaction_id,
+                hold=work.held,
             )
         if error is not None and not again:
             tracking.report(self._emitter, error, service=self._service)

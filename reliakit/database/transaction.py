@@ -58,11 +58,19 @@ class Attempt:
         number: Which one, from 1.
         until: When the budget of all of them is spent, None to start one with the transaction.
         retry: The policy, None where nothing is tried again.
+        fn: What is going to be called, None for a block.
     """
 
-    __slots__ = ("number", "pause", "retry", "until")
+    __slots__ = ("fn", "number", "pause", "retry", "until")
 
-    def __init__(self, number: int = 1, until: float | None = None, retry: TransactionRetry | None = None) -> None:
+    def __init__(
+        self,
+        number: int = 1,
+        until: float | None = None,
+        retry: TransactionRetry | None = None,
+        fn: Callable[..., object] | None = None,
+    ) -> None:
+        self.fn: Callable[..., object] | None = fn
         self.number: int = number
         self.until: float | None = until
         self.retry: TransactionRetry | None = retry
@@ -79,6 +87,7 @@ class Work:
         "attempt",
         "bare",
         "deferrable",
+        "held",
         "isolation",
         "lease",
         "lock_timeout",
@@ -113,6 +122,7 @@ class Work:
         self.attempt: Attempt = attempt
         self.asked: float = asked  # when a connection was asked for
         self.waited: float = 0.0
+        self.held: float | None = None  # seconds, once the connection went back
         self.bare: bool = bare  # a connection without a transaction
         self.lease: Lease | None = None
         self.session: Session | None = None

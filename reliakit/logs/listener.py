@@ -127,6 +127,8 @@ def _transaction(event: events.TransactionEnded) -> Told:
         "statements": event.statements,
         "rows": event.rows,
     }
+    if event.hold is not None:
+        fields["hold"] = event.hold
     if event.sqlstate is not None:
         fields["sqlstate"] = event.sqlstate
     if event.error_type is not None:

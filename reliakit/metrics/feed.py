@@ -11,11 +11,15 @@ from reliakit.core.events import (
     CallRejected,
     CheckoutOverdue,
     CircuitChanged,
+    ConnectionClosed,
     ConnectionLeaked,
+    ConnectionOpened,
     ErrorSeen,
     Event,
     LimitDecided,
     LogDropped,
+    PoolChanged,
+    PoolReturned,
     PoolWaited,
     RequestEnded,
     RequestStarted,
@@ -28,10 +32,12 @@ from reliakit.core.events import (
     ValidationFailed,
 )
 from reliakit.metrics.catalogue import STATES
+from reliakit.metrics.pools import Pools
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from reliakit.core.clock import Clock
     from reliakit.metrics.family import Counter, Gauge, Histogram
 
 __all__ = ["Feed"]
@@ -46,23 +52,33 @@ class Feed:
         counter: Finds a counter of the catalogue by its name, and so do
         gauge: for gauges, and
         histogram: for histograms.
+        clock: What the age of a checkout grows by between two events.
     """
 
     def __init__(
-        self, counter: Callable[[str], Counter], gauge: Callable[[str], Gauge], histogram: Callable[[str], Histogram]
+        self,
+        counter: Callable[[str], Counter],
+        gauge: Callable[[str], Gauge],
+        histogram: Callable[[str], Histogram],
+        clock: Clock,
     ) -> None:
         self._counter = counter
         self._gauge = gauge
         self._histogram = histogram
         self._open: dict[tuple[str | None, str], _InFlight] = {}
         self._requests = _InFlight()
+        self._pools = Pools(gauge, clock)
         gauge("http_server_active_requests").set_function(self._requests.count)
         self._attempts = counter("transaction_total")
         self._durations = histogram("transaction_duration_seconds")
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             TransactionStarted: self._transaction_started,
             TransactionEnded: self._transaction_ended,
+            PoolChanged: self._pools.changed,
             PoolWaited: self._pool_waited,
+            PoolReturned: self._pool_returned,
+            ConnectionOpened: self._connection_opened,
+            ConnectionClosed: self._connection_closed,
             CheckoutOverdue: self._checkout_overdue,
             ConnectionLeaked: self._connection_leaked,
             CircuitChanged: self._circuit_changed,
@@ -137,9 +153,22 @@ class Feed:
 
     def _pool_waited(self, event: PoolWaited) -> None:
         self._born(event.name)
+        self._pools.changed(event)
         self._histogram("db_pool_wait_seconds").labels(event.name).observe(event.wait)
         if not event.granted:
             self._counter("db_pool_timeouts_total").labels(event.name).inc()
+
+    def _pool_returned(self, event: PoolReturned) -> None:
+        self._pools.changed(event)
+        self._histogram("db_pool_use_seconds").labels(event.name).observe(event.used)
+
+    def _connection_opened(self, event: ConnectionOpened) -> None:
+        self._pools.changed(event)
+        self._histogram("db_pool_create_seconds").labels(event.name).observe(event.duration)
+
+    def _connection_closed(self, event: ConnectionClosed) -> None:
+        self._pools.changed(event)
+        self._counter("db_pool_discarded_total").labels(event.name, event.reason).inc()
 
     def _checkout_overdue(self, event: CheckoutOverdue) -> None:
         self._counter("db_pool_overdue_checkouts_total").labels(event.name).inc()

@@ -107,6 +107,7 @@ class Metrics:
             lambda name: self._own(name, Counter),
             lambda name: self._own(name, Gauge),
             lambda name: self._own(name, Histogram),
+            clock,
         )
         self._board = Scoreboard(self._find, self._observed.get, clock)
         for objective in wanted:

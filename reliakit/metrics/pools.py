@@ -1,0 +1,121 @@
+"""The gauges of connection pools, read from the latest figures that each pool has told.
+
+Events of one pool may arrive in another order than they were made, as threads tell them without a lock. Each carries
+the number of the state that it shows, so the latest one is found whatever the order, and an idle pool always shows 0.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reliakit.core.clock import Clock
+    from reliakit.core.events import PoolChanged
+    from reliakit.metrics.family import Gauge
+
+__all__ = ["Pools"]
+
+# How many events may overtake the latest one before it is forgotten, and how many pools are followed.
+_LATEST = 64
+_MOST = 1000
+
+
+class _State(NamedTuple):
+    revision: int
+    max_size: int
+    idle: int
+    in_use: int
+    waiting: int
+    oldest: float | None  # by the clock of the metrics
+
+
+_NOTHING = _State(0, 0, 0, 0, 0, None)
+
+
+class _Series:
+    """The pools that share the series of one name: databases of one name, and those beyond the label's bound."""
+
+    def __init__(self) -> None:
+        self.pools: dict[tuple[str, str], deque[_State]] = {}
+
+    def total(self, of: Callable[[_State], int]) -> int:
+        return sum(of(state) for state in self._states())
+
+    def oldest(self) -> float | None:
+        return min((state.oldest for state in self._states() if state.oldest is not None), default=None)
+
+    def closed(self) -> list[tuple[str, str]]:
+        return [
+            key for key, states in tuple(self.pools.items()) if max(tuple(states), default=_NOTHING).max_size == 0
+        ]
+
+    def _states(self) -> list[_State]:
+        return [_latest(states) for states in tuple(self.pools.values())]
+
+
+def _latest(states: deque[_State]) -> _State:
+    return max(tuple(states), default=_NOTHING)
+
+
+class Pools:
+    """Keeps the latest figures of each pool. Takes no lock; safe from any thread.
+
+    Args:
+        gauge: Finds a gauge of the catalogue by its name.
+        clock: What the age of a checkout grows by between two events.
+    """
+
+    def __init__(self, gauge: Callable[[str], Gauge], clock: Clock) -> None:
+        self._gauge = gauge
+        self._clock = clock
+        self._known: dict[tuple[str, str], deque[_State]] = {}
+        self._series: dict[str, _Series] = {}
+
+    def changed(self, event: PoolChanged) -> None:
+        """Take note of a pool's figures."""
+        if event.revision == 0:
+            return
+        states = self._known.get((event.name, event.pool))
+        if states is None:
+            states = self._begin(event)
+        oldest = event.oldest_checkout
+        if oldest is not None:
+            oldest = self._clock.monotonic() - oldest
+        idle = max(0, event.size - event.in_use)
+        states.append(_State(event.revision, event.max_size, idle, event.in_use, event.waiting, oldest))
+
+    def _begin(self, event: PoolChanged) -> deque[_State]:
+        if len(self._known) >= _MOST:
+            self._forget_closed()
+        if len(self._known) >= _MOST:
+            return deque(maxlen=1)
+        key = (event.name, event.pool)
+        states = self._known.setdefault(key, deque(maxlen=_LATEST))
+        shown = self._gauge("db_pool_max").labels(event.name).values[0]
+        series = self._series.get(shown)
+        if series is None:
+            series = self._series.setdefault(shown, _Series())
+            self._show(shown, series)
+        series.pools[key] = states
+        return states
+
+    def _forget_closed(self) -> None:
+        for series in tuple(self._series.values()):
+            for key in series.closed():
+                series.pools.pop(key, None)
+                self._known.pop(key, None)
+
+    def _show(self, name: str, series: _Series) -> None:
+        connections = self._gauge("db_pool_connections")
+        connections.labels(name, "idle").set_function(lambda: series.total(lambda state: state.idle))
+        connections.labels(name, "in_use").set_function(lambda: series.total(lambda state: state.in_use))
+        self._gauge("db_pool_max").labels(name).set_function(lambda: series.total(lambda state: state.max_size))
+        self._gauge("db_pool_waiting").labels(name).set_function(lambda: series.total(lambda state: state.waiting))
+        self._gauge("db_pool_checkout_age_seconds").labels(name).set_function(lambda: self._age(series))
+
+    def _age(self, series: _Series) -> float:
+        oldest = series.oldest()
+        return 0.0 if oldest is None else max(0.0, self._clock.monotonic() - oldest)
