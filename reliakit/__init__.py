@@ -51,7 +51,16 @@ if TYPE_CHECKING:
         TransactionRetry,
         transactional,
     )
-    from reliakit.logs import Logger, LoggingHandle, Masker, configure_logging, get_logger, log_context
+    from reliakit.logs import (
+        ErrorGroup,
+        ErrorTracker,
+        Logger,
+        LoggingHandle,
+        Masker,
+        configure_logging,
+        get_logger,
+        log_context,
+    )
     from reliakit.metrics import (
         Counter,
         Exposition,
@@ -104,6 +113,8 @@ __all__ = [
     "DeadlineExceededError",
     "Decision",
     "ErrorClass",
+    "ErrorGroup",
+    "ErrorTracker",
     "Event",
     "Exposition",
     "Gauge",
@@ -215,6 +226,8 @@ _HOMES = {
     "Transaction": "reliakit.database",
     "TransactionRetry": "reliakit.database",
     "transactional": "reliakit.database",
+    "ErrorGroup": "reliakit.logs",
+    "ErrorTracker": "reliakit.logs",
     "Logger": "reliakit.logs",
     "LoggingHandle": "reliakit.logs",
     "Masker": "reliakit.logs",

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from reliakit import subscribe
+from reliakit import classify, subscribe
 from reliakit.core.events import ErrorSeen
 from reliakit.core.spine import Emitter
 from reliakit.core.tracking import report
@@ -42,6 +42,20 @@ def test_whoever_sees_it_later_says_nothing(heard: RecordingListener) -> None:
         for name in ("transaction", "breaker", "web"):
             report(Emitter(name), error)
     assert [event.name for event in heard] == ["transaction"]
+
+
+def test_an_error_that_was_told_of_keeps_its_fingerprint_on_its_way_out(heard: RecordingListener) -> None:
+    def inner() -> None:
+        try:
+            raise ValueError
+        except ValueError as error:
+            report(Emitter("inner", (heard,)), error)
+            raise
+
+    with pytest.raises(ValueError) as caught:
+        inner()
+    assert classify(caught.value).fingerprint == heard.of(ErrorSeen)[0].fingerprint
+    assert classify(caught.value) == classify(pickle.loads(pickle.dumps(caught.value)))
 
 
 def test_equal_errors_are_two_errors(heard: RecordingListener) -> None:

@@ -6,6 +6,7 @@ codes that must be retried and codes that must not (PostgreSQL documentation, ap
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     _Group = BaseExceptionGroup[BaseException]
 
-__all__ = ["Category", "ErrorClass", "RetryAdvice", "classify", "fingerprint", "sqlstate_of"]
+__all__ = ["Category", "ErrorClass", "RetryAdvice", "classified", "classify", "fingerprint", "sqlstate_of"]
 
 Category = Literal[
     "validation",
@@ -43,6 +44,7 @@ Category = Literal[
 RetryAdvice = Literal["never", "same_transaction_again", "reconnect", "backoff", "unknown_outcome"]
 Kind = tuple[Category, RetryAdvice]
 _UNKNOWN: Kind = ("internal", "never")
+_KNOWN = "__reliakit_class__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +206,32 @@ def classify(error: BaseException) -> ErrorClass:
 
     SQLSTATE decides where there is one; then an HTTP status that the error or its response carries; then
     reliakit's, Python's and well-known clients' own types. A group is what all of its errors are, if they agree.
-    Never raises. A few microseconds, no traceback is rendered.
+    Never raises. A few microseconds, no traceback is rendered. An error that metrics, tracking or a log record have
+    told of stays what it was told to be, wherever it goes afterwards.
 
     Args:
         error: Any exception, raised or not.
     """
     try:
+        known = vars(error).get(_KNOWN)
+        if type(known) is ErrorClass:
+            return known
         sqlstate = sqlstate_of(error)
         category, retry = _kind(error, sqlstate)
         return ErrorClass(category, retry, sqlstate, fingerprint(error, sqlstate))
     except Exception:  # noqa: BLE001 - an exception class may raise at every touch, and is still to be counted
         return ErrorClass(*_UNKNOWN, None, _digest([type(error).__name__]))
+
+
+def classified(error: BaseException) -> ErrorClass:
+    """Return what `classify` finds, and let it find the same from now on.
+
+    On its way out an error passes through more and more functions, which all who tell of it would see differently.
+    """
+    found = classify(error)
+    with contextlib.suppress(Exception):  # a class may hide its __dict__, and is then classified each time
+        return cast("ErrorClass", vars(error).setdefault(_KNOWN, found))
+    return found
 
 
 def sqlstate_of(error: BaseException) -> str | None:

@@ -20,11 +20,16 @@ __all__ = [
     "ConnectionLeaked",
     "ConnectionOpened",
     "DeadlineOverrun",
+    "ErrorOpened",
+    "ErrorResolved",
     "ErrorSeen",
+    "ErrorUntracked",
+    "ErrorsOpen",
     "Event",
     "HookFailed",
     "LimitDecided",
     "LogDropped",
+    "NumbersWanted",
     "PoolChanged",
     "PoolReturned",
     "PoolWaited",
@@ -319,6 +324,58 @@ class ErrorSeen(Event):
     sqlstate: str | None
     fingerprint: str
     error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorOpened(Event):
+    """An error of a new kind was seen, or one that had been resolved came back.
+
+    Attributes:
+        fingerprint: What errors of its kind have in common, see `classify`.
+        service: The service it happened in, where known.
+        reopened: Whether it had been resolved before.
+    """
+
+    fingerprint: str
+    error_type: str
+    category: str
+    service: str | None
+    reopened: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorResolved(Event):
+    """Errors of one kind are over.
+
+    Attributes:
+        seconds: From the first one, or the one that reopened it, to the resolution.
+        cause: "quiet" when none was seen for a set time, "call" when somebody said so.
+    """
+
+    fingerprint: str
+    error_type: str
+    seconds: float
+    cause: Literal["quiet", "call"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorsOpen(Event):
+    """How many kinds of errors are open now, and for how many seconds the oldest of them has been."""
+
+    count: int
+    oldest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorUntracked(Event):
+    """An error could not be tracked; `reason` is the class name of what went wrong."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumbersWanted(Event):
+    """Numbers are about to be read: who holds some that change with time alone tells them now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reliakit.core.categories import classify
+from reliakit.core.categories import classified
 from reliakit.core.events import ErrorSeen
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def report(emitter: Emitter, error: BaseException, *, service: str | None = None
     """
     if not isinstance(error, Exception) or not emitter.hears(ErrorSeen) or not _first_to_see(error):
         return
-    found = classify(error)
+    found = classified(error)
     emitter.emit(
         ErrorSeen,
         service=service,

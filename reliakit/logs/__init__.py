@@ -13,13 +13,18 @@ from reliakit.logs.configure import LoggingHandle, configure_logging
 from reliakit.logs.context import log_context
 from reliakit.logs.detectors import DEFAULT, IP_ADDRESSES, Detector
 from reliakit.logs.formatter import MaskingFormatter
+from reliakit.logs.groups import ErrorGroup, ErrorSample
 from reliakit.logs.logger import Logger, get_logger
 from reliakit.logs.masker import Masker
+from reliakit.logs.tracker import ErrorTracker
 
 __all__ = [
     "DEFAULT",
     "IP_ADDRESSES",
     "Detector",
+    "ErrorGroup",
+    "ErrorSample",
+    "ErrorTracker",
     "Logger",
     "LoggingHandle",
     "Masker",

@@ -9,7 +9,7 @@ import linecache
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from reliakit.core.categories import classify
+from reliakit.core.categories import classified
 from reliakit.logs.objects import safe_text
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def error_fields(error: BaseException, walk: Walk) -> dict[str, Any]:
         error: The exception.
         walk: The pass that masks this record.
     """
-    found = classify(error)
+    found = classified(error)
     # What matters most is masked first: a long stack may use the budget up.
     message = walk.text(safe_text(error))
     chain = list(_causes(error))

@@ -16,6 +16,7 @@ __all__ = ["CATALOGUE", "HTTP", "LATENCY", "SECURITY_EVENTS", "STATES", "Kind", 
 Kind = Literal["counter", "gauge", "histogram"]
 
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+RESOLUTION = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 86400.0)
 # The bounds that OpenTelemetry's semantic conventions advise for HTTP servers.
 HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
@@ -183,7 +184,9 @@ _TROUBLE = (
         _SERVICE,
         _named("status", 100),
     ),
-    _counter("error_untracked_total", "Errors that could not be counted in error_total."),
+    _counter("error_untracked_total", "Errors that could not be counted in error_total, or not be tracked."),
+    _gauge("error_open", "Kinds of errors that are not resolved.", absent=True),
+    _timing("error_resolution_seconds", "Time from an error's beginning to its resolution.", buckets=RESOLUTION),
     _gauge("error_oldest_open_seconds", "Age of the oldest unresolved error.", unit="seconds", absent=True),
     _counter(
         "security_total",

@@ -14,7 +14,10 @@ from reliakit.core.events import (
     ConnectionClosed,
     ConnectionLeaked,
     ConnectionOpened,
+    ErrorResolved,
     ErrorSeen,
+    ErrorsOpen,
+    ErrorUntracked,
     Event,
     LimitDecided,
     LogDropped,
@@ -68,6 +71,7 @@ class Feed:
         self._open: dict[tuple[str | None, str], _InFlight] = {}
         self._requests = _InFlight()
         self._pools = Pools(gauge, clock)
+        self._trackers: dict[str, ErrorsOpen] = {}
         gauge("http_server_active_requests").set_function(self._requests.count)
         self._attempts = counter("transaction_total")
         self._durations = histogram("transaction_duration_seconds")
@@ -90,6 +94,9 @@ class Feed:
             StoreRecovered: self._store_recovered,
             SecurityNoticed: self._security_noticed,
             ErrorSeen: self._error_seen,
+            ErrorResolved: self._error_resolved,
+            ErrorUntracked: self._error_untracked,
+            ErrorsOpen: self._errors_open,
             ValidationFailed: self._validation_failed,
             RequestStarted: self._request_started,
             RequestEnded: self._request_ended,
@@ -221,6 +228,18 @@ class Feed:
         except BaseException:
             self._counter("error_untracked_total").inc()
             raise
+
+    def _error_resolved(self, event: ErrorResolved) -> None:
+        self._histogram("error_resolution_seconds").observe(event.seconds)
+
+    def _error_untracked(self, _event: ErrorUntracked) -> None:
+        self._counter("error_untracked_total").inc()
+
+    def _errors_open(self, event: ErrorsOpen) -> None:
+        self._trackers[event.name] = event
+        told = tuple(self._trackers.values())
+        self._gauge("error_open").set(sum(one.count for one in told))
+        self._gauge("error_oldest_open_seconds").set(max(one.oldest for one in told))
 
     def _validation_failed(self, event: ValidationFailed) -> None:
         for keyword in event.keywords:

@@ -17,8 +17,9 @@ from reliakit import __version__
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
+from reliakit.core.events import NumbersWanted
 from reliakit.core.fork import renew_locks_after_fork
-from reliakit.core.spine import Subscription, subscribe
+from reliakit.core.spine import Emitter, Subscription, subscribe
 from reliakit.metrics.apps import AsgiApp, WsgiApp
 from reliakit.metrics.catalogue import CATALOGUE, LATENCY, Metric
 from reliakit.metrics.declare import aliases, declared, is_name, reserved
@@ -90,6 +91,7 @@ class Metrics:
         self.max_series: int = checks.count("max_series", max_series)
         # Guards declaring and attaching. Counting and rendering never take it.
         self._lock = Lock()
+        self._emitter = Emitter("metrics", clock=clock)
         renew_locks_after_fork(self, "_lock")
         self._families: dict[str, AnyFamily] = {}
         self._owners: dict[str, str] = {}
@@ -270,6 +272,7 @@ class Metrics:
 
     def slo(self) -> list[Verdict]:
         """Return the verdict on each objective, over its window up to now. Well below a millisecond, any thread."""
+        self._emitter.emit(NumbersWanted)
         return self._board.verdicts()
 
     def render(self, accept: str = "") -> Exposition:

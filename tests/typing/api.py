@@ -32,6 +32,8 @@ from reliakit import (
     DeadlineExceededError,
     Decision,
     ErrorClass,
+    ErrorGroup,
+    ErrorTracker,
     Event,
     Exposition,
     Gauge,
@@ -297,6 +299,9 @@ def logs() -> None:
     assert_type(masker.mask_text("x"), str)
     handle = configure_logging(service="auth", env="test", level="INFO", stream=io.StringIO(), masker=masker)
     assert_type(handle, LoggingHandle)
+    with ErrorTracker(masker=masker, max_groups=100, quiet=600.0) as tracker:
+        assert_type(tracker.snapshot(), tuple[ErrorGroup, ...])
+        assert_type(tracker.resolve("0123456789abcdef"), bool)
     log = get_logger(__name__)
     assert_type(log, Logger)
     with log_context(request_id="a1"):

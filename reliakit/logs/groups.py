@@ -1,0 +1,276 @@
+"""Errors in groups by fingerprint, and whether each group is open: the decisions of the error tracker.
+
+```
+          first seen             quiet for long, or resolve()
+(unknown) ──────────> open ────────────────────────────────> resolved
+                        ^               seen again              │
+                        └───────────────────────────────────────┘
+```
+
+Groups are bounded: beyond the bound resolved groups give way, the longest resolved first, and when all are open a new
+kind of error is counted in the group `_other`. Counts of groups that gave way are kept there too, so that the sum is
+exact at any time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+__all__ = ["NOTHING", "OTHER", "Change", "ErrorGroup", "ErrorSample", "Groups", "Instant", "Sighting"]
+
+OTHER = "_other"
+_MOST_REQUESTS = 5
+
+
+class Instant(NamedTuple):
+    """One moment on both clocks."""
+
+    at: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSample:
+    """One error of a group, masked.
+
+    Attributes:
+        message: What it said.
+        stack: Its traceback, without the frames' variables.
+        causes: Type and message of what led to it, nearest first.
+    """
+
+    message: str
+    stack: str
+    causes: tuple[str, ...] = ()
+
+
+NOTHING = ErrorSample("", "")
+"""Given with a sighting of a group that is open already."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorGroup:
+    """What is known of all errors with one fingerprint.
+
+    Attributes:
+        fingerprint: What they have in common, see `classify`; "_other" for those beyond the tracker's bound.
+        error_type: Their class name.
+        category: Their category, see `classify`.
+        retry: Whether trying again can help, see `classify`.
+        sqlstate: PostgreSQL's error code, or None.
+        service: The service the last one happened in, where known.
+        state: "open", or "resolved" until another one is seen.
+        count: How many were seen, each exception object once.
+        first_seen: When the first one was seen, in seconds since 1970.
+        last_seen: When the last one was seen, likewise.
+        first_seen_at: The same as `first_seen` on the tracker's monotonic clock.
+        last_seen_at: The same as `last_seen` on it.
+        opened_at: When it was last opened or reopened, on it.
+        reopened: How often it came back after it had been resolved.
+        time_to_resolution: Seconds from the last opening to the resolution; None while it is open.
+        request_ids: The last requests it was seen in, newest last.
+        sample: The error that opened or reopened it.
+    """
+
+    fingerprint: str
+    error_type: str
+    category: str
+    retry: str
+    sqlstate: str | None
+    service: str | None
+    state: Literal["open", "resolved"]
+    count: int
+    first_seen: float
+    last_seen: float
+    first_seen_at: float
+    last_seen_at: float
+    opened_at: float
+    reopened: int
+    time_to_resolution: float | None
+    request_ids: tuple[str, ...]
+    sample: ErrorSample
+
+
+class Sighting(NamedTuple):
+    """One error as it is seen."""
+
+    fingerprint: str
+    error_type: str
+    category: str
+    retry: str
+    sqlstate: str | None
+    service: str | None
+    request_id: str | None
+    sample: ErrorSample
+
+
+class Change(NamedTuple):
+    """A group that was opened, reopened or resolved."""
+
+    group: ErrorGroup
+    cause: Literal["new", "again", "quiet", "call"]
+
+
+class _Group:
+    """A group that is still being written."""
+
+    __slots__ = ("count", "first", "last", "opened_at", "reopened", "requests", "seen", "service", "took")
+
+    def __init__(self, seen: Sighting, now: Instant) -> None:
+        self.seen = seen
+        self.service = seen.service
+        self.count = 0
+        self.first = self.last = now
+        self.opened_at = now.at
+        self.reopened = 0
+        self.took: float | None = None
+        self.requests: tuple[str, ...] = ()
+
+    def add(self, seen: Sighting, now: Instant) -> None:
+        self.count += 1
+        self.first, self.last = min(self.first, now), max(self.last, now)
+        self.service = seen.service or self.service
+        if seen.request_id is not None:
+            others = tuple(known for known in self.requests if known != seen.request_id)
+            self.requests = (*others[1 - _MOST_REQUESTS :], seen.request_id)
+
+    def shown(self) -> ErrorGroup:
+        seen = self.seen
+        return ErrorGroup(
+            fingerprint=seen.fingerprint,
+            error_type=seen.error_type,
+            category=seen.category,
+            retry=seen.retry,
+            sqlstate=seen.sqlstate,
+            service=self.service,
+            state="open" if self.took is None else "resolved",
+            count=self.count,
+            first_seen=self.first.wall,
+            last_seen=self.last.wall,
+            first_seen_at=self.first.at,
+            last_seen_at=self.last.at,
+            opened_at=self.opened_at,
+            reopened=self.reopened,
+            time_to_resolution=self.took,
+            request_ids=self.requests,
+            sample=seen.sample,
+        )
+
+
+class Groups:
+    """All groups of one tracker. Pure: takes the time, returns what changed; not safe from two threads at once.
+
+    Each step costs O(1), and O(1) more for each group that it resolves.
+
+    Args:
+        most: How many groups are told apart.
+        quiet: Seconds without a sighting that resolve a group; None for never.
+    """
+
+    def __init__(self, most: int, quiet: float | None) -> None:
+        self._most = most
+        self._quiet = quiet
+        # Open ones by when they were last seen, resolved ones by when they were resolved, the oldest first.
+        self._open: OrderedDict[str, _Group] = OrderedDict()
+        self._resolved: OrderedDict[str, _Group] = OrderedDict()
+        self.total: int = 0
+
+    def wants_sample(self, fingerprint: str, now: Instant) -> bool:
+        """Return whether such an error would open a group. Needs no lock: a stale answer costs a sample only."""
+        if fingerprint not in self._open and fingerprint not in self._resolved and self._is_full():
+            fingerprint = OTHER
+        group = self._open.get(fingerprint)
+        return group is None or (self._quiet is not None and group.last.at + self._quiet <= now.at)
+
+    def see(self, seen: Sighting, now: Instant) -> list[Change]:
+        """Count one error."""
+        changes = self.sweep(now)
+        self.total += 1
+        if not self._has_room(seen.fingerprint):
+            seen = _without_kind(seen)
+        key = seen.fingerprint
+        group = self._open.get(key)
+        if group is None:
+            group, change = self._opened(seen, now)
+            group.add(seen, now)
+            changes.append(Change(group.shown(), change))
+        else:
+            group.add(seen, now)
+        self._open.move_to_end(key)
+        return changes
+
+    def _opened(self, seen: Sighting, now: Instant) -> tuple[_Group, Literal["new", "again"]]:
+        group = self._resolved.pop(seen.fingerprint, None)
+        if group is None:
+            group = self._open[seen.fingerprint] = _Group(seen, now)
+            return group, "new"
+        group.seen = seen if seen.sample != NOTHING else seen._replace(sample=group.seen.sample)
+        group.opened_at, group.took = now.at, None
+        group.reopened += 1
+        self._open[seen.fingerprint] = group
+        return group, "again"
+
+    def _has_room(self, fingerprint: str) -> bool:
+        """Return whether errors of this kind have a group, or can have one."""
+        if fingerprint in self._open or fingerprint in self._resolved:
+            return True
+        if len(self._open) + len(self._resolved) - (OTHER in self._open) - (OTHER in self._resolved) < self._most:
+            return True
+        if self._is_full():
+            return False
+        self._fold(self._resolved.pop(next(key for key in self._resolved if key != OTHER)))
+        return True
+
+    def _is_full(self) -> bool:
+        """Return whether there are only open groups, as many as there may be."""
+        return len(self._open) - (OTHER in self._open) >= self._most
+
+    def _fold(self, group: _Group) -> None:
+        """Keep the count of a group that gives way."""
+        other = self._open.get(OTHER) or self._resolved.get(OTHER)
+        if other is None:
+            other = self._resolved[OTHER] = _Group(_without_kind(group.seen), group.last)
+            other.opened_at, other.took = group.opened_at, group.took
+        other.count += group.count
+        other.first, other.last = min(other.first, group.first), max(other.last, group.last)
+
+    def sweep(self, now: Instant) -> list[Change]:
+        """Resolve what has been quiet for long."""
+        changes: list[Change] = []
+        while self._quiet is not None and self._open:
+            oldest = next(iter(self._open.values()))
+            over = oldest.last.at + self._quiet
+            if over > now.at:
+                break
+            changes.append(self._resolve(oldest, over, "quiet"))
+        return changes
+
+    def resolve(self, fingerprint: str, now: Instant) -> list[Change]:
+        """Resolve a group because somebody says so."""
+        changes = self.sweep(now)
+        group = self._open.get(fingerprint)
+        if group is not None:
+            changes.append(self._resolve(group, now.at, "call"))
+        return changes
+
+    def _resolve(self, group: _Group, at: float, cause: Literal["quiet", "call"]) -> Change:
+        key = group.seen.fingerprint
+        group.took = max(0.0, at - group.opened_at)
+        self._resolved[key] = self._open.pop(key)
+        return Change(group.shown(), cause)
+
+    def oldest(self, now: Instant) -> tuple[int, float]:
+        """Return how many groups are open, and for how long the oldest has been. O(groups)."""
+        ages = [now.at - group.opened_at for group in self._open.values()]
+        return len(ages), max(0.0, *ages) if ages else 0.0
+
+    def shown(self) -> tuple[ErrorGroup, ...]:
+        """Return all groups, the last seen first."""
+        groups = [group.shown() for group in (*self._open.values(), *self._resolved.values())]
+        return tuple(sorted(groups, key=lambda group: group.last_seen_at, reverse=True))
+
+
+def _without_kind(seen: Sighting) -> Sighting:
+    return Sighting(OTHER, OTHER, "internal", "never", None, None, seen.request_id, seen.sample)
