@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import psycopg
+from psycopg import waiting
 
 from reliakit.core import guard
 from reliakit.core.errors import ConfigurationError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.database.gate import Bell
+    from reliakit.database.session import Session
 
 __all__ = ["BlockingIo", "Io", "SuspendingIo"]
 
@@ -40,7 +42,7 @@ class Io(Protocol):
     asynchronous: bool
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
-        """Drive one exchange with the server to its end, or raise Late after so many seconds and leave it."""
+        """Drive one exchange with the server to its end, or raise WaitTimeout after so many seconds."""
         ...
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
@@ -95,8 +97,8 @@ class Io(Protocol):
         """Call a hook, which here may be async where the database is, and return what came of it."""
         ...
 
-    def install(self, connection: Any, wait: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        """Have every statement on this connection wait through `wait`."""
+    def install(self, session: Session) -> None:
+        """Have every statement on the session's connection wait as long as the session has time."""
         ...
 
 
@@ -155,7 +157,7 @@ class BlockingIo:
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
         """Block the thread until the exchange is over, see `Io`."""
-        return driver.wait(exchange, fileno, interval, seconds)
+        return waiting.wait(exchange, fileno, interval, seconds)
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
         """Open a `psycopg.Connection`. The bound is rounded up to whole seconds, 2 at least, as libpq has it."""
@@ -226,13 +228,23 @@ class BlockingIo:
         """Call a plain hook; one that is async is refused."""
         return await self.call(hook, (), None)
 
-    def install(self, connection: Any, wait: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        """Have psycopg run `wait` in one step, as none of its awaits suspends."""
+    def install(self, session: Session) -> None:
+        """Stand in for psycopg's `Connection.wait`; a flow is run only for what does not end well."""
+        pgconn = session.pgconn
 
-        def wait_blocking(exchange: Any, interval: float = INTERVAL, **more: Any) -> Any:
-            return run_blocking(wait(exchange, interval, **more))
+        def wait(exchange: PQGen[T], interval: float = INTERVAL, timeout: float | None = None, **_more: object) -> T:
+            seconds = session.admit(timeout)
+            try:
+                result = waiting.wait(exchange, pgconn.socket, interval, seconds)
+            except BaseException as error:
+                left = run_blocking(session.recover(exchange, error, timeout))
+                if left is error:
+                    raise
+                raise left from None
+            session.notice_end()
+            return result
 
-        connection.wait = wait_blocking
+        session.connection.wait = wait
 
 
 class SuspendingIo:
@@ -246,7 +258,7 @@ class SuspendingIo:
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
         """Suspend the task until the exchange is over, see `Io`."""
-        return await driver.wait_async(exchange, fileno, interval, seconds)
+        return await waiting.wait_async(exchange, fileno, interval, seconds)
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
         """Open a `psycopg.AsyncConnection`. The bound is rounded up to whole seconds, 2 at least, as libpq has it."""
@@ -334,9 +346,25 @@ class SuspendingIo:
         except BaseException as error:  # noqa: BLE001 - told and contained by the caller
             return Outcome(error=error)
 
-    def install(self, connection: Any, wait: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        """Give psycopg `wait` itself, which it awaits."""
-        connection.wait = wait
+    def install(self, session: Session) -> None:
+        """Stand in for psycopg's `AsyncConnection.wait`, see `Io`."""
+        pgconn = session.pgconn
+
+        async def wait(
+            exchange: PQGen[T], interval: float = INTERVAL, timeout: float | None = None, **_more: object
+        ) -> T:
+            seconds = session.admit(timeout)
+            try:
+                result = await waiting.wait_async(exchange, pgconn.socket, interval, seconds)
+            except BaseException as error:
+                left = await session.recover(exchange, error, timeout)
+                if left is error:
+                    raise
+                raise left from None
+            session.notice_end()
+            return result
+
+        session.connection.wait = wait
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)

@@ -1,69 +1,28 @@
-"""Where versions of psycopg and libpq differ: waits with a bound, and cancelling on the server.
+"""Where versions of libpq differ: cancelling on the server.
 
-Psycopg 3.3 bounds a wait by itself, which costs nothing; before that it is bounded here. A cancel request can be
-bounded since libpq 17. Older ones block, and psycopg's C speedups hold the interpreter's lock meanwhile, so that one
-dead network would stop every thread: there no request is sent, the connection is closed, and the server ends the
-statement by the `statement_timeout` that it was given at BEGIN.
+A cancel request can be bounded since libpq 17. Older ones block, and psycopg's C speedups hold the interpreter's lock
+meanwhile, so that one dead network would stop every thread: there no request is sent, the connection is closed, and
+the server ends the statement by the `statement_timeout` that it was given at BEGIN.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
-from selectors import DefaultSelector
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import psycopg
-from psycopg import waiting
 
-from reliakit.core.clock import SYSTEM_CLOCK
-
-if TYPE_CHECKING:
-    from psycopg.abc import PQGen
-
-__all__ = ["INTERVAL", "Late", "WaitTimeout", "cancel", "cancel_async", "wait", "wait_async"]
-
-T = TypeVar("T")
+__all__ = ["INTERVAL", "Late", "WaitTimeout", "cancel", "cancel_async"]
 
 # Psycopg's own default: how often a wait looks up for a lost socket or a Ctrl-C, in seconds.
 INTERVAL = 0.1
-_BOUNDED = "timeout" in inspect.signature(waiting.wait_async).parameters
-
-
-class _NeverRaised(Exception):  # noqa: N818 - stands in for an error that an older psycopg does not have
-    pass
-
-
-WaitTimeout: type[Exception] = getattr(psycopg.errors, "_WaitTimeout", _NeverRaised)
+# What psycopg raises when a wait with a bound takes longer; the exchange stays where it is and can be driven on.
+WaitTimeout = psycopg.errors._WaitTimeout  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 - documented by its waits
 
 
 class Late(Exception):  # noqa: N818 - never leaves this package
     """The time for a wait, or for the caller's code, ran out."""
-
-
-def wait(exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
-    """Block until an exchange with the server is over.
-
-    Raises:
-        Late: It took longer than so many seconds; it stays where it is and can be driven on.
-    """
-    if not _BOUNDED:
-        return _wait(exchange, fileno, interval, seconds)
-    try:
-        return waiting.wait(exchange, fileno, interval, seconds)
-    except WaitTimeout:
-        raise Late from None
-
-
-async def wait_async(exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
-    """Suspend until an exchange with the server is over. Errors as `wait`."""
-    if not _BOUNDED:
-        return await _wait_async(exchange, fileno, interval, seconds)
-    try:
-        return await waiting.wait_async(exchange, fileno, interval, seconds)
-    except WaitTimeout:
-        raise Late from None
 
 
 def cancel(connection: psycopg.Connection[Any], seconds: float) -> bool:
@@ -107,31 +66,3 @@ def _cancel_blocking(connection: Any, seconds: float) -> bool:
     worker.start()
     worker.join(seconds)
     return any(through)
-
-
-def _wait(exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
-    until = SYSTEM_CLOCK.monotonic() + seconds
-    try:
-        wish = next(exchange)
-        with DefaultSelector() as selector:
-            selector.register(fileno, wish)
-            while True:
-                for _, ready in selector.select(min(interval, max(0.0, until - SYSTEM_CLOCK.monotonic()))):
-                    wish = exchange.send(waiting.Ready(ready))
-                    selector.modify(fileno, wish)
-                if SYSTEM_CLOCK.monotonic() >= until:
-                    raise Late
-    except StopIteration as done:
-        result: T = done.value
-        return result
-
-
-async def _wait_async(exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
-    timer = asyncio.timeout(seconds)
-    try:
-        async with timer:
-            return await waiting.wait_async(exchange, fileno, interval)
-    except TimeoutError:
-        if timer.expired():
-            raise Late from None
-        raise

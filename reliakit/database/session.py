@@ -12,13 +12,13 @@ statement ─▶ wait ──▶ answer in time
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import generators, pq
 
 from reliakit.core.errors import CommitUnknownError, TransactionTimeoutError, TransactionUsageError
-from reliakit.database.driver import INTERVAL, Late, WaitTimeout
+from reliakit.database.driver import INTERVAL, WaitTimeout
 from reliakit.database.machine import MARKER
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GRACE", "Answer", "Session"]
 
-T = TypeVar("T")
-
 # What a cancel request, and then its answer, may each take beyond the deadline, in seconds: together they keep a
 # dead network below timeout + 3 s, where psycopg alone needs timeout + 10 s.
 GRACE = 1.0
@@ -39,6 +37,8 @@ _ACTIVE = pq.TransactionStatus.ACTIVE
 _IDLE = pq.TransactionStatus.IDLE
 _FAILED = pq.TransactionStatus.INERROR
 _OPEN = pq.TransactionStatus.INTRANS
+_OK = pq.ConnStatus.OK
+_ERROR = pq.ExecStatus.FATAL_ERROR
 _POLL_GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
 
 
@@ -83,6 +83,7 @@ class Session:
         "mark",
         "name",
         "owned",
+        "pgconn",
         "returning",
         "seconds",
         "statements",
@@ -91,6 +92,7 @@ class Session:
 
     def __init__(self, io: Io, clock: Clock, name: str, *, pool: Any) -> None:
         self.connection: Any = None  # an idle psycopg connection, put here as soon as there is one
+        self.pgconn: Any = None  # its libpq side
         self._pool = pool
         self._io = io
         self.clock: Clock = clock
@@ -117,26 +119,27 @@ class Session:
 
     async def adopt(self) -> None:
         """Take the connection over: no BEGIN of psycopg's own, every wait through this session."""
+        self.pgconn = self.connection.pgconn
         if hasattr(select, "poll"):
             self._poll = select.poll()
-            self._poll.register(self.connection.pgconn.socket, getattr(select, "POLLRDHUP", 0))
+            self._poll.register(self.pgconn.socket, getattr(select, "POLLRDHUP", 0))
         if not self.connection.autocommit:
             self._manual = True
             await self._io.autocommit(self.connection, value=True)
-        self._io.install(self.connection, self.wait)
+        self._io.install(self)
         self.broken = False
 
     async def release(self) -> None:
         """Hand the connection back as it came."""
         self.connection.__dict__.pop("wait", None)
-        if self._manual and self.connection.pgconn.transaction_status == _IDLE:
+        if self._manual and self.pgconn.transaction_status == _IDLE:
             await self._io.autocommit(self.connection, value=False)
 
     def abandon(self) -> None:
         """Close the connection at once, without a word to anybody. Never blocks or raises."""
         self.broken = True
         self.connection.__dict__.pop("wait", None)
-        self.connection.pgconn.finish()
+        self.connection.pgconn.finish()  # where a Ctrl-C came first, it was not adopted yet
 
     def __del__(self) -> None:
         # A Ctrl-C came between getting a borrowed connection and noting it down: its pool must have it back.
@@ -146,22 +149,22 @@ class Session:
     @property
     def reusable(self) -> bool:
         """Whether the next transaction can have the connection."""
-        return not self.broken and self.connection.pgconn.transaction_status == _IDLE
+        return not self.broken and self.pgconn.transaction_status == _IDLE
 
     @property
     def alive(self) -> bool:
         """Whether the connection still works, as far as this side knows."""
-        return bool(self.connection.pgconn.status == pq.ConnStatus.OK)
+        return bool(self.pgconn.status == _OK)
 
     @property
     def in_failed_transaction(self) -> bool:
         """Whether the server will refuse everything but a rollback."""
-        return bool(self.connection.pgconn.transaction_status == _FAILED)
+        return bool(self.pgconn.transaction_status == _FAILED)
 
     @property
     def busy(self) -> bool:
         """Whether a statement is running, which another thread or task must have started."""
-        return bool(self.connection.pgconn.transaction_status == _ACTIVE or self.connection.lock.locked())
+        return bool(self.pgconn.transaction_status == _ACTIVE or self.connection.lock.locked())
 
     def hung_up(self) -> bool:
         """Return whether the server has closed its end. Takes nothing from the socket; one system call."""
@@ -169,53 +172,49 @@ class Session:
             return True
         if self._poll is None:
             return False
-        return any(event & _POLL_GONE for _, event in self._poll.poll(0))
+        events = self._poll.poll(0)
+        return bool(events) and any(event & _POLL_GONE for _, event in events)
 
-    async def wait(
-        self, exchange: PQGen[T], interval: float = INTERVAL, timeout: float | None = None, **_more: object
-    ) -> T:
-        """Wait for one statement. This stands in for psycopg's `Connection.wait` and takes what that takes.
+    def admit(self, timeout: float | None) -> float:
+        """Count one statement of the caller's, and return the seconds that it may take.
+
+        Args:
+            timeout: What the caller itself gives it, if anything.
 
         Raises:
-            TransactionTimeoutError: The deadline has passed, or passed while it ran.
+            TransactionTimeoutError: The deadline has passed.
             TransactionUsageError: The transaction is over.
         """
         left = self.until - self.clock.monotonic()
         if self.ended or left <= 0:
             raise self._refusal()
         self.statements += 1
-        pgconn = self.connection.pgconn
-        try:
-            result = await self._io.wait(
-                exchange, pgconn.socket, interval, left if timeout is None or timeout > left else timeout
-            )
-        except Late:
-            if timeout is not None and timeout < left:
-                raise WaitTimeout("wait timeout expired") from None  # what `notifies(timeout=)` expects
-            answered = await self._stop(exchange)
-            raise self._cut(answered=answered) from None
-        except psycopg.Error as error:
+        return left if timeout is None or timeout > left else timeout
+
+    async def recover(self, exchange: PQGen[Any], error: BaseException, timeout: float | None) -> BaseException:
+        """See to a statement that raised, or took too long, and return the error with which it leaves."""
+        late = isinstance(error, WaitTimeout)
+        if late:
+            if timeout is not None and self.clock.monotonic() < self.until:
+                return error  # what `notifies(timeout=)` expects
+            error = self._cut(answered=await self._stop(exchange))
+        elif isinstance(error, psycopg.Error):
             self.failed = error.sqlstate or ""
+        elif self.pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
+            error.__cause__ = self._unknown()
+        if not late:
             self.notice_end()
-            raise
-        except BaseException as reason:
-            if pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
-                reason.__cause__ = self._unknown()
-            self.notice_end()
-            raise
-        if self.inside:
-            self.notice_end()
-        return result
+        return error
 
     def marker(self) -> bytes | None:
         """Return what the server last said of the marker. No round trip."""
-        return self.connection.pgconn.parameter_status(MARKER)  # type: ignore[no-any-return]  # connections are Any
+        return self.pgconn.parameter_status(MARKER)  # type: ignore[no-any-return]  # connections are Any
 
     def notice_end(self) -> None:
         """Note it down if the caller's code has ended the transaction. A few lookups, no round trip."""
         if not self.inside:
             return
-        status = self.connection.pgconn.transaction_status
+        status = self.pgconn.transaction_status
         # A failed transaction has lost its mark too, so one that was chained and then failed looks the same.
         if status == _IDLE or (status == _OPEN and self.mark is not None and self.marker() != self.mark):
             self.ended = True
@@ -233,14 +232,12 @@ class Session:
             self.broken = answer.broken = True
             answer.error = psycopg.InterfaceError("another statement is still running on this connection")
             return answer
-        pgconn = self.connection.pgconn
+        pgconn = self.pgconn
         try:
             answer.sent = True
             pgconn.send_query(sql)  # the simple protocol: one round trip, however many commands
             exchange = generators.execute(pgconn)
             _collect(await self._io.wait(exchange, pgconn.socket, INTERVAL, until - self.clock.monotonic()), answer)
-        except psycopg.Error as error:
-            answer.error = error
         except BaseException as reason:  # noqa: BLE001 - kept, and raised by the caller once the answer is known
             await self._insist(answer, reason, until, patience)
         if pgconn.transaction_status == _ACTIVE:
@@ -250,11 +247,15 @@ class Session:
 
     async def _insist(self, answer: Answer, reason: BaseException, until: float, patience: float) -> None:
         """Go on after a cancellation, a Ctrl-C or the deadline until the answer to a command is there, bounded."""
-        pgconn = self.connection.pgconn
+        pgconn = self.pgconn
         while True:
-            if isinstance(reason, Exception) and not isinstance(reason, Late):
-                raise reason  # a fault of this code, which waiting does not mend
-            if not isinstance(reason, Late):
+            late = isinstance(reason, WaitTimeout)
+            if not late and isinstance(reason, Exception):
+                if not isinstance(reason, psycopg.Error):
+                    raise reason  # a fault of this code, which waiting does not mend
+                answer.error = reason
+                return
+            if not late:
                 if answer.interrupt is None:
                     answer.interrupt = reason
                     until = min(until, self.clock.monotonic() + patience)
@@ -269,8 +270,6 @@ class Session:
                 # Begun anew, as an interrupt may have ended the first one: it picks the answer up where it is.
                 left = max(0.0, until - self.clock.monotonic())
                 _collect(await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left), answer)
-            except psycopg.Error as error:
-                answer.error = error
             except BaseException as again:  # noqa: BLE001 - as above
                 reason = again
                 continue
@@ -306,14 +305,13 @@ class Session:
         """Cancel the running statement on the server; return whether its answer came. At most 2 * GRACE."""
         try:
             until = await self._ask_to_cancel(None)
-            pgconn = self.connection.pgconn
-            await self._io.wait(exchange, pgconn.socket, INTERVAL, until - self.clock.monotonic())
-        except (psycopg.Error, Late):
+            await self._io.wait(exchange, self.pgconn.socket, INTERVAL, until - self.clock.monotonic())
+        except psycopg.Error:
             pass  # QueryCanceled as asked for, or silence; the status below tells which
         except BaseException:
             self.abandon()  # interrupted twice: nobody wants to wait any more
             raise
-        if self.connection.pgconn.transaction_status == _ACTIVE:
+        if self.pgconn.transaction_status == _ACTIVE:
             self.abandon()
             return False
         return self.alive
@@ -335,8 +333,9 @@ class Session:
 
 
 def _collect(results: list[pq.abc.PGresult], answer: Answer) -> None:
-    for result in results:
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            answer.error = psycopg.errors.error_from_result(result)
+    if results:
+        last = results[-1]  # an error ends them
+        if last.status == _ERROR:
+            answer.error = psycopg.errors.error_from_result(last)
         else:
-            answer.tag = result.command_status
+            answer.tag = last.command_status
