@@ -13,9 +13,10 @@ from re import _parser as parser
 import pytest
 
 import reliakit
-from reliakit.logs import DEFAULT, IP_ADDRESSES, Masker, bodies, detectors, formatter, personal, vendors, walk, words
+from reliakit.logs import DEFAULT, IP_ADDRESSES, Masker, bodies
 
-MODULES = (bodies, detectors, formatter, personal, vendors, walk, words)
+LOGS = Path(bodies.__file__).parent
+MODULES = [importlib.import_module(f"reliakit.logs.{path.stem}") for path in sorted(LOGS.glob("[!_]*.py"))]
 
 
 def patterns_of(module):
@@ -44,7 +45,7 @@ def patterns_elsewhere():
 ALL_PATTERNS = {**patterns_elsewhere(), **PATTERNS}
 
 # Read by words of at most 256 characters.
-ON_SHORT_TEXTS = {"reliakit.logs.words._WORD"}
+ON_SHORT_TEXTS = {"reliakit.logs.spelling._WORD"}
 
 ONE_CHARACTER = {codes.LITERAL, codes.NOT_LITERAL, codes.IN, codes.ANY}
 

@@ -7,24 +7,28 @@ extent of the value looked for. What is not terminated reaches to the end of the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from reliakit.logs.words import KeyRules, Verdict, word_set
+from reliakit.logs.spelling import MARKS, word_set
+from reliakit.logs.words import KeyRules, Verdict
+
+if TYPE_CHECKING:
+    from reliakit.logs.markers import Hide
 
 __all__ = ["is_spared", "mask_fields"]
 
-Hide = Callable[[str], str]
-
 _NAMED = re.compile(
-    r"(?<![\w.\-])([\w.\-]++)"
+    rf"(?<![\w.\-])([\w.\-{MARKS}]++)"
     r"(?:\\*+[\"'`]|%2[27])?\]?[ \t]{0,8}+"
     r"(=>|:=|={1,3}|[:：＝]|%3[AaDd]|(?<=[ \t])(?=[\"']))"
     r"[ \t]{0,8}+"
 )
-_SPOKEN = re.compile(r"(?<![\w.\-])(-{0,2}[^\W\d_][\w.\-]*+)[ \t]++(?:(is|was|to|by|BY|of)[ \t]++)?(?=[^\s=:\-])")
+_SPOKEN = re.compile(
+    rf"(?<![\w.\-])(-{{0,2}}[^\W\d_][\w.\-{MARKS}]*+)[ \t]++(?:(is|was|to|by|BY|of)[ \t]++)?(?=[^\s=:\-])"
+)
 _STEMS = re.compile(r"[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Kk]ey|KEY|[Pp]in|PIN|[Oo]tp|OTP|[Cc]red|IDENT|--")
-_TAG = re.compile(r"<((?:[\w\-]++:)?[\w.\-]++)(?:[ \t\r\n][^<>]*+)?(?<!/)>")
+_TAG = re.compile(rf"<((?:[\w\-]++:)?[\w.\-{MARKS}]++)(?:[ \t\r\n][^<>]*+)?(?<!/)>")
 _MULTIPART = re.compile(
     r"form-data;[ \t]*+name=\"([^\"\r\n]{1,200})\"[^\r\n]{0,200}+(?:\r?\n[^\r\n]++){0,8}\r?\n\r?\n([^\r\n]*+)"
 )
@@ -67,7 +71,7 @@ def _hide_from(text: str, pattern: re.Pattern[str], group: int, hide: Hide, rule
             value = text[begin:stop]
             is_value = not _is_prose(text, found, value, stop) and not _is_name(text, value, stop, rules)
             if is_value and _is_hidden(verdict, value):
-                parts += (text[at:begin], hide(value))
+                parts += (text[at:begin], hide(value, name))
                 at = end = stop
         found = pattern.search(text, max(end, found.end()))
     return "".join((*parts, text[at:])) if parts else text
@@ -90,7 +94,7 @@ def _hide_couples(text: str, hide: Hide, rules: KeyRules) -> str:
             is_pair = found[1] in ("(", "[") and (stop >= len(text) or _COUPLE_END.match(text, stop) is not None)
             is_value = is_pair and _IDENTIFIER.fullmatch(value) is None
         if is_value and _is_hidden(verdict, value):
-            parts += (text[at:begin], hide(value))
+            parts += (text[at:begin], hide(value, found[3]))
             at = stop
     return "".join((*parts, text[at:])) if parts else text
 
@@ -313,7 +317,7 @@ def _hide_tags(text: str, hide: Hide, rules: KeyRules) -> str:
             stop = closing if closing >= 0 else len(text)
             value = text[tag.end() : stop]
             if _is_hidden(verdict, value.strip()):
-                parts += (text[at : tag.end()], hide(value))
+                parts += (text[at : tag.end()], hide(value, tag[1]))
                 at = resume = stop
         tag = _TAG.search(text, resume)
     return "".join((*parts, text[at:])) if parts else text
@@ -324,7 +328,7 @@ def _part(found: re.Match[str], hide: Hide, rules: KeyRules) -> str:
     verdict = rules.verdict(found[1])
     if verdict is Verdict.SAFE or _is_spared_in_text(verdict, found[2]):
         return found[0]
-    return found[0][: found.start(2) - found.start()] + hide(found[2])
+    return found[0][: found.start(2) - found.start()] + hide(found[2], found[1])
 
 
 _TECHNICAL = word_set(
@@ -353,7 +357,7 @@ def _hide_spoken(text: str, hide: Hide, rules: KeyRules) -> str:
                 continue
             end -= len(text[begin:end]) - len(text[begin:end].rstrip(_ENDS))
         if begin < end and not _is_spared_in_text(Verdict.SECRET, text[begin:end]):
-            parts += (text[at:begin], hide(text[begin:end]))
+            parts += (text[at:begin], hide(text[begin:end], name))
             at = end
     return "".join((*parts, text[at:])) if parts else text
 

@@ -11,15 +11,17 @@ import binascii
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from reliakit.core import checks
+from reliakit.core.errors import ConfigurationError
 from reliakit.logs import bodies, personal, vendors
+from reliakit.logs.markers import MARKER, Hide
 from reliakit.logs.words import KeyRules
 
-__all__ = ["DEFAULT", "EMAIL_ADDRESSES", "IP_ADDRESSES", "MARKER", "Detector", "Hide"]
+__all__ = ["BUILT_IN", "DEFAULT", "IP_ADDRESSES", "Detector", "Find"]
 
-MARKER = "***"
-Hide = Callable[[str], str]
-"""Takes a secret, returns what stands in its place."""
+Find = Callable[[str, Hide, KeyRules], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,31 @@ class Detector:
     """One kind of secret that is known by its looks. Calling it masks a text.
 
     Attributes:
-        name: What it finds.
+        name: What it finds; `Masker(modes=...)` chooses its marker by this name.
         find: Takes the text, what to put in a secret's place, and the rules for field names; returns the text.
     """
 
     name: str
-    find: Callable[[str, Hide, KeyRules], str]
+    find: Find
+
+    @classmethod
+    def of(cls, name: str, what: re.Pattern[str] | Callable[[str], str]) -> Detector:
+        """Return a detector made of a compiled pattern or of a function, under a name of its own.
+
+        Args:
+            name: What it finds.
+            what: A compiled pattern, whose matches are hidden, or a function that takes a text and returns it masked.
+
+        Raises:
+            ConfigurationError: It is neither, or the pattern is one for bytes.
+        """
+        if isinstance(what, re.Pattern):
+            if not isinstance(what.pattern, str):
+                raise ConfigurationError(f"detectors must search text, got a pattern for bytes {what.pattern!r}")
+            return cls(checks.named("name", name), partial(_hide_matches, what))
+        if not callable(what):
+            raise ConfigurationError(f"detectors must be callables or compiled patterns, got {what!r}")
+        return cls(checks.named("name", name), partial(_ask, what))
 
     def __call__(self, text: str) -> str:
         """Return the text with what this detector finds replaced by the marker."""
@@ -42,7 +63,15 @@ class Detector:
         return f"<Detector {self.name!r}>"
 
 
-def _marker(_secret: str) -> str:
+def _hide_matches(pattern: re.Pattern[str], text: str, hide: Hide, _rules: KeyRules) -> str:
+    return pattern.sub(lambda found: hide(found[0]) if found[0] else "", text)
+
+
+def _ask(function: Callable[[str], str], text: str, _hide: Hide, _rules: KeyRules) -> str:
+    return function(text)
+
+
+def _marker(_secret: str, _name: str = "", /) -> str:
     return MARKER
 
 
@@ -207,24 +236,24 @@ def _ip_addresses(text: str, hide: Hide, _rules: KeyRules) -> str:
     return _IPV6.sub(lambda found: hide(found[0]) if sum(map(str.isalnum, found[0])) else found[0], text)
 
 
-EMAIL_ADDRESSES = Detector("e-mail address", personal.mask_emails)
-
 DEFAULT: tuple[Detector, ...] = (
-    Detector("private key", _pem),
-    Detector("url userinfo", _userinfo),
-    Detector("field in text", bodies.mask_fields),
-    Detector("authorization scheme", _scheme),
-    Detector("json web token", _jwt),
-    Detector("vendor token", vendors.mask_tokens),
-    Detector("password hash", _password_hash),
-    Detector("database detail", _database_detail),
-    EMAIL_ADDRESSES,
+    Detector("private_key", _pem),
+    Detector("userinfo", _userinfo),
+    Detector("field", bodies.mask_fields),
+    Detector("authorization", _scheme),
+    Detector("jwt", _jwt),
+    Detector("token", vendors.mask_tokens),
+    Detector("password_hash", _password_hash),
+    Detector("database", _database_detail),
+    Detector("email", personal.mask_emails),
     Detector("iban", personal.mask_ibans),
-    Detector("card number", personal.mask_cards),
-    Detector("national id", personal.mask_national_ids),
-    Detector("phone number", personal.mask_phones),
+    Detector("card", personal.mask_cards),
+    Detector("national_id", personal.mask_national_ids),
+    Detector("phone", personal.mask_phones),
 )
 """What a `Masker` looks for unless told otherwise; take some away or add your own."""
 
-IP_ADDRESSES = Detector("ip address", _ip_addresses)
+IP_ADDRESSES = Detector("ip", _ip_addresses)
 """Masks IP addresses; not among the defaults, because operators need them more often than not."""
+
+BUILT_IN: tuple[Detector, ...] = (*DEFAULT, IP_ADDRESSES)

@@ -14,7 +14,8 @@ from reliakit.logs.encode import encode
 from reliakit.logs.failures import error_fields, shown_fields
 from reliakit.logs.objects import safe_text
 from reliakit.logs.records import FIELDS, FOUND, REQUEST_ID, error_of, extras_of, message_of
-from reliakit.logs.walk import FAILED, Walk
+from reliakit.logs.scan import FAILED
+from reliakit.logs.walk import Walk
 
 if TYPE_CHECKING:
     from reliakit.logs.masker import Masker

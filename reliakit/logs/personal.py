@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from reliakit.logs.words import KeyRules, word_set
+from reliakit.logs.spelling import word_set
+
+if TYPE_CHECKING:
+    from reliakit.logs.markers import Hide
+    from reliakit.logs.words import KeyRules
 
 __all__ = ["is_card", "is_email", "mask_cards", "mask_emails", "mask_ibans", "mask_national_ids", "mask_phones"]
-
-Hide = Callable[[str], str]
 
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.!$%*+^~-"
 # The longest local part that is looked for; RFC 5321 allows 64 bytes.

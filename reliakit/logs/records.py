@@ -72,6 +72,6 @@ def _hidden(template: str, args: Any, walk: Walk) -> Any:
         if name is not None and is_text and number < len(hidden) and type(hidden[number]) in (str, int, bytes):
             verdict = walk.verdict(name[1])
             if verdict is not Verdict.SAFE:
-                hidden[number] = walk.sensitive(verdict, hidden[number], 0)
+                hidden[number] = walk.sensitive(verdict, hidden[number], 0, name[1])
         number += 1
     return tuple(hidden)

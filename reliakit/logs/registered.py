@@ -22,12 +22,13 @@ _SHORTEST_CORE = 8
 class RegisteredSecrets:
     """The values to hide wherever they occur. One pattern is kept for all of them; reading it takes no lock."""
 
-    __slots__ = ("_forms", "_lock", "pattern")
+    __slots__ = ("_forms", "_lock", "longest", "pattern")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._forms: set[str] = set()
         self.pattern: re.Pattern[str] | None = None
+        self.longest: int = 0
 
     def add(self, value: str | bytes) -> None:
         """Add one secret in all its forms.
@@ -47,6 +48,7 @@ class RegisteredSecrets:
             self._forms.update(forms_of(value))
             # The longest first, so that no form leaves the rest of a longer one behind.
             ordered = sorted(self._forms, key=lambda form: (-len(form), form))
+            self.longest = len(ordered[0])
             self.pattern = re.compile("|".join(map(re.escape, ordered)))
 
     def __len__(self) -> int:

@@ -7,18 +7,17 @@ a tree of the beginnings, searched.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from reliakit.logs.markers import Hide
     from reliakit.logs.words import KeyRules
 
 
 __all__ = ["VendorToken", "mask_tokens", "table"]
-
-Hide = Callable[[str], str]
 
 _ALPHABETS = {
     "hex": "0-9a-fA-F",

@@ -16,32 +16,21 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from reliakit.logs.bodies import is_spared
-from reliakit.logs.detectors import MARKER, Detector
 from reliakit.logs.encode import SmallNumber
+from reliakit.logs.markers import MARKER
 from reliakit.logs.objects import fields_of, safe_text
-from reliakit.logs.personal import is_card, is_email
+from reliakit.logs.personal import is_card
+from reliakit.logs.scan import FAILED, REMEMBERED, Scan, remembers
 from reliakit.logs.words import Verdict
 
 if TYPE_CHECKING:
     from reliakit.logs.masker import Masker
 
-__all__ = ["FAILED", "TOO_DEEP", "TOO_LONG", "TOO_MANY", "Walk"]
+__all__ = ["TOO_DEEP", "TOO_MANY", "Walk"]
 
-FAILED = "[masking failed]"
 TOO_DEEP = "[too deep]"
 TOO_MANY = "[too many values]"
-TOO_LONG = "[too long to scan]"
 CYCLE = "[cycle]"
-
-# A text with none of these signs holds nothing that the detectors look for.
-_WORTH = re.compile(
-    r"[=@$<:：＝'\"%]|[A-Za-z0-9_.+/~\-]{16}|[0-9][0-9 ().\-]{7}|--|\+[0-9]"
-    r"|earer|EARER|asic |ASIC |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey |Failing"
-)
-_REMEMBERED_TEXTS = 4096
-_LONGEST_REMEMBERED = 80
-# The end of a text that was cut at the budget is dropped, so that no half of a secret is left there.
-_CUT_MARGIN = 1024
 
 _AS_THEY_ARE = frozenset({bool, type(None)})
 _SCALARS: dict[type, Callable[[Any], object]] = {
@@ -62,12 +51,10 @@ _SMALLEST = 1e-4
 _LEAST_CARD, _LAST_CARD = 10**12, 10**19 - 1
 # Smaller numbers are no secret by themselves, unless their field's name says so: too short to be registered, too.
 _MOST_INT = 10**5
-# Hexadecimal identifiers: ids of requests and traces, UUIDs. No detector finds anything in them.
-_ID = re.compile(r"[0-9a-f]{20,}+|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
-class Walk:
-    """Mask one value or one record; budgets are shared by all its parts.
+class Walk(Scan):
+    """Mask one value or one record.
 
     Args:
         masker: Whose rules and budgets to follow.
@@ -75,100 +62,20 @@ class Walk:
             and scalars keep their types, and what can be changed is copied.
     """
 
-    __slots__ = (
-        "_chars",
-        "_clean",
-        "_keys",
-        "_masker",
-        "_nodes",
-        "_open",
-        "_plain",
-        "_registered",
-        "failed",
-        "found",
-    )
+    __slots__ = ("_keys", "_nodes", "_open", "_path", "_paths", "_plain")
 
     def __init__(self, masker: Masker, *, plain: bool) -> None:
-        self._masker = masker
+        super().__init__(masker)
         self._plain = plain
-        self._clean = masker.clean
         self._keys = masker.clean_keys
-        self._registered = masker.registered.pattern
-        self._chars = masker.scan_budget
         self._nodes = masker.max_nodes
         self._open: list[int] = []
-        self.found: int = 0
-        self.failed: bool = False
-
-    def hide(self, secret: str) -> str:
-        """Count one secret and return what stands in its place."""
-        self.found += 1
-        return self._masker.marker(secret)
+        self._paths = masker.rules.paths
+        self._path: list[str] = []
 
     def verdict(self, name: str) -> Verdict:
         """Return what a name says about its value."""
         return self._masker.rules.verdict(name)
-
-    def text(self, text: str) -> str:
-        """Return a text without its secrets, or a placeholder when the budget does not reach that far."""
-        if text in self._clean:
-            return text
-        if type(text) is not str:
-            text = str.__str__(text)
-        size = len(text)
-        if size > self._chars:
-            return self._head(text)
-        self._chars -= size
-        sees_all = self._masker.sees_all
-        if not sees_all and self._registered is None:
-            if 20 <= size <= 64 and _ID.fullmatch(text):
-                return text
-            worth = _WORTH.search(text) is not None
-        else:
-            worth = True
-        if worth:
-            # The commonest thing to hide: a field that is one address. This spares it a dozen detectors.
-            if "@" in text and self._masker.hides_emails and is_email(text):
-                return self.hide(text)
-            masked = self._scan(text)
-            if masked != text:
-                return masked
-        if size <= _LONGEST_REMEMBERED and not sees_all:
-            if len(self._clean) >= _REMEMBERED_TEXTS:
-                self._clean.clear()
-            self._clean.add(text)
-        return text
-
-    def _head(self, text: str) -> str:
-        """Return the masked beginning of a text that is longer than what is left of the budget."""
-        left, self._chars = self._chars, 0
-        if left < 4 * _CUT_MARGIN:
-            return TOO_LONG
-        return self._scan(text[:left])[:-_CUT_MARGIN] + TOO_LONG
-
-    def _scan(self, text: str) -> str:
-        try:
-            if self._registered is not None:
-                text = self._registered.sub(lambda found: self.hide(found[0]), text)
-            for detector in self._masker.detectors:
-                if isinstance(detector, Detector):
-                    text = detector.find(text, self.hide, self._masker.rules)
-                else:
-                    text = self._custom(detector, text)
-        except Exception:  # noqa: BLE001 - a detector's fault must not let the text through
-            self.failed = True
-            return FAILED
-        return text
-
-    def _custom(self, detector: re.Pattern[str] | Callable[[str], str], text: str) -> str:
-        if isinstance(detector, re.Pattern):
-            return detector.sub(lambda match: self.hide(match[0]) if match[0] else "", text)
-        masked = detector(text)
-        if not isinstance(masked, str):
-            raise TypeError("a detector returns text")
-        if masked != text:
-            self.found += 1
-        return masked
 
     def value(self, value: Any, depth: int) -> Any:  # noqa: PLR0911 - a table of types reads best in a row
         """Return any value without its secrets."""
@@ -196,8 +103,8 @@ class Walk:
         return self._dict(fields, 0)
 
     def _int(self, value: int) -> Any:
-        if _LEAST_CARD <= value <= _LAST_CARD and is_card(str(value)):
-            return self.hide(str(value))
+        if _LEAST_CARD <= value <= _LAST_CARD and self._masker.hides_cards and is_card(str(value)):
+            return self.hide_as(self._masker.card_mode, str(value))
         if self._registered is not None and -_LARGEST_INT <= value < _LARGEST_INT:
             return self.hide(str(value)) if self._registered.search(str(value)) else value
         return value
@@ -236,7 +143,9 @@ class Walk:
 
     def _entries(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
         """Return a dict's entries without their secrets, and for JSON the same dict if none was found."""
-        verdict_of, clean = self._keys.get, self._clean
+        # Where a field stands may decide against its name: then nothing is known beforehand.
+        verdict_of = self._keys.get if self._paths is None else _not_known
+        clean = self._clean
         changes: dict[Any, Any] = {}
         keys_change = False
         for key, item in value.items():
@@ -254,14 +163,28 @@ class Walk:
             else:
                 shown, verdict = self._key(key)
                 keys_change = keys_change or shown is not key
-                masked = self.value(item, depth) if verdict is Verdict.SAFE else self.sensitive(verdict, item, depth)
+                masked = self._field(key, verdict, item, depth)
             if masked is not item:
                 changes[key] = masked
-        if "value" in value or "Value" in value:
+        if "value" in value or "Value" in value or "val" in value:
             self._hide_named(value, changes, depth)
         if keys_change:
             return self._renamed(value, changes)
         return {**value, **changes} if changes or not self._plain else value
+
+    def _field(self, key: Any, verdict: Verdict, item: Any, depth: int) -> Any:
+        """Return what a field holds without its secrets, by its name and, where patterns ask for it, by its place."""
+        name = key if type(key) is str else _name_of(key)
+        if self._paths is None:
+            return self.value(item, depth) if verdict is Verdict.SAFE else self.sensitive(verdict, item, depth, name)
+        self._path.append(name)
+        try:
+            decided = self._paths.is_sensitive(self._path)
+            if decided is not None:
+                verdict = Verdict.SECRET if decided else Verdict.SAFE
+            return self.value(item, depth) if verdict is Verdict.SAFE else self.sensitive(verdict, item, depth, name)
+        finally:
+            self._path.pop()
 
     def _key(self, key: Any) -> tuple[Any, Verdict]:
         """Return a key without secrets, as JSON has it, and what it says about its value."""
@@ -279,7 +202,7 @@ class Walk:
         verdict = self.verdict(name)
         shown = self.text(name)
         if shown == name:
-            if len(name) <= _LONGEST_REMEMBERED and len(self._keys) < _REMEMBERED_TEXTS:
+            if remembers(name) and len(self._keys) < REMEMBERED:
                 self._keys[name] = verdict
             return (name if self._plain else key), verdict
         return shown, verdict
@@ -299,12 +222,12 @@ class Walk:
 
     def _hide_named(self, value: dict[Any, Any], changes: dict[Any, Any], depth: int) -> None:
         """Hide `value` where `name` says so: `{"name": "DB_PASSWORD", "value": "..."}`."""
-        titles = ("name", "Name", "key", "Key", "header")
+        titles = ("name", "Name", "key", "Key", "header", "field")
         name = next((value[title] for title in titles if title in value), None)
         if type(name) is str and (verdict := self.verdict(name)) is not Verdict.SAFE:
-            for title in ("value", "Value"):
+            for title in ("value", "Value", "val"):
                 if title in value:
-                    changes[title] = self.sensitive(verdict, value[title], depth)
+                    changes[title] = self.sensitive(verdict, value[title], depth, name)
 
     def _sequence(self, value: Any, depth: int) -> Any:
         room = self._room(len(value))
@@ -316,15 +239,17 @@ class Walk:
     def _items(self, value: Any, depth: int) -> Any:
         """Return a list's or tuple's items without their secrets; where none was found, JSON gets the same object."""
         changed: list[Any] | None = None
-        hide_next = self._second_of_pair(value)
+        name = _name_of(value[0]) if len(value) == 2 else ""
+        hide_next = self._second_of_pair(name)
+        by_place = self._paths is not None
         for index, item in enumerate(value):
             if hide_next is not None and index:
-                masked = self.sensitive(hide_next, item, depth)
+                masked = self.sensitive(hide_next, item, depth, name)
                 hide_next = None
             else:
-                masked = self.value(item, depth)
+                masked = self.value(item, depth) if not by_place else self._field(index, Verdict.SAFE, item, depth)
             if type(item) is str and item[:1] == "-" and "=" not in item:
-                verdict = self.verdict(item)
+                verdict, name = self.verdict(item), item
                 hide_next = verdict if verdict is not Verdict.SAFE else None
             if changed is None:
                 if masked is item:
@@ -336,31 +261,26 @@ class Walk:
             return value if self._plain or is_tuple else list(value)
         return tuple(changed) if is_tuple else changed
 
-    def _second_of_pair(self, value: Any) -> Verdict | None:
+    def _second_of_pair(self, name: str) -> Verdict | None:
         """Return what the first says about the second in `("authorization", "Token ...")`."""
-        if len(value) != 2:
-            return None
-        name = value[0]
-        if type(name) is bytes:
-            name = name.decode("latin-1")
-        if type(name) is not str or not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name):
             return None
         verdict = self.verdict(name)
         return None if verdict is Verdict.SAFE else verdict
 
-    def sensitive(self, verdict: Verdict, value: Any, depth: int) -> Any:
+    def sensitive(self, verdict: Verdict, value: Any, depth: int, name: str) -> Any:
         """Return what stands in the place of a value whose field's name is sensitive."""
         kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # values are of any type
         if kind in _AS_THEY_ARE:
             return value
         if kind is int or kind is float:
             shown = str(value) if abs(value) < _LARGEST_INT else ""
-            return value if shown and is_spared(verdict, shown) else self.hide(shown)
+            return value if shown and is_spared(verdict, shown) else self.hide(shown, name)
         if issubclass(kind, str):
             shown = str.__str__(value)
-            return self.text(value) if is_spared(verdict, shown) else self.hide(shown)
+            return self.text(value) if is_spared(verdict, shown) else self.hide(shown, name)
         if issubclass(kind, bytes | bytearray):
-            marker = self.hide(bytes(value).decode("utf-8", "replace"))
+            marker = self.hide(bytes(value).decode("utf-8", "replace"), name)
             return marker if self._plain else marker.encode()
         if verdict not in (Verdict.SECRET, Verdict.TALLY) and issubclass(kind, Mapping):
             # `session={...}` is a record about a session; what is in it has names of its own.
@@ -429,3 +349,16 @@ class Walk:
         if masked != text or size != len(raw):
             return masked.encode()
         return bytearray(value) if type(value) is bytearray else value
+
+
+def _not_known(_name: object) -> None:
+    """Answer as a memory that holds nothing."""
+
+
+def _name_of(key: object) -> str:
+    """Return a key as a name: a place in a list is one too; what cannot be a name is an empty one."""
+    if isinstance(key, str):
+        return str.__str__(key)
+    if isinstance(key, bytes):
+        return key.decode("latin-1")
+    return str(key) if type(key) is int else ""

@@ -3,6 +3,7 @@
 ```
 X-Api-Key            -> x · api · key                 "api key" is sensitive
 userPassword         -> user · password               "password" is sensitive
+awssecretaccesskey   -> aws · secret · access · key   one word, made of words that are known
 password_reset_count -> password · reset · count      ... but here it only describes a count
 author, tokenize     -> no sensitive word at all
 ```
@@ -15,17 +16,32 @@ only describes something about a secret.
 from __future__ import annotations
 
 import re
-import unicodedata
 from enum import IntEnum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from reliakit.core.errors import ConfigurationError
+from reliakit.logs.paths import Paths
+from reliakit.logs.spelling import plain, words_of
+from reliakit.logs.vocabulary import (
+    AFTER,
+    BEFORE,
+    BEFORE_TOKENS,
+    COMPOUNDS,
+    DRAWN_TAILS,
+    FOLDER_TAILS,
+    LONGEST_COMPOUND,
+    PARTS,
+    PLURALS,
+    SECRETS,
+    WEAK_PAIRS,
+    WEAK_TAILS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["KeyRules", "Verdict", "word_set", "words_of"]
+__all__ = ["KeyRules", "Verdict", "named_in", "names_in"]
 
 
 class Verdict(IntEnum):
@@ -43,253 +59,21 @@ class Verdict(IntEnum):
     """A secret, unless the value is a path: `pwd`."""
 
 
-def word_set(text: str) -> frozenset[str]:
-    """Return the words of a text, in lower case and without accents."""
-    return frozenset(_plain(text).split())
-
-
-def _plain(text: str) -> str:
-    """Return text in lower case without accents; scripts without case stay as they are."""
-    if text.isascii():
-        return text.lower()
-    decomposed = unicodedata.normalize("NFKD", text.translate(_LETTERS).casefold())
-    return "".join(char for char in decomposed if not unicodedata.combining(char))
-
-
-_LETTERS = str.maketrans({"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "ı": "i", "đ": "d", "æ": "ae"})  # do not decompose
-
-_SECRETS = word_set(
-    """
-    password passwords passwd passwds passphrase passphrases passcode passkey passkeys pw psw pswd psk pwhash
-    secret secrets token tokens jwt jwts jws jwe bearer apikey apikeys apitoken apisecret appkey appsecret
-    secretkey accesskey privatekey signingkey encryptionkey masterkey authkey sshkey sessionkey accountkey
-    credential credentials creds authorization authorisation cookie cookies
-    sessionid sessid phpsessid jsessionid aspsessionid csrf xsrf csrfmiddlewaretoken
-    otp totp hotp cvv cvv2 cvc cvc2 csc ssn pin pincode mfacode otpcode
-    cardnumber cardno creditcard debitcard ccnumber ccnum
-    mysqlpwd pgpassword pgpass htpasswd userpwd dbpwd
-    passwort passworter kennwort kennworter geheimnis zugangscode losungswort
-    contrasena contrasenas contrasenya contrasinal
-    motdepasse mdp motsdepasse
-    senha senhas palavrapasse
-    wachtwoord wachtwoorden
-    haslo heslo jelszo salasana losenord passord adgangskode kodeord parool slaptazodis parole lozinka zaporka geslo
-    parola sifre katasandi sandi matkhau tunnussana
-    пароль пароли секрет токен паролата парола лозинка
-    κωδικος συνθηματικο
-    パスワード 暗証番号 秘密鍵
-    密码 密碼 口令 密钥 密鑰 令牌
-    비밀번호 암호 패스워드
-    كلمةالمرور كلمةالسر سيسمה סיסמה סיסמא
-    पासवर्ड รหัสผ่าน گذرواژه پاسورد
-    """
-)
-
-_COMPOUNDS = frozenset(
-    tuple(_plain(line).split())
-    for line in """
-    api key
-    api keys
-    access key
-    access keys
-    secret key
-    private key
-    private keys
-    signing key
-    encryption key
-    decryption key
-    master key
-    account key
-    shared key
-    session key
-    session id
-    session ids
-    sess id
-    session cookie
-    service key
-    deploy key
-    license key
-    ssh key
-    ssl key
-    tls key
-    pgp key
-    gpg key
-    hmac key
-    aes key
-    rsa key
-    auth key
-    app key
-    storage key
-    subscription key
-    function key
-    webhook key
-    wep key
-    wpa key
-    sas key
-    shared access signature
-    auth code
-    authorization code
-    verification code
-    confirmation code
-    security code
-    security answer
-    security answers
-    recovery code
-    recovery codes
-    backup code
-    backup codes
-    one time code
-    mfa code
-    sms code
-    login code
-    access code
-    pass word
-    pass phrase
-    pass code
-    pass key
-    pass wd
-    basic auth
-    http auth
-    proxy auth
-    auth header
-    saml response
-    saml assertion
-    card number
-    card no
-    card num
-    card pan
-    card cvv
-    credit card
-    debit card
-    cc number
-    cc num
-    account number
-    routing number
-    bank account
-    social security
-    national id
-    national insurance
-    tax id
-    passport number
-    passport no
-    drivers license
-    driver license
-    seed phrase
-    recovery phrase
-    mnemonic phrase
-    private seed
-    kata sandi
-    mot de passe
-    mots de passe
-    code secret
-    cle api
-    cle secrete
-    cle privee
-    clave secreta
-    clave privada
-    clave api
-    clave acceso
-    palavra passe
-    chave secreta
-    chave privada
-    chave api
-    parola ordine
-    chiave segreta
-    chiave privata
-    geheimer schlussel
-    privater schlussel
-    mat khau
-    κωδικος προσβασης
-    секретный ключ
-    كلمة المرور
-    كلمة السر
-    """.strip().splitlines()
-)
-_LONGEST_COMPOUND = max(map(len, _COMPOUNDS))
-
-# At the end of a name only: what comes after decides what the name is about.
 _TAILS: dict[str, Verdict] = {
-    **dict.fromkeys(
-        word_set("auth session sessions sid email emails mail phone telephone mobile msisdn iban clave"), Verdict.WEAK
-    ),
-    **dict.fromkeys(word_set("sig signature salt seed nonce ticket assertion mnemonic pepper"), Verdict.RANDOM),
-    **dict.fromkeys(word_set("pwd oldpwd"), Verdict.FOLDER),
+    **dict.fromkeys(WEAK_TAILS, Verdict.WEAK),
+    **dict.fromkeys(DRAWN_TAILS, Verdict.RANDOM),
+    **dict.fromkeys(FOLDER_TAILS, Verdict.FOLDER),
     "pass": Verdict.TALLY,
 }
-_TAIL_PAIRS: dict[tuple[str, str], Verdict] = {
-    ("email", "address"): Verdict.WEAK,
-    ("mail", "address"): Verdict.WEAK,
-    ("phone", "number"): Verdict.WEAK,
-    ("mobile", "number"): Verdict.WEAK,
-    ("telephone", "number"): Verdict.WEAK,
-}
-
-_PLURALS = word_set("tokens cookies secrets passwords credentials jwts keys sessions emails passkeys")
-
-# After a sensitive word: it only describes something about the secret.
-_AFTER = word_set(
-    """
-    count counts counter total num type types kind length len size bits bytes chars width
-    at on until since expires expiry expired expire expiration exp ttl lifetime timeout age duration seconds minutes
-    hours days date time timestamp interval period max min minimum maximum limit limits quota budget usage used use
-    remaining left consumed cost price rate per prompt policy policies rule rules strength score complexity entropy
-    enabled disabled required optional allowed valid invalid validity verified validated present missing exists
-    set unset changed updated created issued rotated revoked deleted rotation generation attempts attempt tries
-    retries failures failed failure success succeeded ok error errors status state result reason method methods mode
-    scheme format version algorithm alg algo name names label title description field fields column columns param
-    parameter url uri endpoint path file filename dir directory folder location host port provider issuer
-    iss audience aud scope scopes role class model family group category store manager bucket ring index position
-    offset level match matches matched mismatch consent banner domain samesite httponly secure same site
-    supported support page link form input placeholder
-    """
-)
-# Before a sensitive word, directly.
-_BEFORE = word_set(
-    """
-    max min num n nb total count avg mean prompt completion is has had needs need requires require use uses using
-    forgot forgotten per remaining used supports support allow allows show
-    """
-)
-# Before the plural "tokens" only: language models count these.
-_BEFORE_TOKENS = word_set(
-    "input output reasoning cached audio accepted rejected generated context new num thinking text image"
-)
-
-# Names written in one word: a known head and a known tail, so that `dbpassword` is found and `betoken` is not.
-_HEADS = word_set(
-    """
-    db database user username admin root my new old current confirm auth oauth access refresh id api app client csrf
-    xsrf bot login session device push service server account master bearer web site app smtp ftp ssh sftp mail email
-    mysql postgres pg redis mongo rabbitmq ldap wifi proxy http https github gitlab slack stripe aws gcp azure
-    security signing webhook reset verification activation registration deploy personal x private
-    """
-)
-_TAIL_WORDS = (
-    "password",
-    "passwd",
-    "passphrase",
-    "passcode",
-    "token",
-    "secret",
-    "apikey",
-    "secretkey",
-    "passwort",
-    "kennwort",
-    "pwd",
-)
+_ALL_PARTS = SECRETS | PARTS | AFTER | BEFORE | WEAK_TAILS
+_SHORTEST_JOINED, _LONGEST_JOINED = 6, 40
+# Shorter words are found by chance in longer ones.
+_SHORTEST_PART = 3
+_SHORT_PARTS = frozenset({"id", "db", "pg", "my", "x"})
+_LONGEST_PART = 16
 
 _LONGEST_NAME = 256
-_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^\W\d_A-Za-z]+")
 _SEPARATORS = re.compile(r"[\W_\d]++")
-
-
-def words_of(name: str) -> list[str]:
-    """Return the words of a field name in lower case and without accents: `X-Api-Key2` gives x, api, key."""
-    if not name.isascii():
-        # Case must survive until the split, accents must not.
-        decomposed = unicodedata.normalize("NFKD", name.translate(_LETTERS))
-        name = "".join(char for char in decomposed if not unicodedata.combining(char))
-    return [word.casefold() for word in _WORD.findall(name)]
 
 
 class KeyRules:
@@ -297,22 +81,27 @@ class KeyRules:
 
     Args:
         keys: Further sensitive names, matched by their words: "salary" finds `baseSalary`. With `*` or `?` they
-            are patterns for the whole name, in lower case with `_` between the words: "emp_*_no".
+            are patterns: without a dot for the whole name, in lower case with `_` between the words, "emp_*_no";
+            with dots for the names from the outermost field inwards, "payment.*.number".
         allow_keys: Names, written in any style, and patterns that are never sensitive; they win over everything.
+        more: Names that another setting makes sensitive, checked there.
     """
 
-    __slots__ = ("_allowed", "_allowed_globs", "_exact", "_extra", "_globs", "_known")
+    __slots__ = ("_allowed", "_allowed_globs", "_exact", "_extra", "_globs", "_known", "_longest", "paths")
 
     _REMEMBERED = 4096
     _LONGEST_REMEMBERED = 64
 
-    def __init__(self, keys: Iterable[str] = (), allow_keys: Iterable[str] = ()) -> None:
-        names, self._globs = _sorted_out("keys", keys)
-        allowed, self._allowed_globs = _sorted_out("allow_keys", allow_keys)
+    def __init__(self, keys: Iterable[str] = (), allow_keys: Iterable[str] = (), more: Iterable[str] = ()) -> None:
+        names, self._globs, paths = _sorted_out("keys", keys)
+        names += [tuple(words_of(name)) for name in more]
+        allowed, self._allowed_globs, allowed_paths = _sorted_out("allow_keys", allow_keys)
         self._extra = frozenset(names)
+        self._longest = max(LONGEST_COMPOUND, *map(len, names)) if names else LONGEST_COMPOUND
         self._exact = frozenset("_".join(name) for name in names)
         self._allowed = frozenset("_".join(name) for name in allowed)
         self._known: dict[str, Verdict] = {}
+        self.paths: Paths | None = Paths(paths, allowed_paths) if paths or allowed_paths else None
 
     def verdict(self, name: str) -> Verdict:
         """Return what this name says about its value. Never raises. One lookup when the name has been seen."""
@@ -337,34 +126,39 @@ class KeyRules:
         if best is Verdict.SECRET:
             return best
         # `APIkey` and `PASSword` change case in the middle of a word.
-        whole = [_plain(part) for part in _SEPARATORS.split(name) if part]
+        whole = [plain(part) for part in _SEPARATORS.split(name) if part]
         return best if whole == words else max(best, self._judge_words(whole), key=_severity)
 
     def _judge_words(self, words: list[str]) -> Verdict:
+        words = [part for word in words for part in self._taken_apart(word)]
         best, at = Verdict.SAFE, 0
         while at < len(words):
             end = self._sensitive_until(words, at)
             if end and not _only_described(words, at, end):
-                plural_or_id = words[end - 1] in _PLURALS or words[-1] in ("id", "ids")
+                plural_or_id = words[end - 1] in PLURALS or words[-1] in ("id", "ids")
                 is_session = words[end - 1] in ("id", "ids")
                 verdict = Verdict.TALLY if plural_or_id and not is_session else Verdict.SECRET
                 best = max(best, verdict, key=_severity)
             at = end or at + 1
         if best is Verdict.SAFE and words:
-            best = _TAIL_PAIRS.get((words[-2], words[-1]), best) if len(words) > 1 else best
-            best = _TAILS.get(words[-1], best)
-            if best is not Verdict.SAFE and len(words) > 1 and words[-2] in _BEFORE:
+            best = Verdict.WEAK if tuple(words[-2:]) in WEAK_PAIRS else _TAILS.get(words[-1], best)
+            if best is not Verdict.SAFE and len(words) > 1 and words[-2] in BEFORE:
                 best = Verdict.SAFE
         return best
 
     def _sensitive_until(self, words: list[str], at: int) -> int:
         """Return where the sensitive expression that begins at `at` ends, or 0."""
-        for end in range(min(len(words), at + _LONGEST_COMPOUND), at, -1):
+        for end in range(min(len(words), at + self._longest), at, -1):
             expression = tuple(words[at:end])
-            if expression in _COMPOUNDS or expression in self._extra:
+            if expression in COMPOUNDS or expression in self._extra:
                 return end
-        word = words[at]
-        return at + 1 if word in _SECRETS or (word not in _TAILS and _is_joined(word)) else 0
+        return at + 1 if words[at] in SECRETS else 0
+
+    def _taken_apart(self, word: str) -> list[str]:
+        """Return the words that a name written in one word is made of, if they are all known; else the word."""
+        if word in SECRETS or word in _TAILS or (word,) in self._extra or not word.isascii():
+            return [word]
+        return _parts_of(word) if _SHORTEST_JOINED <= len(word) <= _LONGEST_JOINED else [word]
 
     def __repr__(self) -> str:
         return f"KeyRules(keys={sorted(self._exact)}, allow_keys={sorted(self._allowed)})"
@@ -375,30 +169,61 @@ _severity = _ORDER.index
 
 
 def _only_described(words: list[str], start: int, end: int) -> bool:
-    if any(word in _AFTER for word in words[end:]):
+    if any(word in AFTER for word in words[end:]):
         return True
     before = words[start - 1] if start else ""
-    return before in _BEFORE or (before in _BEFORE_TOKENS and words[start] == "tokens")
+    return before in BEFORE or (before in BEFORE_TOKENS and words[start] == "tokens")
 
 
-def _is_joined(word: str) -> bool:
-    return any(word.endswith(tail) and word[: -len(tail)] in _HEADS for tail in _TAIL_WORDS)
+def _parts_of(word: str) -> list[str]:
+    """Return the fewest known words that a word consists of; the word itself if it is made of something else."""
+    best: list[list[str] | None] = [[]]
+    for end in range(1, len(word) + 1):
+        found: list[str] | None = None
+        for begin in range(max(0, end - _LONGEST_PART), end):
+            before, part = best[begin], word[begin:end]
+            is_part = part in _ALL_PARTS and (len(part) >= _SHORTEST_PART or part in _SHORT_PARTS)
+            if before is not None and is_part and (found is None or len(before) + 1 < len(found)):
+                found = [*before, part]
+        best.append(found)
+    return best[-1] or [word]
 
 
-def _sorted_out(argument: str, names: Iterable[str]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
-    """Return the names as tuples of words, and the patterns."""
+def named_in(words: list[str], expression: tuple[str, ...]) -> bool:
+    """Return whether an expression stands among the words of a name."""
+    size = len(expression)
+    return any(tuple(words[at : at + size]) == expression for at in range(len(words) - size + 1))
+
+
+def names_in(argument: str, names: Iterable[str]) -> list[str]:
+    """Return names of fields as a list.
+
+    Raises:
+        ConfigurationError: They are one text, or something else than texts with letters.
+    """
     if isinstance(names, str | bytes):
         raise ConfigurationError(f"{argument} must be several names, got one text {names!r}: write [{names!r}]")
-    plain: list[tuple[str, ...]] = []
-    globs: list[str] = []
-    for name in names:
+    found = list(names)
+    for name in found:
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(f"{argument} must hold names of fields, got {name!r}")
-        if "*" in name or "?" in name:
-            globs.append(name.casefold().replace("-", "_"))
-            continue
-        words = tuple(words_of(name))
-        if not words:
+        if not any(map(str.isalpha, name)) and "*" not in name:
             raise ConfigurationError(f"{argument} must hold names with letters, got {name!r}")
-        plain.append(words)
-    return plain, tuple(globs)
+    return found
+
+
+def _sorted_out(
+    argument: str, names: Iterable[str]
+) -> tuple[list[tuple[str, ...]], tuple[str, ...], tuple[str, ...]]:
+    """Return the names as tuples of words, the patterns for whole names, and the patterns for paths."""
+    plain_names: list[tuple[str, ...]] = []
+    globs: list[str] = []
+    paths: list[str] = []
+    for name in names_in(argument, names):
+        if "*" not in name and "?" not in name:
+            plain_names.append(tuple(words_of(name)))
+        elif "." in name or "[" in name:
+            paths.append(name)
+        else:
+            globs.append(name.casefold().replace("-", "_"))
+    return plain_names, tuple(globs), tuple(paths)
