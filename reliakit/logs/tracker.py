@@ -33,7 +33,8 @@ from reliakit.logs.failures import error_fields
 from reliakit.logs.groups import NOTHING, Change, ErrorGroup, ErrorSample, Groups, Instant, Sighting
 from reliakit.logs.masker import Masker
 from reliakit.logs.objects import safe_text
-from reliakit.logs.walk import FAILED, Walk
+from reliakit.logs.scan import FAILED
+from reliakit.logs.walk import Walk
 
 if TYPE_CHECKING:
     from types import TracebackType
