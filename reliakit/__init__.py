@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from reliakit.core.events import Event
     from reliakit.core.spine import Subscription, subscribe
     from reliakit.database import (
+        IDEMPOTENCY_DDL,
         AsyncDatabase,
         AsyncRepository,
         AsyncTransaction,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         Propagation,
         Repository,
         Transaction,
+        TransactionOutcome,
         TransactionRetry,
         transactional,
     )
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "IDEMPOTENCY_DDL",
     "SYSTEM_CLOCK",
     "AsyncDatabase",
     "AsyncRepository",
@@ -152,6 +155,7 @@ __all__ = [
     "Subscription",
     "Transaction",
     "TransactionError",
+    "TransactionOutcome",
     "TransactionRetry",
     "TransactionRolledBackError",
     "TransactionTimeoutError",
@@ -215,6 +219,7 @@ _HOMES = {
     "Event": "reliakit.core.events",
     "Subscription": "reliakit.core.spine",
     "subscribe": "reliakit.core.spine",
+    "IDEMPOTENCY_DDL": "reliakit.database",
     "AsyncDatabase": "reliakit.database",
     "AsyncRepository": "reliakit.database",
     "AsyncTransaction": "reliakit.database",
@@ -224,6 +229,7 @@ _HOMES = {
     "Propagation": "reliakit.database",
     "Repository": "reliakit.database",
     "Transaction": "reliakit.database",
+    "TransactionOutcome": "reliakit.database",
     "TransactionRetry": "reliakit.database",
     "transactional": "reliakit.database",
     "ErrorGroup": "reliakit.logs",

@@ -3,11 +3,14 @@
 from reliakit.database.async_database import AsyncDatabase
 from reliakit.database.database import Database
 from reliakit.database.decorator import transactional
+from reliakit.database.idempotency import IDEMPOTENCY_DDL
+from reliakit.database.outcome import TransactionOutcome
 from reliakit.database.repository import AsyncRepository, Repository
 from reliakit.database.settings import DatabaseStats, Isolation, Propagation, TransactionRetry
 from reliakit.database.transaction import AsyncTransaction, Transaction
 
 __all__ = [
+    "IDEMPOTENCY_DDL",
     "AsyncDatabase",
     "AsyncRepository",
     "AsyncTransaction",
@@ -17,6 +20,7 @@ __all__ = [
     "Propagation",
     "Repository",
     "Transaction",
+    "TransactionOutcome",
     "TransactionRetry",
     "transactional",
 ]

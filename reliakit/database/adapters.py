@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg import waiting
+from psycopg.rows import tuple_row
 
 from reliakit.core import guard
 from reliakit.core.errors import ConfigurationError
@@ -43,6 +44,10 @@ class Io(Protocol):
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
         """Drive one exchange with the server to its end, or raise WaitTimeout after so many seconds."""
+        ...
+
+    async def query(self, connection: Any, query: bytes, params: Sequence[Any] | None) -> list[tuple[Any, ...]]:
+        """Run one of our own statements and return its rows, as tuples whatever the connection's row factory."""
         ...
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
@@ -159,6 +164,11 @@ class BlockingIo:
         """Block the thread until the exchange is over, see `Io`."""
         return waiting.wait(exchange, fileno, interval, seconds)
 
+    async def query(self, connection: Any, query: bytes, params: Sequence[Any] | None) -> list[tuple[Any, ...]]:
+        """Block until the rows are there, see `Io`."""
+        cursor = connection.cursor(row_factory=tuple_row).execute(query, params)
+        return [] if cursor.description is None else cursor.fetchall()
+
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
         """Open a `psycopg.Connection`. The bound is rounded up to whole seconds, 2 at least, as libpq has it."""
         return psycopg.Connection.connect(
@@ -259,6 +269,11 @@ class SuspendingIo:
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
         """Suspend the task until the exchange is over, see `Io`."""
         return await waiting.wait_async(exchange, fileno, interval, seconds)
+
+    async def query(self, connection: Any, query: bytes, params: Sequence[Any] | None) -> list[tuple[Any, ...]]:
+        """Suspend until the rows are there, see `Io`."""
+        cursor = await connection.cursor(row_factory=tuple_row).execute(query, params)
+        return [] if cursor.description is None else await cursor.fetchall()
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
         """Open a `psycopg.AsyncConnection`. The bound is rounded up to whole seconds, 2 at least, as libpq has it."""

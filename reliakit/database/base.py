@@ -16,6 +16,7 @@ from reliakit.core.spine import Emitter, Listener
 from reliakit.database.checkout import Checkouts, Source
 from reliakit.database.decorator import operation_of
 from reliakit.database.engine import Engine
+from reliakit.database.idempotency import Keys
 from reliakit.database.settings import DatabaseStats, Isolation, TransactionOptions, TransactionRetry
 from reliakit.database.telling import Teller
 
@@ -93,6 +94,7 @@ class DatabaseBase:
             teller=Teller(emitter, service=service, clock=clock, io=io),
             clock=clock,
         )
+        self._keys = Keys(self._engine)
 
     @property
     def name(self) -> str:

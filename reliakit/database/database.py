@@ -18,6 +18,7 @@ from reliakit.database.adapters import BlockingIo
 from reliakit.database.base import DEFAULT_RETRY, DatabaseBase
 from reliakit.database.blocks import TransactionBlock
 from reliakit.database.decorator import Decorator, decorate, operation_of
+from reliakit.database.outcome import TransactionOutcome, outcome_of
 from reliakit.database.settings import Isolation, Propagation, TransactionRetry, options_of
 
 if TYPE_CHECKING:
@@ -176,11 +177,20 @@ class Database(DatabaseBase):
         propagation: Propagation = Propagation.REQUIRED,
         operation: str | None = None,
         retry: TransactionRetry | None = None,
+        idempotency_key: str | None = None,
     ) -> R:
         """Call `fn(tx, *args)` in a transaction and return its result, trying again where it lost a race.
 
         Tried again are serialization failures, deadlocks, and a connection that failed before the first statement, by
         the outermost transaction alone, after a pause with full jitter, within `timeout`.
+
+        With an `idempotency_key` the first call's result is returned to every later call with the same key, without
+        calling `fn` again: a call whose outcome is not known can be made again, and is, within `timeout`. Of two
+        calls at once one runs `fn` and the other waits. The key commits with the work: a call that fails leaves no
+        trace, and inside a running transaction the key is that transaction's. The result must be a JSON value, and is
+        returned as JSON has it, a tuple as a list, the first time too. Hooks run with the call that ran `fn`, if it
+        learnt that it committed. Two more round trips; keys are kept in the table of `IDEMPOTENCY_DDL`, made on first
+        use, until `forget_idempotency_keys`.
 
         Args:
             fn: Takes the transaction and `args`. It may be called several times.
@@ -193,16 +203,51 @@ class Database(DatabaseBase):
             propagation: See there.
             operation: Its name in events and metrics; the function's qualified name by default.
             retry: The policy, the database's by default.
+            idempotency_key: 1 to 255 characters that name this very call, such as a request's id and what it asks
+                for. Never shared by two operations.
 
         Raises:
             ConfigurationError: `fn` is async, a generator or no function, or a setting is wrong.
+            TransactionUsageError: The key was used for another operation, or the result is no JSON value.
             Exception: What `fn` or the server raised last, with a note that tells the attempts. Others as for
                 `transaction`.
         """
         self._refuse_colour(fn)
         operation = operation or operation_of(fn)
         options = options_of(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation)
-        return cast("R", run_blocking(self._engine.run(options, retry, fn, args, with_transaction=True)).unwrap())
+        if idempotency_key is None:
+            flow = self._engine.run(options, retry, fn, args, with_transaction=True)
+        else:
+            flow = self._keys.run(idempotency_key, options, retry, fn, args)
+        return cast("R", run_blocking(flow).unwrap())
+
+    def forget_idempotency_keys(self, older_than: float) -> int:
+        """Delete idempotency keys, in short transactions of their own, and return how many.
+
+        A call that is repeated after that runs again, so keep keys for longer than anybody tries again: a day, say.
+
+        Args:
+            older_than: Their age in seconds, at least.
+
+        Raises:
+            ConfigurationError: `older_than` is no number of seconds.
+        """
+        return run_blocking(self._keys.forget(older_than))
+
+    def outcome(self, transaction_id: str | None) -> TransactionOutcome | None:
+        """Ask the server what became of a transaction, in a short one of its own. Three round trips.
+
+        Args:
+            transaction_id: `CommitUnknownError.transaction_id`, or what `tx.transaction_id()` returned.
+
+        Returns:
+            "committed", "aborted", or "in progress" while the server has not noticed yet that its client has gone:
+            ask again. None when it is so old that the server has forgotten.
+
+        Raises:
+            ConfigurationError: It is None, so there is nothing to ask for, or no id of this server's.
+        """
+        return run_blocking(outcome_of(self._engine, transaction_id))
 
     @overload
     def transactional(self, fn: F, /) -> F: ...

@@ -12,11 +12,13 @@ and what it raises goes out as the very object it raised.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reliakit.core import deadline
 from reliakit.core.errors import TransactionError, TransactionRolledBackError, TransactionUsageError
-from reliakit.core.flow import Outcome
+from reliakit.core.flow import Outcome, attempt_async
 from reliakit.database import ending, machine
 from reliakit.database.driver import Late
 from reliakit.database.gate import owner_here
@@ -36,15 +38,15 @@ from reliakit.database.transaction import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from reliakit.core.clock import Clock
     from reliakit.database.adapters import Io
     from reliakit.database.checkout import Checkouts
     from reliakit.database.settings import Isolation, TransactionRetry
     from reliakit.database.telling import Teller
 
-__all__ = ["Engine", "Entered"]
+__all__ = ["Engine", "Entered", "Flow"]
+
+T = TypeVar("T")
 
 
 class Entered:
@@ -65,6 +67,9 @@ class Entered:
     def remaining(self) -> float:
         """Return the seconds that are left to the block."""
         return self.transaction.remaining()
+
+
+Flow = Callable[[Entered], Awaitable[Outcome[Any]]]
 
 
 class Engine:
@@ -138,26 +143,45 @@ class Engine:
         self,
         options: TransactionOptions,
         retry: TransactionRetry | None,
-        fn: Callable[..., Any],
+        fn: Callable[..., Any] | None,
         args: tuple[Any, ...],
         *,
         with_transaction: bool,
+        flow: Flow | None = None,
+        until: float | None = None,
+        repeatable: bool = False,
     ) -> Outcome[Any]:
-        """Run the caller's code in a transaction, again where it lost a race, and return what came of it."""
+        """Run the caller's code in a transaction, again where it lost a race, and return what came of it.
+
+        Args:
+            options: What the transaction is to be.
+            retry: The policy, the database's by default.
+            fn: The caller's code, None for a flow without any.
+            args: Handed to it.
+            with_transaction: Whether the transaction is handed to it first.
+            flow: Runs in the transaction instead, and never raises; calls `fn` itself if it wants to.
+            until: When the time of all attempts is spent; by default that of `options`, from now on.
+            repeatable: See `Attempt`.
+        """
         began = self.clock.monotonic()
-        until, _ = self._budget(options)
+        if until is None:
+            until = self.until(options)
         number = 0
         while True:
             number += 1
-            attempt = Attempt(number, until, retry or self.retry, fn)
+            attempt = Attempt(number, until, retry or self.retry, fn, repeatable=repeatable)
             error: BaseException
             try:
                 entered = await self.enter(options, attempt)
             except Exception as failed:  # noqa: BLE001 - returned below, unless it is tried again
                 error = failed
             else:
-                given = (entered.transaction, *args) if with_transaction else args
-                outcome = await self.io.call(fn, given, entered.remaining())
+                if flow is None:
+                    assert fn is not None
+                    given = (entered.transaction, *args) if with_transaction else args
+                    outcome = await self.io.call(fn, given, entered.remaining())
+                else:
+                    outcome = await flow(entered)
                 left = await self.leave(entered, outcome.error)
                 if left is None:
                     return outcome
@@ -169,6 +193,14 @@ class Engine:
                 return Outcome(error=error)
             self.teller.tried_again(number, attempt.pause, error)
             await self.io.sleep(self.clock, attempt.pause)
+
+    async def own(
+        self, options: TransactionOptions, flow: Callable[[Entered], Awaitable[T]], until: float | None = None
+    ) -> T:
+        """Run a flow of this package as `run` does the caller's code; return what it returns, or raise its error."""
+        contained = partial(attempt_async, flow)
+        outcome = await self.run(options, None, None, (), with_transaction=False, flow=contained, until=until)
+        return cast("T", outcome.unwrap())
 
     async def _begin(self, step: Step, options: TransactionOptions, attempt: Attempt) -> Entered:
         asked = self.clock.monotonic()
@@ -301,7 +333,7 @@ class Engine:
                 error = await ending.commit(work, session)
         finally:
             transaction.finished = session.ended = True
-            statements, failed = session.statements, session.failed
+            statements, failed, lost = session.statements, session.failed, not session.alive
             late_interrupt = await self._give_back(work)
         interrupt = interrupt or late_interrupt
         if interrupt is not None and not _is_interrupt(error):
@@ -311,8 +343,10 @@ class Engine:
             self._name(error, work)
             swallowed = isinstance(error, TransactionRolledBackError) and failed in machine.CONFLICTS
             conflict = swallowed or machine.conflict_state(error) is not None
-            if verdict == "rolled_back":
-                self._plan_retry(work, error, began=True, conflict=conflict)
+            repeatable = work.attempt.repeatable
+            undecided = repeatable and verdict == "unknown"
+            if undecided or verdict == "rolled_back":
+                self._plan_retry(work, error, began=not (repeatable and lost), conflict=conflict or undecided)
         self.teller.ended(work, error, verdict, statements=statements, deliberate=transaction.deliberate)
         if verdict == "unknown":
             return error
@@ -375,6 +409,10 @@ class Engine:
         if answer.interrupt is not None and not _is_interrupt(error):
             return answer.interrupt
         return error or answer.error
+
+    def until(self, options: TransactionOptions) -> float:
+        """Return when the time of a run that begins now is spent."""
+        return self._budget(options)[0]
 
     def _budget(self, options: TransactionOptions) -> tuple[float, float]:
         """Return until when, and how many seconds, a transaction that begins now may take."""

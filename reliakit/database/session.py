@@ -22,6 +22,8 @@ from reliakit.database.driver import INTERVAL, WaitTimeout
 from reliakit.database.machine import MARKER
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from psycopg.abc import PQGen
 
     from reliakit.core.clock import Clock
@@ -205,6 +207,10 @@ class Session:
         if not late:
             self.notice_end()
         return error
+
+    async def query(self, query: bytes, params: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Run one of our own statements in the caller's time and return its rows. Errors as `wait`."""
+        return await self._io.query(self.connection, query, params)
 
     def marker(self) -> bytes | None:
         """Return what the server last said of the marker. No round trip."""

@@ -61,7 +61,7 @@ class Teller:
         again = work.attempt.pause is not None
         if not work.bare and self._emitter.hears(TransactionEnded):
             status = _STATUS[verdict]
-            if again:
+            if again and verdict != "unknown":  # an unknown outcome is told, whatever follows
                 status = "retry"
             elif isinstance(error, TransactionTimeoutError):
                 status = "timeout"

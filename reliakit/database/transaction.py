@@ -59,9 +59,11 @@ class Attempt:
         until: When the budget of all of them is spent, None to start one with the transaction.
         retry: The policy, None where nothing is tried again.
         fn: What is going to be called, None for a block.
+        repeatable: Whether doing it twice comes to doing it once, so that it may be tried again also where it is not
+            known what became of it.
     """
 
-    __slots__ = ("fn", "number", "pause", "retry", "until")
+    __slots__ = ("fn", "number", "pause", "repeatable", "retry", "until")
 
     def __init__(
         self,
@@ -69,11 +71,14 @@ class Attempt:
         until: float | None = None,
         retry: TransactionRetry | None = None,
         fn: Callable[..., object] | None = None,
+        *,
+        repeatable: bool = False,
     ) -> None:
         self.fn: Callable[..., object] | None = fn
         self.number: int = number
         self.until: float | None = until
         self.retry: TransactionRetry | None = retry
+        self.repeatable: bool = repeatable
         self.pause: float | None = None  # seconds before the next one, None when this is the last
 
 

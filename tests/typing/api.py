@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Generator
 from typing import Any, assert_type
 
 from reliakit import (
+    IDEMPOTENCY_DDL,
     SYSTEM_CLOCK,
     AsyncDatabase,
     AsyncRepository,
@@ -71,6 +72,7 @@ from reliakit import (
     Subscription,
     Transaction,
     TransactionError,
+    TransactionOutcome,
     TransactionRetry,
     TransactionRolledBackError,
     TransactionTimeoutError,
@@ -381,6 +383,13 @@ async def transactions() -> None:
         assert_type(atx, AsyncTransaction)
     assert_type(db.run(count_users, 7, read_only=True), int)
     assert_type(await adb.run(acount_users, 7), int)
+    assert_type(db.run(count_users, 7, idempotency_key="request 7"), int)
+    assert_type(await adb.run(acount_users, 7, idempotency_key="request 7"), int)
+    assert_type(db.forget_idempotency_keys(older_than=86_400.0), int)
+    assert_type(await adb.forget_idempotency_keys(older_than=86_400.0), int)
+    assert_type(db.outcome("748"), TransactionOutcome | None)
+    assert_type(await adb.outcome("748"), TransactionOutcome | None)
+    db.execute(IDEMPOTENCY_DDL)
     assert_type(db.stats(), DatabaseStats)
     assert_type(bare(1), str)
     assert_type(with_settings(1), str)

@@ -1,0 +1,71 @@
+"""Tables that reliakit keeps for itself: made once, also where many start at the same moment."""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from psycopg import errors
+
+from reliakit.core.errors import ConfigurationError
+from reliakit.database.settings import TransactionOptions
+
+if TYPE_CHECKING:
+    from reliakit.database.engine import Engine, Entered
+
+__all__ = ["ensure", "lock_number", "table_name"]
+
+_OPTIONS = TransactionOptions(operation="create table")
+_NAME = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?")
+# CREATE TABLE IF NOT EXISTS looks first and inserts into the catalogue later: two at once collide there.
+_COLLISIONS = (errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateObject)
+_FORBIDDEN = (errors.InsufficientPrivilege, errors.InvalidSchemaName)
+
+
+async def ensure(engine: Engine, table: str, ddl: str, until: float | None = None) -> bool:
+    """Create a table unless it is there; return whether it is there for good.
+
+    Inside a transaction the table is that transaction's, and goes if it is rolled back.
+
+    Raises:
+        ConfigurationError: It is missing, and this user may not create it.
+    """
+
+    async def create(entered: Entered) -> None:
+        session = entered.transaction.session()
+        if (await session.query(b"SELECT to_regclass(%s) IS NOT NULL", (table,)))[0][0]:
+            return
+        # The server's catalogue is seen as it is after the wait, whatever the isolation.
+        await session.query(b"SELECT pg_advisory_xact_lock(%s)", (lock_number("reliakit create table"),))
+        await session.query(ddl.encode("ascii"))
+
+    joins = engine.running() is not None
+    try:
+        try:
+            await engine.own(_OPTIONS, create, until)
+        except _COLLISIONS:
+            if joins:
+                raise
+            await engine.own(_OPTIONS, create, until)  # somebody else's migration was first, so it is there now
+    except _FORBIDDEN as error:
+        raise ConfigurationError(
+            f"{engine.name}: the table {table} is missing and this user may not create it ({error.sqlstate}); have "
+            f"it made by a migration:\n{ddl}"
+        ) from error
+    return not joins
+
+
+def lock_number(key: str) -> int:
+    """Return the 64 bits that stand for a text where PostgreSQL locks numbers: the same everywhere, for good."""
+    return int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
+
+
+def table_name(argument: str, value: str) -> str:
+    """Return a table's name, with or without its schema, that needs no quotes."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or len(value) > 63:
+        raise ConfigurationError(
+            f"{argument} must be a table's name of lower-case letters, digits and _, at most 63, such as 'outbox' or "
+            f"'shop.outbox', got {value!r}"
+        )
+    return value
