@@ -1,4 +1,4 @@
-"""Locks that another thread held at the moment of a fork, made anew in the child.
+"""What must be put right in a child process, such as locks that another thread held at the moment of the fork.
 
 ```
 thread A: with owner._lock: ...          parent: goes on, releases it
@@ -13,10 +13,11 @@ import threading
 from typing import Any
 from weakref import WeakKeyDictionary
 
-__all__ = ["renew_locks_after_fork"]
+__all__ = ["renew_locks_after_fork", "tell_after_fork"]
 
 # Part of the process like the listeners' list: who owns locks that a child must not inherit.
 _owners: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
+_told: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _REENTRANT = type(threading.RLock())
 
 
@@ -32,11 +33,23 @@ def renew_locks_after_fork(owner: object, *attributes: str) -> None:
     _owners[owner] = attributes
 
 
+def tell_after_fork(owner: object, method: str) -> None:
+    """Call a method of this object in every child process, once all locks are new. It is held weakly.
+
+    Args:
+        owner: The object.
+        method: The name of a method that takes no argument and neither raises nor blocks.
+    """
+    _told[owner] = method
+
+
 def _renew() -> None:
     for owner, attributes in tuple(_owners.items()):
         for attribute in attributes:
             is_reentrant = isinstance(getattr(owner, attribute), _REENTRANT)
             setattr(owner, attribute, threading.RLock() if is_reentrant else threading.Lock())
+    for owner, method in tuple(_told.items()):
+        getattr(owner, method)()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

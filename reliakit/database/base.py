@@ -119,6 +119,7 @@ class DatabaseBase:
                 f"{self._name}: no transaction runs here; open one with transaction(), run() or @transactional()",
                 name=self._name,
             )
+        running.session()  # raises where the caller may not use it any more
         return running
 
     def _refuse_colour(self, fn: Callable[..., Any]) -> None:

@@ -29,6 +29,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from reliakit.core.errors import TransactionUsageError
+from reliakit.core.fork import renew_locks_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,6 +139,7 @@ class Gate:
     def __init__(self, name: str, size: int, revisions: Iterator[int] | None = None) -> None:
         self._name = name
         self._lock = threading.Lock()
+        renew_locks_after_fork(self, "_lock")
         self._slots = tuple(Slot() for _ in range(size))
         # A stack: the connection used last is used next, so that the others can grow old and be closed.
         self._free = list(self._slots)
@@ -241,6 +243,12 @@ class Gate:
                     in_use += 1
                     oldest = min(oldest, slot.since)
             return Figures(next(self._revisions), size, in_use, len(self._queue), oldest if in_use else None)
+
+    def disown(self) -> None:
+        """Leave all connections to the parent process; called in its child."""
+        for slot in self._slots:
+            if slot.session is not None:
+                slot.session.disown()
 
     @property
     def size(self) -> int:

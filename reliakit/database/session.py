@@ -77,6 +77,7 @@ class Session:
         "broken",
         "clock",
         "connection",
+        "disowned",
         "ended",
         "failed",
         "fresh",
@@ -104,6 +105,7 @@ class Session:
         self.idle_since: float = self.born
         self.fresh: bool = self.owned  # a pool does not say whether a connection is new
         self.broken: bool = True  # until it is adopted
+        self.disowned: bool = False  # it is the parent process's, and this is a child
         self.returning: list[Any] = []  # what brings it back to the pool it was borrowed from, once that has begun
         self._manual = False
         self._poll: select.poll | None = None
@@ -141,11 +143,18 @@ class Session:
         """Close the connection at once, without a word to anybody. Never blocks or raises."""
         self.broken = True
         self.connection.__dict__.pop("wait", None)
-        self.connection.pgconn.finish()  # where a Ctrl-C came first, it was not adopted yet
+        if not self.disowned:
+            self.connection.pgconn.finish()  # where a Ctrl-C came first, it was not adopted yet
+
+    def disown(self) -> None:
+        """Never touch the connection again: it is the parent process's, and even closing it would end it there."""
+        self.disowned = self.broken = self.ended = True
 
     def __del__(self) -> None:
         # A Ctrl-C came between getting a borrowed connection and noting it down: its pool must have it back.
-        if not getattr(self, "returning", True) and self._pool is not None and self.connection is not None:
+        if getattr(self, "returning", True) or self.disowned:
+            return
+        if self._pool is not None and self.connection is not None:
             self._io.give_back_later(self._pool, self.connection)
 
     @property
@@ -156,7 +165,7 @@ class Session:
     @property
     def alive(self) -> bool:
         """Whether the connection still works, as far as this side knows."""
-        return bool(self.pgconn.status == _OK)
+        return bool(not self.disowned and self.pgconn.status == _OK)
 
     @property
     def in_failed_transaction(self) -> bool:
@@ -189,7 +198,7 @@ class Session:
         """
         left = self.until - self.clock.monotonic()
         if self.ended or left <= 0:
-            raise self._refusal()
+            raise self.over() if self.ended else self.timed_out()
         self.statements += 1
         return left if timeout is None or timeout > left else timeout
 
@@ -281,14 +290,19 @@ class Session:
                 continue
             return
 
-    def _refusal(self) -> TransactionUsageError | TransactionTimeoutError:
-        if not self.ended:
-            return self.timed_out()
-        return TransactionUsageError(
-            f"{self.name}: this transaction is over (was COMMIT or ROLLBACK run inside its block?): "
-            "nothing more can be done in it",
-            name=self.name,
-        )
+    def over(self) -> TransactionUsageError:
+        """Return the error for using a transaction that has ended, or that is another process's."""
+        if self.disowned:
+            said = (
+                "this process was forked inside a transaction, whose connection is the parent's alone: nothing can "
+                "be done with it here; close() and open() the database in the child to begin transactions of its own"
+            )
+        else:
+            said = (
+                "this transaction is over (was COMMIT or ROLLBACK run inside its block?), so nothing more can be "
+                "done in it: leave both to the block"
+            )
+        return TransactionUsageError(f"{self.name}: {said}", name=self.name)
 
     def timed_out(self) -> TransactionTimeoutError:
         """Return the error for a spent budget."""

@@ -228,11 +228,7 @@ class _Handle(Generic[ConnectionT]):
                 name=self._name,
             )
         if session.ended:
-            raise TransactionUsageError(
-                f"{self._name}: the code inside this block ended the transaction itself, so nothing more can be done "
-                "in it: leave COMMIT and ROLLBACK to the block",
-                name=self._name,
-            )
+            raise session.over()
         return session
 
     def _noted(self, count: int) -> None:
