@@ -11,6 +11,8 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from reliakit.core.errors import TransactionTimeoutError, TransactionUsageError
 from reliakit.core.events import (
     CheckoutOverdue,
@@ -21,6 +23,7 @@ from reliakit.core.events import (
     PoolReturned,
     PoolWaited,
 )
+from reliakit.core.fork import tell_after_fork
 from reliakit.database.gate import Gate, Lease, Slot, owner_here, place_here
 from reliakit.database.session import Session
 from reliakit.database.settings import DatabaseStats
@@ -57,7 +60,7 @@ class Source:
 
     async def dispose(self, session: Session) -> None:
         """Part with a session: close its connection, or give it back to the pool, which replaces a closed one."""
-        if session.owned:
+        if session.owned or session.disowned:
             session.abandon()
             return
         if not session.returning:  # once that has begun, the connection may be somebody else's
@@ -120,6 +123,7 @@ class Checkouts:
         self._gate = Gate(name, size, self._revisions)
         self._process: int | None = None
         self._next_sweep = 0.0
+        tell_after_fork(self, "disown")
 
     async def take(self, work: Work, until: float, seconds: float) -> None:
         """Give this work a connection within its time.
@@ -147,7 +151,7 @@ class Checkouts:
             await self._discard(session, "broken" if session.broken else "lifetime")
             session = None
         if session is None:
-            session = await self._obtain(slot, until - now)
+            session = await self._obtain(slot, until, seconds)
         session.reset(until, seconds)
         work.session = session
         if now >= self._next_sweep:
@@ -180,13 +184,21 @@ class Checkouts:
         until, seconds = dead.until, dead.seconds
         work.session = lease.slot.session = None
         await self._discard(dead, "broken")
-        session = await self._obtain(lease.slot, until - self._clock.monotonic())
+        session = await self._obtain(lease.slot, until, seconds)
         session.reset(until, seconds)
         work.session = session
 
-    async def _obtain(self, slot: Slot, seconds: float) -> Session:
+    async def _obtain(self, slot: Slot, until: float, seconds: float) -> Session:
+        try:
+            return await self._connect(slot, until)
+        except psycopg.OperationalError as error:
+            if self._clock.monotonic() < until:
+                raise
+            raise self._not_connected(seconds) from error
+
+    async def _connect(self, slot: Slot, until: float) -> Session:
         began = self._clock.monotonic()
-        session = await self.source.obtain(slot, max(0.001, seconds), self._clock, self.name)
+        session = await self.source.obtain(slot, max(0.001, until - began), self._clock, self.name)
         if session.owned:
             self._tell(ConnectionOpened, duration=self._clock.monotonic() - began)
         return session
@@ -277,7 +289,7 @@ class Checkouts:
                     break  # others use them already
                 assert lease.slot is not None
                 if lease.slot.session is None:
-                    await self._obtain(lease.slot, until - self._clock.monotonic())
+                    await self._connect(lease.slot, until)
         finally:
             for lease in leases:
                 lease.leave()
@@ -293,6 +305,10 @@ class Checkouts:
             await self._discard(session, "closed")
         await self.source.close()
         self._tell(PoolChanged)
+
+    def disown(self) -> None:
+        """Leave all connections to the parent process; called in its child."""
+        self._gate.disown()
 
     async def _look_after(self, now: float) -> None:
         """Close connections that nobody needed for long, and report checkouts that are held for long."""
@@ -343,6 +359,12 @@ class Checkouts:
     def _no_time(self, seconds: float) -> TransactionTimeoutError:
         return TransactionTimeoutError(
             f"{self.name}: no time is left to begin a transaction", name=self.name, seconds=seconds
+        )
+
+    def _not_connected(self, seconds: float) -> TransactionTimeoutError:
+        origin = "the server" if self.source.pool is None else "its pool"
+        return TransactionTimeoutError(
+            f"{self.name}: {origin} gave no connection in {seconds:g} s", name=self.name, seconds=seconds
         )
 
     def _no_connection(self, seconds: float) -> TransactionTimeoutError:

@@ -40,6 +40,8 @@ _CUT = frozenset({"57014", "25P03", "25P04"})
 def objection_to_commit(work: Work, transaction: Handle, session: Session) -> BaseException | None:
     """Return why a transaction whose code ended well must not commit all the same, or None."""
     session.notice_end()
+    if session.disowned:
+        return session.over()
     if session.ended:
         return TransactionUsageError(
             f"{session.name}: the code inside this block ran COMMIT or ROLLBACK itself, so what came before is out "
@@ -121,7 +123,7 @@ async def rollback(session: Session) -> BaseException | None:
     session.inside = False
     if session.reusable or not session.alive:
         return None
-    answer = await session.command(b"ROLLBACK", session.clock.monotonic() + 2 * GRACE, 2 * GRACE)
+    answer = await session.command(b"ROLLBACK", session.clock.monotonic() + GRACE, GRACE)
     if not session.reusable:
         session.abandon()
     return answer.interrupt

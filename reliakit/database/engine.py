@@ -52,14 +52,15 @@ T = TypeVar("T")
 class Entered:
     """One block that was entered: what it did, and what to put back when it is left."""
 
-    __slots__ = ("frame", "hooks", "lock_timeout", "savepoint", "step", "transaction", "until", "work")
+    __slots__ = ("frame", "hooks", "lock_timeout", "savepoint", "seconds", "step", "transaction", "until", "work")
 
     def __init__(self, step: Step, transaction: Handle, work: Work) -> None:
         self.step: Step = step
         self.transaction: Handle = transaction
         self.work: Work = work
         self.frame: Frame | None = None
-        self.until: float = 0.0  # the outer block's deadline
+        self.until: float = 0.0  # the outer block's deadline, and of how many seconds
+        self.seconds: float = 0.0
         self.lock_timeout: float | None = work.lock_timeout  # the outer block's
         self.savepoint: str = ""
         self.hooks: tuple[int, int] = (len(work.after_commit), len(work.after_rollback))
@@ -287,7 +288,7 @@ class Engine:
                 f"{self.name}: {objection}", name=work.operation, attempts=work.attempt.number
             )
         entered = Entered(step, outer, work)
-        entered.until = session.until
+        entered.until, entered.seconds = session.until, session.seconds
         commands: list[str] = []
         if step is Step.SAVEPOINT:
             work.savepoints += 1
@@ -302,7 +303,9 @@ class Engine:
                 raise failed
             work.lock_timeout = options.lock_timeout or work.lock_timeout
         if options.timeout is not None:
-            session.until = min(session.until, self._budget(options)[0])
+            until, seconds = self._budget(options)
+            if until < session.until:
+                session.until, session.seconds = until, seconds
         if step is Step.SAVEPOINT:
             entered.transaction = self._handle(work, self.clock, self.name)
             entered.frame = push(self, entered.transaction, work.owner)
@@ -374,7 +377,7 @@ class Engine:
         if error is None and self.clock.monotonic() >= session.until:
             error = session.timed_out()
         error = ending.as_timeout(session, error)
-        session.until = entered.until
+        session.until, session.seconds = entered.until, entered.seconds
         if entered.step is Step.SAVEPOINT:
             error = await self._leave_savepoint(entered, session, error)
             transaction.finished = True
@@ -405,7 +408,7 @@ class Engine:
             del hooks[count:]
         session.failed = None
         command = f"ROLLBACK TO SAVEPOINT {entered.savepoint}; RELEASE SAVEPOINT {entered.savepoint}"
-        answer = await session.command(command.encode("ascii"), self.clock.monotonic() + 2 * GRACE, 2 * GRACE)
+        answer = await session.command(command.encode("ascii"), self.clock.monotonic() + GRACE, GRACE)
         if answer.interrupt is not None and not _is_interrupt(error):
             return answer.interrupt
         return error or answer.error
