@@ -66,7 +66,9 @@ def report(
     print(f"\n{title}")
     for name, median in sorted(medians.items(), key=lambda item: item[1]):
         low, _, high = statistics.quantiles(
-            (mine / theirs for mine, theirs in zip(taken[name], taken[reference], strict=True)), n=4
+            (mine / theirs for mine, theirs in zip(taken[name], taken[reference], strict=True)),
+            n=4,
+            method="inclusive",
         )
         aside = asides.get(name, "") if asides else ""
         line = f"  {name:44} {median:9.0f}  {median / medians[reference]:7.2f}x  [{low:.2f} - {high:.2f}]  {aside}"
