@@ -12,7 +12,8 @@ if "jsonschema_rs" in sys.modules or importlib.util.find_spec("pytest"):
 
 for name in reliakit.__all__:
     getattr(reliakit, name)
-OPTIONAL = ("reliakit.testing.pytest_plugin",)  # imported by pytest only
+# Imported by pytest only, and by whoever has SQLAlchemy.
+OPTIONAL = ("reliakit.testing.pytest_plugin", "reliakit.integrations.sqlalchemy")
 for module in pkgutil.walk_packages(reliakit.__path__, "reliakit."):
     if module.name not in OPTIONAL:
         importlib.import_module(module.name)

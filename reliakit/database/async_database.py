@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import psycopg
-    import psycopg_pool
 
     from reliakit.core.spine import Listener
+    from reliakit.database.borrowing import AsyncPool
     from reliakit.database.transaction import AsyncTransaction, Params, Query
 
 __all__ = ["AsyncDatabase"]
@@ -42,7 +42,8 @@ class AsyncDatabase(DatabaseBase):
     opened by `open()` or by the first transactions, and closed by `close()`.
 
     Args:
-        conninfo: A PostgreSQL connection string or URL, or a `psycopg_pool.AsyncConnectionPool`.
+        conninfo: A PostgreSQL connection string or URL, or a `psycopg_pool.AsyncConnectionPool`, or another
+            pool that lends psycopg connections, such as an SQLAlchemy engine's.
         pool: The same pool by name. It stays the caller's; it is closed here only if it was opened here.
         name: What it is called in errors, events and metrics.
         service: The service it belongs to, for metrics.
@@ -65,9 +66,9 @@ class AsyncDatabase(DatabaseBase):
 
     def __init__(
         self,
-        conninfo: str | psycopg_pool.AsyncConnectionPool[Any] | None = None,
+        conninfo: str | AsyncPool | None = None,
         *,
-        pool: psycopg_pool.AsyncConnectionPool[Any] | None = None,
+        pool: AsyncPool | None = None,
         name: str = "main",
         service: str | None = None,
         min_size: int = 1,

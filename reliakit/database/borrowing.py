@@ -8,11 +8,61 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from reliakit.core.flow import Outcome
 
-__all__ = ["Loan", "Return"]
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["AsyncPool", "Loan", "Pool", "Return"]
+
+
+class Pool(Protocol):
+    """What a `Database` borrows from: a `psycopg_pool.ConnectionPool`, or anything that lends psycopg connections.
+
+    It is asked for no more than `max_size` connections at a time, and gets each one back idle or closed.
+    """
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has to be opened before it lends."""
+        ...
+
+    @property
+    def max_size(self) -> int | None:
+        """The most connections it lends, None for no limit of its own."""
+        ...
+
+    def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
+        """Lend a connection within so many seconds; raise `psycopg_pool.PoolTimeout` if none came free."""
+        ...
+
+    def putconn(self, conn: Any, /) -> None:
+        """Take one back."""
+        ...
+
+
+class AsyncPool(Protocol):
+    """The same for an `AsyncDatabase`: a `psycopg_pool.AsyncConnectionPool`, or what does as one does."""
+
+    @property
+    def closed(self) -> bool:
+        """See `Pool`."""
+        ...
+
+    @property
+    def max_size(self) -> int | None:
+        """See `Pool`."""
+        ...
+
+    async def getconn(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:
+        """See `Pool`."""
+        ...
+
+    async def putconn(self, conn: Any, /) -> None:
+        """See `Pool`."""
+        ...
 
 
 class Loan:
@@ -39,11 +89,14 @@ class Loan:
         if abandoned and outcome.error is None:
             self._pool.putconn(outcome.value)
 
-    def get(self) -> Any:
-        """Start that thread and wait for what it brings; after a Ctrl-C that goes straight back."""
+    def get(self, bound: float | None = None) -> Any:
+        """Start that thread and wait for what it brings, at most so long; what comes later goes straight back."""
         try:
             threading.Thread(target=self.fetch, name="reliakit-getconn", daemon=True).start()
-            self._done.wait()
+            if not self._done.wait(bound):
+                from psycopg_pool import PoolTimeout  # noqa: PLC0415 - whoever has no pool need not load it
+
+                raise PoolTimeout(f"the pool had no connection within {bound:g} s")
             return self._outcome.unwrap()
         except BaseException:
             with self._lock:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import psycopg
-    import psycopg_pool
 
     from reliakit.core.spine import Listener
+    from reliakit.database.borrowing import Pool
     from reliakit.database.transaction import Params, Query, Transaction
 
 __all__ = ["Database"]
@@ -43,7 +43,8 @@ class Database(DatabaseBase):
     opened by `open()` or by the first transactions, and closed by `close()`.
 
     Args:
-        conninfo: A PostgreSQL connection string or URL, or a `psycopg_pool.ConnectionPool`.
+        conninfo: A PostgreSQL connection string or URL, or a `psycopg_pool.ConnectionPool`, or another
+            pool that lends psycopg connections, such as an SQLAlchemy engine's.
         pool: The same pool by name. It stays the caller's; it is closed here only if it was opened here.
         name: What it is called in errors, events and metrics.
         service: The service it belongs to, for metrics.
@@ -66,9 +67,9 @@ class Database(DatabaseBase):
 
     def __init__(
         self,
-        conninfo: str | psycopg_pool.ConnectionPool[Any] | None = None,
+        conninfo: str | Pool | None = None,
         *,
-        pool: psycopg_pool.ConnectionPool[Any] | None = None,
+        pool: Pool | None = None,
         name: str = "main",
         service: str | None = None,
         min_size: int = 1,

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import psycopg
-
+from reliakit.core.categories import sqlstate_of
 from reliakit.core.errors import CommitUnknownError, TransactionRolledBackError, TransactionUsageError
 from reliakit.database import machine
 from reliakit.database.session import GRACE, Answer, Session
@@ -142,7 +141,7 @@ def rolled_back(work: Work, session: Session, why: str) -> TransactionRolledBack
 
 def as_timeout(session: Session, error: BaseException | None) -> BaseException | None:
     """Return the error with which a spent budget leaves, whoever cut: this side, or the server by its own clock."""
-    if not isinstance(error, psycopg.Error) or error.sqlstate not in _CUT:
+    if error is None or sqlstate_of(error) not in _CUT:
         return error
     if session.clock.monotonic() < session.until:
         return error  # somebody else's cancellation, or a limit that the caller's code set

@@ -15,15 +15,20 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import psycopg_pool
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from reliakit.core.errors import CommitUnknownError
 from reliakit.core.flow import run_blocking
 from reliakit.database import AsyncDatabase, Database, Propagation
+from reliakit.integrations.sqlalchemy import AsyncEnginePool, EnginePool
 
 Anybase = Database | AsyncDatabase
 COLOURS = ["threads", "tasks"]
 SOURCES = ["own connections", "a pool"]
 SIZE = 2
+DIALECT = "postgresql+psycopg://"
 
 
 async def got(value: Any) -> Any:
@@ -49,6 +54,17 @@ async def run(db: Anybase, fn: Callable[..., Coroutine[Any, Any, Any]], *args: A
     return db.run(lambda tx, *given: run_blocking(fn(tx, *given)), *args, operation=fn.__name__, **options)
 
 
+def engine_of(dsn: str, size: int = SIZE, **settings: Any) -> Engine:
+    """An SQLAlchemy engine whose pool lends so many connections."""
+    return create_engine(DIALECT, connect_args=conninfo_to_dict(dsn), pool_size=size, max_overflow=0, **settings)
+
+
+def async_engine_of(dsn: str, size: int = SIZE, **settings: Any) -> AsyncEngine:
+    """Its twin."""
+    connect_args = conninfo_to_dict(dsn)
+    return create_async_engine(DIALECT, connect_args=connect_args, pool_size=size, max_overflow=0, **settings)
+
+
 @contextlib.asynccontextmanager
 async def opened(colour: str, dsn: str, source: str = SOURCES[0], **settings: Any) -> AsyncIterator[Any]:
     """A database of either colour, with connections of its own or those of a pool, at most `max_size`."""
@@ -62,11 +78,19 @@ async def opened(colour: str, dsn: str, source: str = SOURCES[0], **settings: An
                 yield await stack.enter_async_context(
                     AsyncDatabase(await stack.enter_async_context(pool), **settings)
                 )
+            elif source == "an engine":
+                engine = async_engine_of(dsn, settings.pop("max_size"))
+                stack.push_async_callback(engine.dispose)
+                yield await stack.enter_async_context(AsyncDatabase(AsyncEnginePool(engine), **settings))
             else:
                 yield await stack.enter_async_context(AsyncDatabase(dsn, **settings))
         elif source == "a pool":
             pool = psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=settings.pop("max_size"), open=True)
             yield stack.enter_context(Database(stack.enter_context(pool), **settings))
+        elif source == "an engine":
+            lender = engine_of(dsn, settings.pop("max_size"))
+            stack.callback(lender.dispose)
+            yield stack.enter_context(Database(EnginePool(lender), **settings))
         else:
             yield stack.enter_context(Database(dsn, **settings))
 

@@ -21,10 +21,12 @@ from typing import Any, Self
 
 import psycopg_pool
 import pytest
+from database_drivers import async_engine_of, engine_of
 
 import reliakit.database
 from reliakit.core.errors import CommitUnknownError
 from reliakit.database import AsyncDatabase, Database, Propagation
+from reliakit.integrations.sqlalchemy import AsyncEnginePool, EnginePool
 
 SIZE = 2
 
@@ -49,12 +51,16 @@ async def aobtainable(db: AsyncDatabase) -> int:
     return SIZE
 
 
-@pytest.fixture(params=["own connections", "a pool"])
+@pytest.fixture(params=["own connections", "a pool", "an engine"])
 def db(reliakit_dsn: str, request: pytest.FixtureRequest) -> Iterator[Database]:
     with contextlib.ExitStack() as stack:
         if request.param == "a pool":
             pool = psycopg_pool.ConnectionPool(reliakit_dsn, min_size=1, max_size=SIZE, open=True)
             database = Database(stack.enter_context(pool))
+        elif request.param == "an engine":
+            engine = engine_of(reliakit_dsn)
+            stack.callback(engine.dispose)
+            database = Database(EnginePool(engine))
         else:
             database = Database(reliakit_dsn, max_size=SIZE)
         stack.enter_context(database)
@@ -62,12 +68,16 @@ def db(reliakit_dsn: str, request: pytest.FixtureRequest) -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture(params=["own connections", "a pool"])
+@pytest.fixture(params=["own connections", "a pool", "an engine"])
 async def adb(reliakit_dsn: str, request: pytest.FixtureRequest) -> AsyncIterator[AsyncDatabase]:
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "a pool":
             pool = psycopg_pool.AsyncConnectionPool(reliakit_dsn, min_size=1, max_size=SIZE, open=False)
             database = AsyncDatabase(await stack.enter_async_context(pool))
+        elif request.param == "an engine":
+            engine = async_engine_of(reliakit_dsn)
+            stack.push_async_callback(engine.dispose)
+            database = AsyncDatabase(AsyncEnginePool(engine))
         else:
             database = AsyncDatabase(reliakit_dsn, max_size=SIZE)
         await stack.enter_async_context(database)

@@ -10,6 +10,11 @@ import io
 from collections.abc import AsyncIterator, Generator
 from typing import Any, assert_type
 
+from psycopg_pool import AsyncConnectionPool, ConnectionPool  # noqa: TC002 - judged, never run
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
 from reliakit import (
     IDEMPOTENCY_DDL,
     SYSTEM_CLOCK,
@@ -98,6 +103,7 @@ from reliakit import (
     validated,
     zero,
 )
+from reliakit.integrations.sqlalchemy import AsyncEnginePool, EnginePool, connection, session
 
 heard: list[Event] = []
 breaker = CircuitBreaker(
@@ -449,3 +455,37 @@ async def validation(value: dict[str, Any]) -> None:
     assert_type(create(value, dry=True), int)
     assert_type(await acreate(value), int)
     assert_type(ends_after_start({}), str | None)
+
+
+# Integrations
+
+
+class MySession(Session):
+    pass
+
+
+class MyAsyncSession(AsyncSession):
+    pass
+
+
+def sqlalchemy_in_threads(engine: Engine) -> None:
+    lent = Database(EnginePool(engine), name="shop")
+    with lent.transaction() as tx:
+        assert_type(connection(tx), Connection)
+        with session(tx, autoflush=False) as plain, session(tx, sessionmaker(class_=MySession)) as mine:
+            assert_type(plain, Session)
+            assert_type(mine, MySession)
+
+
+async def sqlalchemy_in_tasks(engine: AsyncEngine) -> None:
+    lent = AsyncDatabase(pool=AsyncEnginePool(engine))
+    async with lent.transaction() as tx:
+        assert_type(await connection(tx), AsyncConnection)
+        async with session(tx) as plain, session(tx, async_sessionmaker(class_=MyAsyncSession)) as mine:
+            assert_type(plain, AsyncSession)
+            assert_type(mine, MyAsyncSession)
+
+
+def pools(pool: ConnectionPool[Any], async_pool: AsyncConnectionPool[Any]) -> None:
+    Database(pool)
+    AsyncDatabase(pool=async_pool)
