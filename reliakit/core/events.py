@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 __all__ = [
     "AttemptFailed",
@@ -37,9 +37,11 @@ __all__ = [
     "RequestStarted",
     "SecretsMasked",
     "SecurityNoticed",
+    "StatementTimed",
     "StoreFailed",
     "StoreRecovered",
     "TransactionEnded",
+    "TransactionSlow",
     "TransactionStarted",
     "ValidationFailed",
 ]
@@ -105,6 +107,44 @@ class TransactionEnded(Event):
     began: bool = True
     transaction_id: str | None = None
     hold: float | None = None
+
+
+class StatementTimed(NamedTuple):
+    """One statement of a transaction: its text with `?` for every value in it, its seconds, its rows."""
+
+    text: str
+    duration: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionSlow(Event):
+    """An attempt took longer than `slow_after`; told after its `TransactionEnded`.
+
+    Attributes:
+        service: As there, and so are the next ones.
+        operation: See there.
+        attempt: See there.
+        status: See there.
+        duration: See there.
+        wait: See there.
+        hold: See there.
+        slow_after: The limit in seconds that it passed.
+        statements: The slowest of its statements, in the order in which they ran; empty where nobody listened for
+            this event when it began.
+        left_out: How many others there were.
+    """
+
+    service: str | None
+    operation: str
+    attempt: int
+    status: Literal["commit", "rollback", "timeout", "unknown", "retry"]
+    duration: float
+    wait: float
+    hold: float | None
+    slow_after: float
+    statements: tuple[StatementTimed, ...]
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from reliakit.core.flow import Outcome, run_blocking
 from reliakit.database import driver
 from reliakit.database.borrowing import Loan, Return
 from reliakit.database.driver import INTERVAL, Late
+from reliakit.database.journal import noting, noting_async
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -254,7 +255,8 @@ class BlockingIo:
             session.notice_end()
             return result
 
-        session.connection.wait = wait
+        journal = session.journal
+        session.connection.wait = wait if journal is None else noting(wait, journal, session.clock)
 
 
 class SuspendingIo:
@@ -379,7 +381,8 @@ class SuspendingIo:
             session.notice_end()
             return result
 
-        session.connection.wait = wait
+        journal = session.journal
+        session.connection.wait = wait if journal is None else noting_async(wait, journal, session.clock)
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)

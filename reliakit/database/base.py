@@ -52,6 +52,7 @@ class DatabaseBase:
         max_lifetime: float,
         max_idle: float,
         leak_after: float,
+        slow_after: float | None,
         listeners: Iterable[Listener],
         clock: Clock,
     ) -> None:
@@ -91,7 +92,13 @@ class DatabaseBase:
             retry=retry,
             io=io,
             checkouts=checkouts,
-            teller=Teller(emitter, service=service, clock=clock, io=io),
+            teller=Teller(
+                emitter,
+                service=service,
+                slow_after=None if slow_after is None else checks.seconds("slow_after", slow_after),
+                clock=clock,
+                io=io,
+            ),
             clock=clock,
         )
         self._keys = Keys(self._engine)

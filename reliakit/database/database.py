@@ -58,6 +58,8 @@ class Database(DatabaseBase):
         max_lifetime: Seconds after which a connection is replaced.
         max_idle: Seconds after which a connection that nobody used is closed, down to `min_size`.
         leak_after: Seconds after which a checkout is reported with the line that took it.
+        slow_after: Seconds after which a transaction is told as slow, with its statements but none of their values;
+            None for never.
         listeners: Called with this database's events, besides the process-wide listeners.
         clock: What measures time and draws jitter.
 
@@ -82,6 +84,7 @@ class Database(DatabaseBase):
         max_lifetime: float = 3600.0,
         max_idle: float = 600.0,
         leak_after: float = 60.0,
+        slow_after: float | None = 1.0,
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -101,6 +104,7 @@ class Database(DatabaseBase):
             max_lifetime=max_lifetime,
             max_idle=max_idle,
             leak_after=leak_after,
+            slow_after=slow_after,
             listeners=listeners,
             clock=clock,
         )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.database.adapters import Io
+    from reliakit.database.journal import Journal
 
 __all__ = ["GRACE", "Answer", "Session"]
 
@@ -83,6 +84,7 @@ class Session:
         "fresh",
         "idle_since",
         "inside",
+        "journal",
         "mark",
         "name",
         "owned",
@@ -109,6 +111,7 @@ class Session:
         self.returning: list[Any] = []  # what brings it back to the pool it was borrowed from, once that has begun
         self._manual = False
         self._poll: select.poll | None = None
+        self.journal: Journal | None = None  # where statements are noted, if they are
         self.reset(self.born, 0.0)
 
     def reset(self, until: float, seconds: float) -> None:
@@ -120,6 +123,13 @@ class Session:
         self.mark: bytes | None = None  # what the marker says as long as this very transaction runs
         self.ended: bool = False  # the caller's code ended it, or it is over
         self.failed: str | None = None  # SQLSTATE of the last statement that failed
+        if self.journal is not None:
+            self.note_in(None)
+
+    def note_in(self, journal: Journal | None) -> None:
+        """Note the statements of this transaction in a journal; who does not want that pays nothing for it."""
+        self.journal = journal
+        self._io.install(self)
 
     async def adopt(self) -> None:
         """Take the connection over: no BEGIN of psycopg's own, every wait through this session."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 from typing import TYPE_CHECKING
 
 from reliakit.core import tracking
 from reliakit.core.categories import sqlstate_of
 from reliakit.core.errors import TransactionTimeoutError
-from reliakit.core.events import AttemptFailed, HookFailed, TransactionEnded, TransactionStarted
+from reliakit.core.events import AttemptFailed, HookFailed, TransactionEnded, TransactionSlow, TransactionStarted
+from reliakit.database.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,14 +30,20 @@ _STATUS = {"committed": "commit", "rolled_back": "rollback", "unknown": "unknown
 class Teller:
     """One database's mouth. Called with no lock held."""
 
-    def __init__(self, emitter: Emitter, *, service: str | None, clock: Clock, io: Io) -> None:
+    def __init__(
+        self, emitter: Emitter, *, service: str | None, slow_after: float | None, clock: Clock, io: Io
+    ) -> None:
         self._emitter = emitter
         self._service = service
+        self._slow_after = inf if slow_after is None else slow_after
         self._clock = clock
         self._io = io
 
     def started(self, work: Work) -> None:
-        """Tell that BEGIN was answered."""
+        """Tell that BEGIN was answered, and have statements noted if somebody wants to hear of slow transactions."""
+        if self._slow_after < inf and work.session is not None and self._emitter.hears(TransactionSlow):
+            work.journal = Journal()
+            work.session.note_in(work.journal)
         if self._emitter.hears(TransactionStarted):
             self._emitter.emit(
                 TransactionStarted,
@@ -59,19 +67,20 @@ class Teller:
     ) -> None:
         """Tell that an attempt is over, and report its error unless another attempt follows."""
         again = work.attempt.pause is not None
-        if not work.bare and self._emitter.hears(TransactionEnded):
+        if not work.bare and (self._emitter.hears(TransactionEnded) or self._emitter.hears(TransactionSlow)):
             status = _STATUS[verdict]
             if again and verdict != "unknown":  # an unknown outcome is told, whatever follows
                 status = "retry"
             elif isinstance(error, TransactionTimeoutError):
                 status = "timeout"
+            duration = self._clock.monotonic() - work.asked
             self._emitter.emit(
                 TransactionEnded,
                 service=self._service,
                 operation=work.operation,
                 attempt=work.attempt.number,
                 status=status,
-                duration=self._clock.monotonic() - work.asked,
+                duration=duration,
                 wait=work.waited,
                 statements=statements,
                 rows=work.rows,
@@ -82,8 +91,27 @@ class Teller:
                 transaction_id=work.transaction_id,
                 hold=work.held,
             )
+            if duration > self._slow_after:
+                self._slow(work, status, duration)
         if error is not None and not again:
             tracking.report(self._emitter, error, service=self._service)
+
+    def _slow(self, work: Work, status: str, duration: float) -> None:
+        if self._emitter.hears(TransactionSlow):
+            journal = work.journal or Journal()
+            self._emitter.emit(
+                TransactionSlow,
+                service=self._service,
+                operation=work.operation,
+                attempt=work.attempt.number,
+                status=status,
+                duration=duration,
+                wait=work.waited,
+                hold=work.held,
+                slow_after=self._slow_after,
+                statements=journal.statements(),
+                left_out=journal.left_out,
+            )
 
     def tried_again(self, attempt: int, pause: float, error: BaseException) -> None:
         """Tell that another attempt follows."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.database.gate import Lease, Owner
+    from reliakit.database.journal import Journal
     from reliakit.database.machine import Verdict
     from reliakit.database.session import Session
     from reliakit.database.settings import Isolation, TransactionOptions, TransactionRetry
@@ -94,6 +95,7 @@ class Work:
         "deferrable",
         "held",
         "isolation",
+        "journal",
         "lease",
         "lock_timeout",
         "operation",
@@ -131,6 +133,7 @@ class Work:
         self.bare: bool = bare  # a connection without a transaction
         self.lease: Lease | None = None
         self.session: Session | None = None
+        self.journal: Journal | None = None
         self.verdict: Verdict = "rolled_back"  # as far as is known: nothing is committed before COMMIT is sent
         self.rows: int = 0
         self.savepoints: int = 0

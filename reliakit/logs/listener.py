@@ -138,6 +138,22 @@ def _transaction(event: events.TransactionEnded) -> Told:
     return level, _TRANSACTION_MESSAGES[event.status], fields, None
 
 
+def _slow(event: events.TransactionSlow) -> Told:
+    fields: dict[str, Any] = {
+        "database": event.name,
+        "operation": event.operation,
+        "status": event.status,
+        "attempt": event.attempt,
+        "duration": event.duration,
+        "wait": event.wait,
+        "hold": event.hold,
+        "slow_after": event.slow_after,
+        "statements": [statement._asdict() for statement in event.statements],
+        "left_out": event.left_out,
+    }
+    return logging.WARNING, "transaction is slow", fields, None
+
+
 _TRANSACTION_MESSAGES = {
     "commit": "transaction committed",
     "rollback": "transaction rolled back",
@@ -198,6 +214,7 @@ def _hook(event: events.HookFailed) -> Told:
 _LIMITS = logging.getLogger("reliakit.ratelimit")
 _RECORDS: dict[type[events.Event], tuple[logging.Logger, Callable[[Any], Told]]] = {
     events.TransactionEnded: (logging.getLogger("reliakit.transaction"), _transaction),
+    events.TransactionSlow: (logging.getLogger("reliakit.transaction"), _slow),
     events.CheckoutOverdue: (logging.getLogger("reliakit.database"), _overdue),
     events.ConnectionLeaked: (logging.getLogger("reliakit.database"), _leaked),
     events.HookFailed: (logging.getLogger("reliakit.transaction"), _hook),
