@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Awaitable, Callable
 from inspect import getgeneratorlocals
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 
@@ -19,6 +19,8 @@ from reliakit.core.events import StatementTimed
 from reliakit.database.statements import NOT_KNOWN, WITHHELD, excerpt, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from reliakit.core.clock import Clock
 
 __all__ = ["MOST_STATEMENTS", "Journal", "noting", "noting_async"]
@@ -112,7 +114,9 @@ class _Note:
         self._journal = journal
         self._clock = clock
         # Read before it begins: an exchange that is over has forgotten them.
-        given = getgeneratorlocals(exchange) if isinstance(exchange, GeneratorType) else {}
+        given: dict[str, Any] = {}
+        if isinstance(exchange, GeneratorType):
+            given = getgeneratorlocals(cast("Generator[Any, Any, Any]", exchange))
         self._query: Any = given.get("query", given.get("statement"))
         self._cursor: Any = given.get("self")
         self._began = clock.monotonic()
