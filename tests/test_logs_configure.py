@@ -15,7 +15,7 @@ import pytest
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import LogDropped, SecretsMasked
 from reliakit.core.spine import subscribe
-from reliakit.logs import Masker, configure_logging, get_logger, handler
+from reliakit.logs import Masker, configure_logging, get_logger
 
 log = get_logger("app")
 root = logging.getLogger()
@@ -196,12 +196,11 @@ class Gate(io.StringIO):
         return super().write(text)
 
 
-def test_a_full_queue_drops_counts_and_tells_and_never_waits(monkeypatch):
-    monkeypatch.setattr(handler, "_QUEUE_SIZE", 10)
+def test_a_full_queue_drops_counts_and_tells_and_never_waits():
     stream = Gate()
     dropped = []
     with subscribe(lambda event: dropped.append(event.reason), LogDropped):
-        handle = configure_logging(service="svc", level="INFO", stream=stream, queue=True)
+        handle = configure_logging(service="svc", level="INFO", stream=stream, queue=10)
         for number in range(100):
             log.info("x", number=number)
         stream.opened.set()

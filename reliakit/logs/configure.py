@@ -5,20 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 
 from reliakit.core import checks
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
+from reliakit.logs.console import ConsoleFormatter, is_terminal, wants_colour
 from reliakit.logs.formatter import MaskingFormatter
 from reliakit.logs.handler import LineHandler
 from reliakit.logs.listener import LogListener
 from reliakit.logs.masker import Masker
+from reliakit.logs.output import Output
+from reliakit.logs.sparing import Sparing
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["LoggingHandle", "configure_logging"]
 
+Form = Literal["auto", "json", "console"]
+
+_QUEUE_SIZE = 10_000
+_DEVELOPMENT = frozenset({"development", "dev", "local"})
 _LEVELS_OF_ENV = {
     "production": logging.INFO,
     "prod": logging.INFO,
@@ -37,7 +46,12 @@ def configure_logging(
     level: int | str | None = None,
     stream: TextIO | None = None,
     masker: Masker | None = None,
-    queue: bool = False,
+    queue: bool | int = False,
+    form: Form = "auto",
+    levels: Mapping[str, int | str] | None = None,
+    sample: float | Mapping[str, float] = 1.0,
+    repeat_limit: int | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> LoggingHandle:
     """Write everything that is logged in this process as masked JSON, one object a line.
 
@@ -54,7 +68,18 @@ def configure_logging(
         stream: A text stream; default standard error.
         masker: What masks; default `Masker()`.
         queue: Let a thread write to the stream. Values, context and masking are still taken at the call; when 10 000
-            lines are waiting, further ones are dropped and counted.
+            lines are waiting, or as many as this number says, further ones are dropped and counted.
+        form: "json", or "console" for readable lines with the same masking, coloured unless NO_COLOR is set or the
+            stream is no terminal (FORCE_COLOR colours it all the same). "auto" is "console" on a terminal in
+            development, and "json" everywhere else.
+        levels: Least levels of single loggers and those below them: `{"sqlalchemy": "WARNING"}`.
+        sample: The share of records below WARNING that is written, 0 to 1, or the share by logger, "" for all others.
+            Of one request all such records are written or none. Records of WARNING and above, and records with an
+            exception, are always written.
+        repeat_limit: How many records of one logger, level and template are written in 10 s; the others are counted
+            and told in one record when the 10 s are over. None for all of them. Errors, records with an exception and
+            records that tell of events are not limited.
+        clock: What measures the 10 s, and draws.
 
     Returns:
         A handle; closing it, or leaving its `with` block, puts back what was there before.
@@ -66,9 +91,12 @@ def configure_logging(
         checks.named("service", service),
         _env(env),
         level,
-        _stream(stream),
         _masker(masker),
-        queued=bool(queue),
+        Output(_stream(stream)),
+        form=checks.choice("form", form, ("auto", "json", "console")),
+        levels=_levels(levels),
+        queue_size=_queue_size(queue),
+        sparing=None if sample == 1.0 and repeat_limit is None else Sparing(repeat_limit, sample, clock),
     )
     handle.install()
     return handle
@@ -81,30 +109,56 @@ class LoggingHandle:
         service: The service's name.
         env: Where it runs.
         level: The least level that is written.
+        form: "json" or "console".
         masker: What masks; `handle.masker.register_secret(...)` adds a value to hide.
     """
 
     def __init__(
-        self, service: str, env: str, level: int | str | None, stream: TextIO | None, masker: Masker, *, queued: bool
+        self,
+        service: str,
+        env: str,
+        level: int | str | None,
+        masker: Masker,
+        output: Output,
+        *,
+        form: Form,
+        levels: dict[str, int],
+        queue_size: int,
+        sparing: Sparing | None,
     ) -> None:
         self.service = service
         self.env = env
         self.level: int = _level(level, env)
         self.masker = masker
-        self._handler = LineHandler(
-            MaskingFormatter(service=service, env=env, masker=masker), stream, service, queued=queued
+        stream = output.stream()
+        if form == "auto":
+            form = "console" if env.lower() in _DEVELOPMENT and is_terminal(stream) else "json"
+        self.form: Form = form
+        formatter = (
+            MaskingFormatter(service=service, env=env, masker=masker)
+            if form == "json"
+            else ConsoleFormatter(service=service, env=env, masker=masker, colour=wants_colour(stream))
         )
+        self._sparing = sparing
+        self._handler = LineHandler(formatter, output, service, queue_size=queue_size, sparing=sparing)
         self._handler.owner = self
         self._listener = LogListener()
         self._closed = True
         self._handlers_before: list[logging.Handler] = []
         self._level_before = logging.WARNING
+        self._levels = levels
+        self._levels_before: dict[str, int] = {}
         self._warn_before: Any = None
 
     @property
     def dropped(self) -> int:
         """How many records could not be written."""
         return self._handler.dropped
+
+    @property
+    def left_out(self) -> int:
+        """How many records were left out, as `sample` and `repeat_limit` say."""
+        return 0 if self._sparing is None else self._sparing.left_out
 
     def flush(self) -> None:
         """Wait until what was logged before is written, at most 5 s."""
@@ -123,6 +177,10 @@ class LoggingHandle:
             root.removeHandler(handler)
         root.addHandler(self._handler)
         root.setLevel(self.level)
+        for name, level in self._levels.items():
+            logger = logging.getLogger(name)
+            self._levels_before[name] = logger.level
+            logger.setLevel(level)
         warnings.showwarning = _log_warning
         self._listener.open()
         self._closed = False
@@ -139,6 +197,10 @@ class LoggingHandle:
             root.addHandler(handler)
         if root.level == self.level:
             root.setLevel(self._level_before)
+        for name, level in self._levels_before.items():
+            logger = logging.getLogger(name)
+            if logger.level == self._levels[name]:
+                logger.setLevel(level)
         if warnings.showwarning is _log_warning:
             warnings.showwarning = self._warn_before
         self._handler.close()
@@ -155,7 +217,8 @@ class LoggingHandle:
         state = "closed" if self._closed else "open"
         level = logging.getLevelName(self.level)
         return (
-            f"<LoggingHandle {state}, service={self.service!r}, env={self.env!r}, level={level}, {self._handler!r}>"
+            f"<LoggingHandle {state}, service={self.service!r}, env={self.env!r}, level={level}, form={self.form}, "
+            f"levels={self._levels}, {self._handler!r}>"
         )
 
 
@@ -200,6 +263,25 @@ def _level_number(argument: str, level: object) -> int:
         if number is not None:
             return number
     raise ConfigurationError(f"{argument} must be DEBUG, INFO, WARNING, ERROR, CRITICAL or a number, got {level!r}")
+
+
+def _levels(levels: Mapping[str, int | str] | None) -> dict[str, int]:
+    if levels is None:
+        return {}
+    if not isinstance(levels, Mapping):
+        raise ConfigurationError(
+            f'levels must map names of loggers to levels, {{"sqlalchemy": "WARNING"}}, got {levels!r}'
+        )
+    for name in levels:
+        if not isinstance(name, str) or name in {"", "root"}:
+            raise ConfigurationError(f"levels must name loggers below the root, whose level is level=, got {name!r}")
+    return {name: _level_number(f"levels[{name!r}]", level) for name, level in levels.items()}
+
+
+def _queue_size(queue: bool | int) -> int:
+    if isinstance(queue, bool):
+        return _QUEUE_SIZE if queue else 0
+    return checks.count("queue", queue)
 
 
 def _stream(stream: TextIO | None) -> TextIO | None:

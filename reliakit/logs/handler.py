@@ -5,27 +5,27 @@ A line that cannot be written is counted; nothing of it is shown anywhere else.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
-import sys
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
 
 from reliakit.core.events import LogDropped, SecretsMasked
+from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Emitter
 from reliakit.core.tracking import report
-from reliakit.logs.encode import escape_to_ascii
 from reliakit.logs.records import FOUND, REQUEST_ID, error_of
 
 if TYPE_CHECKING:
     from reliakit.logs.formatter import MaskingFormatter
+    from reliakit.logs.output import Output
+    from reliakit.logs.sparing import Sparing
 
 __all__ = ["LineHandler"]
 
-_QUEUE_SIZE = 10_000
 _CLOSE_WAIT = 5.0
 
 
@@ -37,56 +37,71 @@ class LineHandler(logging.Handler):
 
     Args:
         formatter: Makes the lines.
-        stream: Where they go; None is standard error, whatever that is at the time.
+        output: Where they go.
         service: The service that errors are reported for.
-        queued: Let a thread write, so that a slow stream does not slow the caller.
+        queue_size: How many lines may wait for a thread that writes, so that a slow stream does not slow the caller;
+            0 writes at once.
+        sparing: What is left out, or None.
     """
 
-    def __init__(self, formatter: MaskingFormatter, stream: TextIO | None, service: str, *, queued: bool) -> None:
+    def __init__(
+        self,
+        formatter: MaskingFormatter,
+        output: Output,
+        service: str,
+        *,
+        queue_size: int = 0,
+        sparing: Sparing | None = None,
+    ) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self.owner: Any = None
         self.dropped: int = 0
-        self._stream = stream
+        self._output = output
+        self._sparing = sparing
         self._service = service
         self._emitter = Emitter("logs")
         self._speaking = threading.local()
-        self._writer = _Writer(self) if queued else None
+        self._writer = _Writer(self, queue_size) if queue_size else None
 
     def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # as in 3.12
         """Filter, format and write one record."""
         passed = self.filter(record)
         if passed:
-            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+            kept = passed if isinstance(passed, logging.LogRecord) else record
+            if self._sparing is None:
+                self.emit(kept)
+            else:
+                admitted, told = self._sparing.admit(kept)
+                self._emit_apart(told)
+                if admitted:
+                    self.emit(kept)
         return passed
+
+    def _emit_apart(self, records: Iterable[logging.LogRecord]) -> None:
+        """Write records that do not belong to the request that is being served."""
+        for record in records:
+            Context().run(self.emit, record)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         try:
             line = self.format(record)
-            if self._writer is None:
-                with _held(self.lock):
-                    self.write(line)
+            if self._writer is None or not self._writer.is_ready():
+                self.write(line)
             elif not self._writer.put(line):
-                self._drop("queue full")
+                self.drop("queue full")
         except Exception as fault:  # noqa: BLE001 - told as an event; the caller is not to suffer from its log
-            self._drop(type(fault).__name__)
+            self.drop(type(fault).__name__)
         self._tell(record)
 
     def write(self, line: str) -> None:
-        """Put one line on the stream in one piece. Called by one thread at a time: the lock's or the queue's."""
-        stream = self._stream or sys.stderr
-        if stream is None:  # a program without a console
-            raise ValueError("no stream")
-        try:
-            stream.write(line + "\n")
-        except UnicodeEncodeError:
-            stream.write(escape_to_ascii(line) + "\n")
-        stream.flush()
+        """Put one line on the stream in one piece."""
+        self._output.write(line)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - the standard library's name
         """Count a record that could not be written. Nothing of it is printed."""
-        self._drop("error")
+        self.drop("error")
 
     def flush(self) -> None:
         """Wait until every line that was logged before is written, at most a few seconds."""
@@ -94,18 +109,17 @@ class LineHandler(logging.Handler):
             self._writer.drain()
 
     def close(self) -> None:
-        """Write what is waiting and end the thread."""
+        """Write what is waiting, also what is to be told of records that were left out, and end the thread."""
+        if self._sparing is not None:
+            self._emit_apart(self._sparing.rest())
         if self._writer is not None:
             self._writer.close()
         super().close()
 
-    def drop_line(self, fault: BaseException) -> None:
-        """Count a line that the thread could not write."""
-        self._drop(type(fault).__name__)
-
-    def _drop(self, reason: str) -> None:
-        self.dropped += 1
-        self._once(lambda: self._emitter.emit(LogDropped, reason=reason))
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count lines that could not be written."""
+        self.dropped += count
+        self._once(lambda: self._emitter.emit(LogDropped, reason=reason, count=count))
 
     def _tell(self, record: logging.LogRecord) -> None:
         """Emit what the record is a sign of; records that listeners write while they are told make no new events."""
@@ -130,73 +144,83 @@ class LineHandler(logging.Handler):
             self._speaking.busy = False
 
     def __repr__(self) -> str:
-        where = "standard error" if self._stream is None else repr(self._stream)
-        return f"<LineHandler to {where}{' through a queue' if self._writer else ''}, {self.dropped} dropped>"
-
-
-def _held(lock: Any) -> Any:
-    return lock if lock is not None else contextlib.nullcontext()
+        through = f" through {self._writer!r}" if self._writer else ""
+        spared = f", {self._sparing!r}" if self._sparing else ""
+        return f"<LineHandler to {self._output!r}{through}, {self.dropped} dropped{spared}>"
 
 
 class _Writer:
-    """The thread behind the queue, started with the first line and again in a forked child."""
+    """The thread behind the queue, started with the first line and again in a forked child.
 
-    def __init__(self, handler: LineHandler) -> None:
+    The queue is the one of the standard library that may be used again in the midst of its own steps: garbage that is
+    collected there may log. It knows no bound, so threads that come at one moment may exceed it by a line each.
+    """
+
+    def __init__(self, handler: LineHandler, size: int) -> None:
         self._handler = handler
-        self._start_lock = threading.Lock()
+        self._size = size
+        self._start_lock = threading.RLock()
+        renew_locks_after_fork(self, "_start_lock")
         self._closed = False
         self._pid = 0
-        self._queue: queue.Queue[str | None] = queue.Queue(_QUEUE_SIZE)
+        self._queue: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
+    def is_ready(self) -> bool:
+        """Return whether a thread writes; not any more after `close`, nor when the interpreter ends."""
+        return not self._closed and (self._pid == os.getpid() or self._start())
+
     def put(self, line: str) -> bool:
-        """Hand a line over; False when the queue is full or closed."""
-        if self._closed:
+        """Hand a line over; False when the queue is full."""
+        if self._queue.qsize() >= self._size:
             return False
-        if self._pid != os.getpid():
-            self._start()
-        try:
-            self._queue.put_nowait(line)
-        except queue.Full:
-            return False
+        self._queue.put(line)
         return True
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
         with self._start_lock:
             if self._pid == os.getpid():
-                return
-            if self._pid:
-                # A fork copies the queue with its locks as they were, but not the thread.
-                self._queue = queue.Queue(_QUEUE_SIZE)
-            self._thread = threading.Thread(target=self._run, args=(self._queue,), name="reliakit-logs", daemon=True)
-            self._thread.start()
+                return True
+            # A fork copies the queue with what waits in it, which the parent writes, but not the thread.
+            lines = self._queue = queue.SimpleQueue()
+            thread = threading.Thread(target=self._run, args=(lines,), name="reliakit-logs", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no thread starts at the interpreter's end
+                return False
+            self._thread = thread
             self._pid = os.getpid()
+            return True
 
-    def _run(self, lines: queue.Queue[str | None]) -> None:
+    def _run(self, lines: queue.SimpleQueue[str | threading.Event | None]) -> None:
         while (line := lines.get()) is not None:
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
             try:
                 self._handler.write(line)
             except Exception as fault:  # noqa: BLE001 - told as an event
-                self._handler.drop_line(fault)
-            finally:
-                lines.task_done()
-        lines.task_done()
+                self._handler.drop(type(fault).__name__)
 
     def drain(self) -> None:
-        """Wait until the queue is empty, at most a few seconds."""
+        """Wait until what is in the queue now is written, at most a few seconds."""
         thread = self._thread
         if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
             return
-        lines = self._queue
-        with lines.all_tasks_done:
-            lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks or not thread.is_alive(), _CLOSE_WAIT)
+        done = threading.Event()
+        self._queue.put(done)
+        done.wait(_CLOSE_WAIT)
 
     def close(self) -> None:
         """Write what is waiting and end the thread. Closing twice is harmless."""
-        self.drain()
         self._closed = True
         thread, self._thread = self._thread, None
-        if thread is not None and self._pid == os.getpid():
-            with contextlib.suppress(queue.Full):
-                self._queue.put_nowait(None)
-            thread.join(_CLOSE_WAIT)
+        if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
+            return
+        self._queue.put(None)
+        thread.join(_CLOSE_WAIT)
+        if thread.is_alive():
+            self._handler.drop("stream stuck", max(1, self._queue.qsize() - 1))
+
+    def __repr__(self) -> str:
+        return f"a queue of {self._size}"
