@@ -96,7 +96,7 @@ def configure_logging(
         form=checks.choice("form", form, ("auto", "json", "console")),
         levels=_levels(levels),
         queue_size=_queue_size(queue),
-        sparing=None if sample == 1.0 and repeat_limit is None else Sparing(repeat_limit, sample, clock),
+        sparing=_sparing(repeat_limit, sample, checks.clock("clock", clock)),
     )
     handle.install()
     return handle
@@ -204,6 +204,7 @@ class LoggingHandle:
         if warnings.showwarning is _log_warning:
             warnings.showwarning = self._warn_before
         self._handler.close()
+        self._handler.owner = None
 
     def __enter__(self) -> Self:
         return self
@@ -282,6 +283,11 @@ def _queue_size(queue: bool | int) -> int:
     if isinstance(queue, bool):
         return _QUEUE_SIZE if queue else 0
     return checks.count("queue", queue)
+
+
+def _sparing(repeat_limit: int | None, sample: float | Mapping[str, float], clock: Clock) -> Sparing | None:
+    sparing = Sparing(repeat_limit, sample, clock)
+    return None if sample == 1.0 and repeat_limit is None else sparing
 
 
 def _stream(stream: TextIO | None) -> TextIO | None:

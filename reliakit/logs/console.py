@@ -34,7 +34,7 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # A value that cannot be taken for two, nor for another type.
 _BARE = re.compile(r"[\w.:/@%+*#&~,;!?$\-]++")
-_LETTER = re.compile(r"[A-Za-z*\u0080-\uffff]")
+_NUMBER = re.compile(r"[+\-]?[0-9]++(?:\.[0-9]++)?(?:[eE][+\-]?[0-9]++)?")
 _LIKE_OTHERS = frozenset({"true", "false", "null"})
 _MESSAGE_WIDTH = 30
 _GUARD = "    | "
@@ -153,7 +153,7 @@ def _name(name: str) -> str:
 def _value(value: object) -> str:
     """Return a value as it can be told from any other: texts bare where they are plain words, else as JSON."""
     if isinstance(value, str):
-        if _BARE.fullmatch(value) and _LETTER.search(value) and value not in _LIKE_OTHERS:
+        if _BARE.fullmatch(value) and not _NUMBER.fullmatch(value) and value not in _LIKE_OTHERS:
             return _safe(value)
         return _quoted(value)
     return _safe(encode(cast("dict[str, Any]", value)))

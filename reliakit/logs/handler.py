@@ -162,6 +162,7 @@ class _Writer:
         self._start_lock = threading.RLock()
         renew_locks_after_fork(self, "_start_lock")
         self._closed = False
+        self._abandoned = False
         self._pid = 0
         self._queue: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -201,6 +202,8 @@ class _Writer:
                 self._handler.write(line)
             except Exception as fault:  # noqa: BLE001 - told as an event
                 self._handler.drop(type(fault).__name__)
+            if self._abandoned:
+                return
 
     def drain(self) -> None:
         """Wait until what is in the queue now is written, at most a few seconds."""
@@ -220,7 +223,10 @@ class _Writer:
         self._queue.put(None)
         thread.join(_CLOSE_WAIT)
         if thread.is_alive():
-            self._handler.drop("stream stuck", max(1, self._queue.qsize() - 1))
+            # The line that it is stuck with may still be written, those behind it are not.
+            self._abandoned = True
+            if waiting := self._queue.qsize() - 1:
+                self._handler.drop("stream stuck", waiting)
 
     def __repr__(self) -> str:
         return f"a queue of {self._size}"

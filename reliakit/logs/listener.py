@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Any
 
 from reliakit.core import events
+from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Subscription, subscribe
 from reliakit.logs.records import FIELDS, REQUEST_ID
+from reliakit.logs.sparing import Repeats
 
 __all__ = ["LogListener"]
 
-_DENIALS_EVERY = 10.0
-_MOST_LIMITERS = 256
+_PER_SOURCE = 5
+_PER_EVENT = 50
+_MOST_LIMITERS = 1024
 Told = tuple[int, str, dict[str, Any], BaseException | None]
 """Level, message, fields and exception of the record that an event becomes."""
 
@@ -22,75 +26,111 @@ Told = tuple[int, str, dict[str, Any], BaseException | None]
 class LogListener:
     """Write a record for each event that an operator wants to read.
 
-    Denials of rate limiters are told at most once in 10 s a limiter, with the number of those in between, so that an
-    attack does not flood the log. `open()` subscribes, `close()` ends it. Safe from any thread.
+    An attack does not flood the log: denials are told once in 10 s a limiter, security events of one kind at most
+    5 times from one source and 50 times in all, each time with the number of those left out. A refusal at the web
+    edge whose limiter has told of it is not told again as a security event. `open()` subscribes, `close()` ends it.
+    Safe from any thread.
     """
 
     def __init__(self) -> None:
         self._subscription: Subscription | None = None
-        self._denials = _Sparing(_DENIALS_EVERY)
+        # Re-entrant: garbage that is collected under it may make an event.
+        self._lock = threading.RLock()
+        renew_locks_after_fork(self, "_lock")
+        self._denials: Repeats[str] = Repeats(1)
+        self._limiters: dict[str, None] = {}
+        self._by_source: Repeats[tuple[str, ...]] = Repeats(_PER_SOURCE)
+        self._by_event: Repeats[tuple[str, ...]] = Repeats(_PER_EVENT)
 
     def open(self) -> None:
         """Begin to listen."""
         if self._subscription is None:
-            self._subscription = subscribe(self, *_RECORDS, events.LimitDecided)
+            self._subscription = subscribe(self, *_RECORDS, events.LimitDecided, events.SecurityNoticed)
 
     def close(self) -> None:
-        """Stop listening. Closing twice is harmless."""
-        if self._subscription is not None:
-            self._subscription.close()
-            self._subscription = None
+        """Stop listening, and tell what was left out. Closing twice is harmless."""
+        if self._subscription is None:
+            return
+        self._subscription.close()
+        self._subscription = None
+        with self._lock:
+            denials = self._denials.rest()
+            noticed = [*self._by_source.rest(), *self._by_event.rest()]
+        _tell_denials(denials)
+        _tell_noticed(noticed)
 
     def __call__(self, event: events.Event) -> None:
         """Write the record of one event."""
         if isinstance(event, events.LimitDecided):
             self._limit(event)
-            return
-        logger, tell = _RECORDS[type(event)]
-        level, message, fields, error = tell(event)
-        if logger.isEnabledFor(level):
-            request_id = event.request_id if isinstance(event, events.RequestEnded) else None
-            _write(logger, level, message, fields, error=error, request_id=request_id)
+        elif isinstance(event, events.SecurityNoticed):
+            self._notice(event)
+        else:
+            logger, tell = _RECORDS[type(event)]
+            level, message, fields, error = tell(event)
+            if logger.isEnabledFor(level):
+                request_id = event.request_id if isinstance(event, events.RequestEnded) else None
+                _write(logger, level, message, fields, error=error, request_id=request_id)
 
     def _limit(self, event: events.LimitDecided) -> None:
         if not event.denied or not _LIMITS.isEnabledFor(logging.WARNING):
             return
-        before = self._denials.due(event.name, event.at)
-        if before is None:
+        with self._lock:
+            if len(self._limiters) >= _MOST_LIMITERS:
+                self._limiters.clear()
+            self._limiters[event.name] = None
+            over = dict(self._denials.over(event.at))
+            before = over.pop(event.name, 0)
+            passed = self._denials.take(event.name, event.at)
+        _tell_denials(list(over.items()))
+        if passed is None:
             return
         fields = {
             "limiter": event.name,
             "enforced": event.enforced,
             "degraded": event.degraded,
             "retry_after": event.retry_after,
-            "denials": before + 1,
+            "denials": before + passed + 1,
         }
         message = "rate limit reached" if event.enforced else "rate limit would have been reached"
         _write(_LIMITS, logging.WARNING, message, fields)
+
+    def _notice(self, event: events.SecurityNoticed) -> None:
+        if not _SECURITY.isEnabledFor(logging.WARNING) or self._was_told(event):
+            return
+        with self._lock:
+            over = [*self._by_source.over(event.at), *self._by_event.over(event.at)]
+            passed = self._by_source.take((event.event, event.source), event.at)
+            # What one source does too often must not use up what is left for the others.
+            if passed is not None:
+                passed = self._by_event.take((event.event,), event.at)
+        _tell_noticed(over)
+        if passed is not None:
+            fields = {**event.fields, "event": event.event, "source": event.source}
+            _write(_SECURITY, logging.WARNING, "security event", fields)
+
+    def _was_told(self, event: events.SecurityNoticed) -> bool:
+        """Return whether a limiter of ours has told of this refusal itself."""
+        return event.event == "rate_limit" and event.fields.get("limiter") in self._limiters
 
     def __repr__(self) -> str:
         return f"<LogListener {'open' if self._subscription else 'closed'}>"
 
 
-class _Sparing:
-    """Let one of many through in a while, counting the others. Bounded."""
+def _tell_denials(left_out: Sequence[tuple[str, int]]) -> None:
+    for name, count in left_out:
+        _write_apart(_LIMITS, "rate limit reached, told late", {"limiter": name, "denials": count})
 
-    def __init__(self, every: float) -> None:
-        self._every = every
-        self._lock = threading.Lock()
-        self._names: dict[str, tuple[float, int]] = {}
 
-    def due(self, name: str, now: float) -> int | None:
-        """Return how many were held back since the last one, or None when this one is held back too."""
-        with self._lock:
-            since, held = self._names.get(name, (-self._every, 0))
-            if name in self._names and now - since < self._every:
-                self._names[name] = (since, held + 1)
-                return None
-            if name not in self._names and len(self._names) >= _MOST_LIMITERS:
-                self._names.pop(next(iter(self._names)))
-            self._names[name] = (now, 0)
-            return held
+def _tell_noticed(left_out: Sequence[tuple[tuple[str, ...], int]]) -> None:
+    for kind, count in left_out:
+        named = dict(zip(("event", "source"), kind, strict=False))
+        _write_apart(_SECURITY, "security events left out", {**named, "events": count})
+
+
+def _write_apart(logger: logging.Logger, message: str, fields: dict[str, Any]) -> None:
+    """Write a record that does not belong to the request that is being served."""
+    Context().run(_write, logger, logging.WARNING, message, fields, request_id="")
 
 
 def _write(
@@ -107,6 +147,17 @@ def _write(
     record.__dict__[FIELDS] = fields
     record.__dict__[REQUEST_ID] = request_id
     logger.handle(record)
+
+
+def _began(event: events.TransactionStarted) -> Told:
+    fields = {
+        "database": event.name,
+        "operation": event.operation,
+        "attempt": event.attempt,
+        "isolation": event.isolation,
+        "read_only": event.read_only,
+    }
+    return logging.DEBUG, "transaction began", fields, None
 
 
 def _transaction(event: events.TransactionEnded) -> Told:
@@ -167,7 +218,8 @@ def _circuit(event: events.CircuitChanged) -> Told:
     fields = {"breaker": event.name, "previous": event.previous, "state": event.state, "cause": event.cause}
     if event.retry_after is not None:
         fields["retry_after"] = event.retry_after  # type: ignore[assignment]  # a number among texts
-    return logging.WARNING, "circuit changed", fields, None
+    level = logging.INFO if event.state in {"closed", "half_open"} else logging.WARNING
+    return level, "circuit changed", fields, None
 
 
 def _overrun(event: events.DeadlineOverrun) -> Told:
@@ -183,10 +235,6 @@ def _access(event: events.RequestEnded) -> Told:
         "outcome": event.outcome,
     }
     return logging.INFO, "request ended", fields, None
-
-
-def _security(event: events.SecurityNoticed) -> Told:
-    return logging.WARNING, "security event", {**event.fields, "event": event.event, "source": event.source}, None
 
 
 def _store_failed(event: events.StoreFailed) -> Told:
@@ -211,8 +259,32 @@ def _hook(event: events.HookFailed) -> Told:
     return logging.ERROR, "transaction hook failed", fields, event.error
 
 
+def _opened(event: events.ErrorOpened) -> Told:
+    fields = {
+        "fingerprint": event.fingerprint,
+        "type": event.error_type,
+        "category": event.category,
+        "reopened": event.reopened,
+    }
+    if event.reopened:
+        return logging.WARNING, "error came back", fields, None
+    return logging.INFO, "error of a new kind", fields, None
+
+
+def _resolved(event: events.ErrorResolved) -> Told:
+    fields = {
+        "fingerprint": event.fingerprint,
+        "type": event.error_type,
+        "seconds": event.seconds,
+        "cause": event.cause,
+    }
+    return logging.INFO, "error resolved", fields, None
+
+
 _LIMITS = logging.getLogger("reliakit.ratelimit")
+_SECURITY = logging.getLogger("reliakit.security")
 _RECORDS: dict[type[events.Event], tuple[logging.Logger, Callable[[Any], Told]]] = {
+    events.TransactionStarted: (logging.getLogger("reliakit.transaction"), _began),
     events.TransactionEnded: (logging.getLogger("reliakit.transaction"), _transaction),
     events.TransactionSlow: (logging.getLogger("reliakit.transaction"), _slow),
     events.CheckoutOverdue: (logging.getLogger("reliakit.database"), _overdue),
@@ -221,7 +293,8 @@ _RECORDS: dict[type[events.Event], tuple[logging.Logger, Callable[[Any], Told]]]
     events.CircuitChanged: (logging.getLogger("reliakit.breaker"), _circuit),
     events.DeadlineOverrun: (logging.getLogger("reliakit.deadline"), _overrun),
     events.RequestEnded: (logging.getLogger("reliakit.access"), _access),
-    events.SecurityNoticed: (logging.getLogger("reliakit.security"), _security),
+    events.ErrorOpened: (logging.getLogger("reliakit.errors"), _opened),
+    events.ErrorResolved: (logging.getLogger("reliakit.errors"), _resolved),
     events.StoreFailed: (logging.getLogger("reliakit.store"), _store_failed),
     events.StoreRecovered: (logging.getLogger("reliakit.store"), _store_recovered),
 }

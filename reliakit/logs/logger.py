@@ -7,8 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from reliakit.core.events import SecurityNoticed
 from reliakit.core.spine import Emitter
 from reliakit.core.tracking import report
+from reliakit.logs.objects import safe_text
 from reliakit.logs.records import ERROR, FIELDS, error_of
 
 if TYPE_CHECKING:
@@ -46,9 +48,20 @@ class Logger:
         """Return a logger that adds these fields to each of its records. This one stays as it is."""
         return Logger(self._logger, {**self._fields, **fields})
 
-    def is_enabled_for(self, level: int, /) -> bool:
-        """Return whether a record of this level would be written."""
-        return self._is_enabled(level)
+    def unbind(self, /, *names: str) -> Logger:
+        """Return a logger without these of the fields bound to it. What is not bound is not missed."""
+        return Logger(self._logger, {name: value for name, value in self._fields.items() if name not in names})
+
+    def new(self, /, **fields: Any) -> Logger:
+        """Return a logger with these fields bound to it and no others."""
+        return Logger(self._logger, fields)
+
+    def is_enabled_for(self, level: int | str, /) -> bool:
+        """Return whether a record of this level would be written; of a level that there is not, none is."""
+        number = _level(level)
+        return number is not None and self._is_enabled(number)
+
+    isEnabledFor = is_enabled_for  # noqa: N815 - the standard library's name
 
     def debug(self, message: object, /, *args: object, **fields: Any) -> None:
         """Log what helps to understand the program."""
@@ -80,10 +93,31 @@ class Logger:
         if self._is_enabled(logging.ERROR):
             self._write(logging.ERROR, message, args, {"exc_info": True, **fields})
 
-    def log(self, level: int, message: object, /, *args: object, **fields: Any) -> None:
-        """Log at any level, given as a number."""
-        if self._is_enabled(level):
-            self._write(level, message, args, fields)
+    def log(self, level: int | str, message: object, /, *args: object, **fields: Any) -> None:
+        """Log at any level, given as a number or by its name; at a level that there is not, as a warning."""
+        number = _level(level)
+        if number is None:
+            number = logging.WARNING
+        if self._is_enabled(number):
+            self._write(number, message, args, fields)
+
+    warn = warning
+    fatal = critical
+
+    def security(self, event: str, /, *, source: object, **fields: Any) -> None:
+        """Tell of a security event, such as a failed login: `log.security("failed_login", source=client)`.
+
+        `Metrics` count it as `security_total{event,source}` with a bounded number of sources, and where
+        `configure_logging` was called it becomes a record of WARNING, of which a flood is told in numbers.
+
+        Args:
+            event: What happened, one of few words: "failed_login", "invalid_token", "forbidden".
+            source: Where it came from, usually the client's address.
+            fields: More for the record, such as the account; masked there.
+        """
+        if _emitter.hears(SecurityNoticed):
+            told = {**self._fields, **fields}
+            _emitter.emit(SecurityNoticed, event=safe_text(event), source=safe_text(source), fields=told)
 
     def _write(self, level: int, message: object, args: tuple[object, ...], fields: dict[str, Any]) -> None:
         error = exc_info = None
@@ -142,6 +176,12 @@ def get_logger(name: str | None = None, /) -> Logger:
     It writes through the standard logger of the same name, so levels, filters and handlers set there hold.
     """
     return Logger(logging.getLogger(name))
+
+
+def _level(level: object) -> int | None:
+    if isinstance(level, int):
+        return level
+    return logging.getLevelNamesMapping().get(level.strip().upper()) if isinstance(level, str) else None
 
 
 def _caller(stacklevel: object) -> FrameType:
