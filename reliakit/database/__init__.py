@@ -1,5 +1,6 @@
 """Transactions on PostgreSQL that never leak a connection and never lie about their outcome."""
 
+from reliakit.database.advisory import AdvisoryLock, AsyncAdvisoryLock
 from reliakit.database.async_database import AsyncDatabase
 from reliakit.database.database import Database
 from reliakit.database.decorator import transactional
@@ -11,6 +12,8 @@ from reliakit.database.transaction import AsyncTransaction, Transaction
 
 __all__ = [
     "IDEMPOTENCY_DDL",
+    "AdvisoryLock",
+    "AsyncAdvisoryLock",
     "AsyncDatabase",
     "AsyncRepository",
     "AsyncTransaction",

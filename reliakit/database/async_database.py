@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.database.adapters import SuspendingIo
+from reliakit.database.advisory import AsyncAdvisoryLock
 from reliakit.database.base import DEFAULT_RETRY, DatabaseBase
 from reliakit.database.blocks import AsyncTransactionBlock
 from reliakit.database.decorator import Decorator, decorate, operation_of
@@ -223,6 +224,28 @@ class AsyncDatabase(DatabaseBase):
         else:
             outcome = await self._keys.run(idempotency_key, options, retry, fn, args)
         return cast("R", outcome.unwrap())
+
+    def advisory_lock(
+        self, key: int | str, *, shared: bool = False, timeout: float | None = None
+    ) -> AsyncAdvisoryLock:
+        """Return a block that holds a lock that all processes share: `async with db.advisory_lock("report"): ...`.
+
+        A connection of its own holds it until the block ends, however that ends; the server lets go of it when the
+        connection dies. It is not re-entrant. A pooler in between must keep sessions apart.
+
+        Args:
+            key: A whole number of 64 bits, or a text, of which 64 bits of its BLAKE2b digest are locked.
+            shared: Whether others may hold it shared at the same time.
+            timeout: Seconds to wait for it, connection included; 0 tries once. The database's by default; an outer
+                deadline that ends first wins. The block itself may take as long as it likes.
+
+        Raises:
+            TransactionTimeoutError: It was not free in time.
+            TransactionError: The connection died during a block that raised nothing, and the lock was lost with it.
+            TransactionUsageError: It needs a connection that cannot come free, see `transaction`.
+            ConfigurationError: An argument is wrong.
+        """
+        return AsyncAdvisoryLock(self._engine, key, shared=shared, timeout=timeout)
 
     async def forget_idempotency_keys(self, older_than: float) -> int:
         """Delete idempotency keys, in short transactions of their own, and return how many.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.flow import run_blocking
 from reliakit.database.adapters import BlockingIo
+from reliakit.database.advisory import AdvisoryLock
 from reliakit.database.base import DEFAULT_RETRY, DatabaseBase
 from reliakit.database.blocks import TransactionBlock
 from reliakit.database.decorator import Decorator, decorate, operation_of
@@ -225,6 +226,26 @@ class Database(DatabaseBase):
         else:
             flow = self._keys.run(idempotency_key, options, retry, fn, args)
         return cast("R", run_blocking(flow).unwrap())
+
+    def advisory_lock(self, key: int | str, *, shared: bool = False, timeout: float | None = None) -> AdvisoryLock:
+        """Return a block that holds a lock that all processes share: `with db.advisory_lock("report"): ...`.
+
+        A connection of its own holds it until the block ends, however that ends; the server lets go of it when the
+        connection dies. It is not re-entrant. A pooler in between must keep sessions apart.
+
+        Args:
+            key: A whole number of 64 bits, or a text, of which 64 bits of its BLAKE2b digest are locked.
+            shared: Whether others may hold it shared at the same time.
+            timeout: Seconds to wait for it, connection included; 0 tries once. The database's by default; an outer
+                deadline that ends first wins. The block itself may take as long as it likes.
+
+        Raises:
+            TransactionTimeoutError: It was not free in time.
+            TransactionError: The connection died during a block that raised nothing, and the lock was lost with it.
+            TransactionUsageError: It needs a connection that cannot come free, see `transaction`.
+            ConfigurationError: An argument is wrong.
+        """
+        return AdvisoryLock(self._engine, key, shared=shared, timeout=timeout)
 
     def forget_idempotency_keys(self, older_than: float) -> int:
         """Delete idempotency keys, in short transactions of their own, and return how many.

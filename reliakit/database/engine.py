@@ -166,7 +166,7 @@ class Engine:
         """
         began = self.clock.monotonic()
         if until is None:
-            until = self.until(options)
+            until, _ = self.budget(options)
         number = 0
         while True:
             number += 1
@@ -205,7 +205,7 @@ class Engine:
 
     async def _begin(self, step: Step, options: TransactionOptions, attempt: Attempt) -> Entered:
         asked = self.clock.monotonic()
-        until, seconds = self._budget(options)
+        until, seconds = self.budget(options)
         if attempt.until is None:
             attempt.until = until
         owner = owner_here()
@@ -269,7 +269,7 @@ class Engine:
             if work.session is not None:
                 interrupt = await ending.rollback(work.session)
         finally:
-            interrupt = await self._give_back(work) or interrupt
+            interrupt = await self.give_back(work) or interrupt
         self._plan_retry(work, error, began=False, conflict=False)
         self._name(error, work)
         self.teller.ended(work, error, "rolled_back", began=False)
@@ -303,7 +303,7 @@ class Engine:
                 raise failed
             work.lock_timeout = options.lock_timeout or work.lock_timeout
         if options.timeout is not None:
-            until, seconds = self._budget(options)
+            until, seconds = self.budget(options)
             if until < session.until:
                 session.until, session.seconds = until, seconds
         if step is Step.SAVEPOINT:
@@ -337,7 +337,7 @@ class Engine:
         finally:
             transaction.finished = session.ended = True
             statements, failed, lost = session.statements, session.failed, not session.alive
-            late_interrupt = await self._give_back(work)
+            late_interrupt = await self.give_back(work)
         interrupt = interrupt or late_interrupt
         if interrupt is not None and not _is_interrupt(error):
             error = ending.with_verdict(interrupt, work, error)
@@ -359,7 +359,7 @@ class Engine:
             error = error if interrupt is None or _is_interrupt(error) else interrupt
         return error
 
-    async def _give_back(self, work: Work) -> BaseException | None:
+    async def give_back(self, work: Work) -> BaseException | None:
         """Give the connection back; return a cancellation or Ctrl-C that came meanwhile."""
         try:
             await self.checkouts.give_back(work)
@@ -413,11 +413,7 @@ class Engine:
             return answer.interrupt
         return error or answer.error
 
-    def until(self, options: TransactionOptions) -> float:
-        """Return when the time of a run that begins now is spent."""
-        return self._budget(options)[0]
-
-    def _budget(self, options: TransactionOptions) -> tuple[float, float]:
+    def budget(self, options: TransactionOptions) -> tuple[float, float]:
         """Return until when, and how many seconds, a transaction that begins now may take."""
         seconds = self.timeout if options.timeout is None else options.timeout
         left = deadline.remaining()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from psycopg import errors
 
 from reliakit.core.errors import ConfigurationError
+from reliakit.database.locking import number_of
 from reliakit.database.settings import TransactionOptions
 
 if TYPE_CHECKING:
     from reliakit.database.engine import Engine, Entered
 
-__all__ = ["ensure", "lock_number", "table_name"]
+__all__ = ["ensure", "table_name"]
 
 _OPTIONS = TransactionOptions(operation="create table")
 _NAME = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?")
@@ -37,7 +37,7 @@ async def ensure(engine: Engine, table: str, ddl: str, until: float | None = Non
         if (await session.query(b"SELECT to_regclass(%s) IS NOT NULL", (table,)))[0][0]:
             return
         # The server's catalogue is seen as it is after the wait, whatever the isolation.
-        await session.query(b"SELECT pg_advisory_xact_lock(%s)", (lock_number("reliakit create table"),))
+        await session.query(b"SELECT pg_advisory_xact_lock(%s)", (number_of("reliakit create table"),))
         await session.query(ddl.encode("ascii"))
 
     joins = engine.running() is not None
@@ -54,11 +54,6 @@ async def ensure(engine: Engine, table: str, ddl: str, until: float | None = Non
             f"it made by a migration:\n{ddl}"
         ) from error
     return not joins
-
-
-def lock_number(key: str) -> int:
-    """Return the 64 bits that stand for a text where PostgreSQL locks numbers: the same everywhere, for good."""
-    return int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
 
 
 def table_name(argument: str, value: str) -> str:

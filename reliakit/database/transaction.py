@@ -21,6 +21,7 @@ from psycopg import rows, sql
 
 from reliakit.core import guard
 from reliakit.core.errors import ConfigurationError, TransactionUsageError
+from reliakit.database import locking
 from reliakit.database.gate import owner_here
 
 if TYPE_CHECKING:
@@ -197,6 +198,15 @@ class _Handle(Generic[ConnectionT]):
         """Call `fn()` once the transaction was rolled back; for each failed attempt; otherwise as `after_commit`."""
         self._add(self.work.after_rollback, fn)
 
+    def _lock_statement(self, key: int | str, shared: bool) -> tuple[bytes, tuple[int]]:
+        number = locking.number_of(key)
+        if self.is_bare:
+            raise TransactionUsageError(
+                f"{self._name}: no transaction runs here that could hold a lock: use the database's advisory_lock",
+                name=self._name,
+            )
+        return locking.in_transaction(shared=shared), (number,)
+
     def set_rollback_only(self) -> None:
         """Have the block end with a rollback instead of a commit, without an error."""
         self.session()
@@ -291,6 +301,24 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
             self.work.transaction_id = str(self.fetch_value("SELECT pg_current_xact_id()::text"))
         return self.work.transaction_id
 
+    def advisory_lock(self, key: int | str, *, shared: bool = False) -> None:
+        """Take an advisory lock and keep it until the transaction ends, or goes back to a savepoint before it.
+
+        In REPEATABLE READ and SERIALIZABLE the transaction goes on seeing what was committed before its first
+        statement, this one included. To read what the last holder wrote, use READ COMMITTED, or hold the database's
+        `advisory_lock` around the transaction.
+
+        Args:
+            key: A whole number of 64 bits, or a text, of which 64 bits of its BLAKE2b digest are locked.
+            shared: Whether others may hold it shared at the same time.
+
+        Raises:
+            TransactionTimeoutError: It was not free within the transaction's time.
+            TransactionUsageError: There is no transaction that could hold it, see also `execute`.
+            ConfigurationError: The key is neither.
+        """
+        self.execute(*self._lock_statement(key, shared))
+
 
 class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
     """A running transaction, or a savepoint in one, as `AsyncDatabase.transaction()` and `run()` hand it out.
@@ -340,6 +368,24 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
         if self.work.transaction_id is None:
             self.work.transaction_id = str(await self.fetch_value("SELECT pg_current_xact_id()::text"))
         return self.work.transaction_id
+
+    async def advisory_lock(self, key: int | str, *, shared: bool = False) -> None:
+        """Take an advisory lock and keep it until the transaction ends, or goes back to a savepoint before it.
+
+        In REPEATABLE READ and SERIALIZABLE the transaction goes on seeing what was committed before its first
+        statement, this one included. To read what the last holder wrote, use READ COMMITTED, or hold the database's
+        `advisory_lock` around the transaction.
+
+        Args:
+            key: A whole number of 64 bits, or a text, of which 64 bits of its BLAKE2b digest are locked.
+            shared: Whether others may hold it shared at the same time.
+
+        Raises:
+            TransactionTimeoutError: It was not free within the transaction's time.
+            TransactionUsageError: There is no transaction that could hold it, see also `execute`.
+            ConfigurationError: The key is neither.
+        """
+        await self.execute(*self._lock_statement(key, shared))
 
     def after_commit(self, fn: Callable[[], Awaitable[object] | object]) -> None:
         """Call `fn()`, plain or async, once the server has confirmed the COMMIT; otherwise as for `Transaction`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 
-from reliakit.core.errors import CommitUnknownError
+from reliakit.core.backoff import Backoff
+from reliakit.core.deadline import deadline
+from reliakit.core.errors import CommitUnknownError, TransactionError, TransactionTimeoutError
 from reliakit.core.events import AttemptFailed, TransactionEnded
 from reliakit.database import AsyncDatabase, AsyncTransaction, Database, Transaction, TransactionRetry
 from reliakit.testing import FaultProxy, RecordingListener
@@ -174,8 +177,9 @@ def test_a_storm_of_cut_commits_with_keys_loses_and_doubles_nothing(
         return number
 
     proxy = fault_proxy(reliakit_dsn)
-    each, workers = 12, 4
-    with Database(proxy.dsn(), max_size=workers, timeout=60, retry=TransactionRetry(max_attempts=1000)) as far:
+    each, workers = 8, 3
+    retry = TransactionRetry(max_attempts=1000, wait=Backoff(0.01, cap=0.05))
+    with Database(proxy.dsn(), max_size=workers, timeout=60, retry=retry) as far:
         far.run(lambda _tx: 0, idempotency_key="makes the table")
         results: list[int] = []
         done = threading.Event()
@@ -186,11 +190,11 @@ def test_a_storm_of_cut_commits_with_keys_loses_and_doubles_nothing(
                 results.append(far.run(insert, number, idempotency_key=str(number)))
 
         def cut() -> None:
-            while not done.is_set():
-                with proxy.cut_on(b"COMMIT\0", after=True):
+            for after in itertools.cycle((True, False)):
+                with proxy.cut_on(b"COMMIT\0", after=after):
                     done.wait(0.01)
-                with proxy.cut_on(b"COMMIT\0"):
-                    done.wait(0.01)
+                if done.wait(0.03):
+                    return
 
         cutter = threading.Thread(target=cut)
         threads = [threading.Thread(target=work, args=(worker,)) for worker in range(workers)]
@@ -204,3 +208,35 @@ def test_a_storm_of_cut_commits_with_keys_loses_and_doubles_nothing(
     everything = list(range(each * workers))
     assert sorted(results) == everything
     assert [row[0] for row in db.fetch_all("SELECT id FROM item ORDER BY id")] == everything
+
+
+def test_a_dead_network_ends_a_wait_for_a_lock_in_time(db: Database, reliakit_dsn: str, fault_proxy: Proxy) -> None:
+    proxy = fault_proxy(reliakit_dsn)
+    with Database(proxy.dsn(), max_size=1) as far:
+        for timeout in (0.3, 0):
+            far.fetch_value("SELECT 1")
+            hole = proxy.black_hole()
+            with deadline(0.3):
+                with pytest.raises(TransactionTimeoutError), far.advisory_lock("a", timeout=timeout):
+                    pass
+            hole.heal()
+        with far.advisory_lock("a"):
+            pass
+        assert (far.stats().in_use, far.stats().leaked) == (0, 0)
+
+
+def test_a_lock_whose_network_died_during_the_block_is_told_as_lost_and_let_go(
+    db: Database, reliakit_dsn: str, fault_proxy: Proxy
+) -> None:
+    proxy = fault_proxy(reliakit_dsn)
+    with Database(proxy.dsn(), max_size=1) as far:
+        with pytest.raises(TransactionError, match="was lost"), far.advisory_lock("a") as lock:
+            proxy.reset()
+            while lock.held:
+                pass
+        with far.advisory_lock("a"):
+            pass
+        with pytest.raises(TransactionError, match="was lost"), far.advisory_lock("a"):
+            hole = proxy.black_hole()
+        hole.heal()
+        assert far.fetch_value("SELECT 1") == 1

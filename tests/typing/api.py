@@ -396,6 +396,10 @@ async def transactions() -> None:
     assert_type(db.outcome("748"), TransactionOutcome | None)
     assert_type(await adb.outcome("748"), TransactionOutcome | None)
     db.execute(IDEMPOTENCY_DDL)
+    with db.advisory_lock("report", timeout=0) as lock:
+        assert_type(lock.held, bool)
+    async with adb.advisory_lock(7, shared=True) as alock:
+        assert_type(alock.key, int | str)
     assert_type(db.stats(), DatabaseStats)
     assert_type(bare(1), str)
     assert_type(with_settings(1), str)

@@ -1,0 +1,205 @@
+"""Advisory locks: one holder among all processes that use a database, without a table and without a lease to renew.
+
+```
+with db.advisory_lock("nightly report"):     a connection of its own, idle, holds it while the block runs
+tx.advisory_lock("account 7")                the transaction's connection holds it until the transaction ends
+```
+
+The server lets go when the connection ends, so a killed process never keeps a lock. The other side of that: a block
+whose connection died has lost its lock without noticing. It is told at the end, and `held` tells meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import psycopg
+
+from reliakit.core import checks
+from reliakit.core.errors import ConfigurationError, TransactionError, TransactionTimeoutError
+from reliakit.core.flow import run_blocking
+from reliakit.database.gate import owner_here
+from reliakit.database.locking import number_of
+from reliakit.database.session import GRACE
+from reliakit.database.settings import Propagation, TransactionOptions, milliseconds
+from reliakit.database.transaction import Attempt, Work
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from reliakit.database.engine import Engine
+    from reliakit.database.session import Session
+
+__all__ = ["AdvisoryLock", "AsyncAdvisoryLock"]
+
+_NOT_AVAILABLE = "55P03"
+
+
+class _Lock:
+    """What both colours do. One object is for one block."""
+
+    def __init__(self, engine: Engine, key: int | str, *, shared: bool, timeout: float | None) -> None:
+        self._number = number_of(key)
+        self._waits = timeout != 0
+        if timeout is not None:
+            checks.seconds("timeout", timeout, zero=True)
+        self._options = TransactionOptions(
+            timeout=timeout or None, propagation=Propagation.REQUIRES_NEW, operation="advisory_lock"
+        )
+        self._engine = engine
+        self._key = key
+        self._shared = "_shared" if shared else ""
+        self._timeout = timeout
+        self._work: Work | None = None
+        self._used = False
+
+    @property
+    def key(self) -> int | str:
+        """What is locked."""
+        return self._key
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is held, as far as this side can see: its connection still stands. One system call.
+
+        A long block asks this before each step that nobody else may take. A network that died without a word is not
+        seen here.
+        """
+        session = None if self._work is None else self._work.session
+        return session is not None and not session.hung_up()
+
+    def __repr__(self) -> str:
+        state = "held" if self.held else "not held"
+        kind = self._shared[1:] or "exclusive"
+        return f"<{type(self).__name__} {self._key!r} of {self._engine.name}, {kind}, {state}>"
+
+    async def _acquire(self) -> None:
+        if self._used:
+            raise ConfigurationError("an advisory_lock() is for one block: call it again for the next one")
+        self._used = True
+        engine = self._engine
+        until, seconds = engine.budget(self._options)
+        work = Work(
+            self._options,
+            isolation=engine.isolation,
+            lock_timeout=None,
+            owner=owner_here(),
+            attempt=Attempt(),
+            asked=engine.clock.monotonic(),
+            bare=True,
+        )
+        try:
+            await engine.checkouts.take(work, until, seconds)
+            if not await self._wait(work, until):
+                raise self._not_free(seconds)
+        except BaseException:
+            if work.session is not None:
+                await self._let_go(work.session)
+            await engine.give_back(work)
+            raise
+        self._work = work
+
+    async def _wait(self, work: Work, until: float) -> bool:
+        """Take the lock, replacing a pooled connection that proves dead; return whether it was free in time."""
+        engine = self._engine
+        replacements = engine.checkouts.size + 1
+        while True:
+            session = work.session
+            assert session is not None
+            try:
+                return await (self._lock(session, until) if self._waits else self._try(session))
+            except psycopg.Error:
+                if session.alive or session.fresh or replacements == 0:
+                    raise
+            replacements -= 1
+            await engine.checkouts.replace(work)
+
+    async def _lock(self, session: Session, until: float) -> bool:
+        # The lock outlives the transaction it is taken in, whose lock_timeout bounds the server's wait even if this
+        # process dies meanwhile.
+        limit = milliseconds(until - session.clock.monotonic())
+        lock = f"SELECT pg_advisory_lock{self._shared}({self._number})"
+        command = f"BEGIN; SET LOCAL lock_timeout = {limit}; {lock}; COMMIT"
+        answer = await session.command(command.encode("ascii"), until + GRACE / 4)
+        if answer.interrupt is not None:
+            raise answer.interrupt
+        if answer.late or (answer.error is not None and answer.error.sqlstate == _NOT_AVAILABLE):
+            return False
+        if answer.error is not None:
+            raise answer.error
+        return True
+
+    async def _try(self, session: Session) -> bool:
+        function = f"SELECT pg_try_advisory_lock{self._shared}(%s)"
+        try:
+            return bool((await session.query(function.encode("ascii"), (self._number,)))[0][0])
+        except TransactionError:  # the server did not even answer in time
+            return False
+
+    async def _let_go(self, session: Session) -> BaseException | None:
+        """Let go of what this connection may hold; close it where that is not certain, which comes to the same."""
+        # What has no effect is warned of in the server's log, so nothing is sent that has none.
+        command = b"" if session.reusable else b"ROLLBACK; "
+        command += b"SELECT pg_advisory_unlock_all()"
+        answer = await session.command(command, session.clock.monotonic() + 2 * GRACE, 2 * GRACE)
+        if answer.late or answer.error is not None:
+            session.broken = True
+        return answer.interrupt
+
+    async def _release(self, error: BaseException | None) -> None:
+        work, self._work = self._work, None
+        assert work is not None
+        session = work.session
+        assert session is not None
+        stood = session.alive
+        interrupt = await self._let_go(session) if stood else None
+        lost = not stood or not session.alive
+        interrupt = await self._engine.give_back(work) or interrupt
+        if interrupt is not None and (error is None or isinstance(error, Exception)):
+            raise interrupt
+        if lost:
+            self._tell_lost(error)
+
+    def _tell_lost(self, error: BaseException | None) -> None:
+        lost = (
+            f"the advisory lock {self._key!r} was lost before its block ended, because its connection was: "
+            "somebody else may have had it meanwhile"
+        )
+        if error is not None:
+            error.add_note(f"reliakit: {lost}")
+            return
+        raise TransactionError(f"{self._engine.name}: {lost}", name=self._engine.name)
+
+    def _not_free(self, seconds: float) -> TransactionTimeoutError:
+        waited = f"within {seconds:g} s" if self._waits else "at once"
+        return TransactionTimeoutError(
+            f"{self._engine.name}: the advisory lock {self._key!r} was not free {waited}",
+            name=self._engine.name,
+            seconds=seconds if self._waits else 0.0,
+        )
+
+
+class AdvisoryLock(_Lock):
+    """A lock that a block holds, made by `Database.advisory_lock` for one use."""
+
+    def __enter__(self) -> Self:
+        run_blocking(self._acquire())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        run_blocking(self._release(error))
+
+
+class AsyncAdvisoryLock(_Lock):
+    """A lock that a block holds, made by `AsyncDatabase.advisory_lock` for one use."""
+
+    async def __aenter__(self) -> Self:
+        await self._acquire()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._release(error)
