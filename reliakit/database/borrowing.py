@@ -72,7 +72,8 @@ class Loan:
         self._pool = pool
         self._seconds = seconds
         self._done = threading.Event()
-        self._lock = threading.Lock()
+        # Re-entrant, as the pool's own is: garbage that is collected while it is held may be a block that ends.
+        self._lock = threading.RLock()
         self._abandoned = False
         self._outcome: Outcome[Any] = Outcome()
 

@@ -107,6 +107,12 @@ class Lease:
         """Whether the gate was closed meanwhile."""
         return self._gate.closed
 
+    @property
+    def holds(self) -> bool:
+        """Whether it has a slot."""
+        slot = self.slot
+        return slot is not None and slot.holder == self.number
+
     def leave(self) -> None:
         """Give the slot back, or leave the queue. May be called any number of times."""
         self._gate.leave(self)
@@ -127,8 +133,18 @@ class Figures(NamedTuple):
     oldest: float | None  # when the oldest checkout was taken
 
 
+def _write_down(slot: Slot, lease: Lease) -> None:
+    slot.owner = lease.owner
+    slot.since = lease.since
+    slot.place = lease.place
+    slot.reported = slot.told = False
+
+
 class Gate:
     """The slots of one database and the queue before them.
+
+    Its lock is re-entrant: any allocation may collect garbage, and that may close a block that leaves, or begin one
+    that enters, in this very thread. So each step looks again at what it decides by.
 
     Args:
         name: The database, for messages.
@@ -138,7 +154,7 @@ class Gate:
 
     def __init__(self, name: str, size: int, revisions: Iterator[int] | None = None) -> None:
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
         self._slots = tuple(Slot() for _ in range(size))
         # A stack: the connection used last is used next, so that the others can grow old and be closed.
@@ -164,32 +180,49 @@ class Gate:
             with self._lock:
                 if self.closed:
                     raise TransactionUsageError(f"{self._name} is closed: open() it first", name=self._name)
-                self._sweep_locked()
-                while self._free and self._queue:  # only after an interrupt came at the worst moment
-                    self._pass_on_locked(self._free.pop())
-                if self._free:
-                    self._assign(lease, self._free[-1])
-                    self._free.pop()
-                    return True
+                if self._dropped:
+                    self._sweep_locked()
+                if self._queue:
+                    self._share_out_locked()
+                for slot in reversed(self._free):
+                    lease.slot = slot
+                    # Nothing is called between these two lines, so neither garbage nor a Ctrl-C comes between them.
+                    if not slot.holder:
+                        slot.holder = lease.number
+                        _write_down(slot, lease)
+                        self._free.remove(slot)
+                        return True
+                lease.slot = None
                 self._refuse_deadlock_locked(lease)
                 lease.bell = bell()
                 self._queue.append(lease)
-                return False
+                self._share_out_locked()
+                return lease.holds
         finally:
-            self._settle_dropped()
+            if self._dropped:
+                self._settle_dropped()
 
     def granted(self, lease: Lease) -> bool:
         """Return whether a queued lease has its slot by now."""
         with self._lock:
-            if self.closed and lease.slot is None:
+            has_it = lease.holds
+            if self.closed and not has_it:
                 raise TransactionUsageError(f"{self._name} was closed while this waited", name=self._name)
-            return lease.slot is not None
+            return has_it
 
     def leave(self, lease: Lease) -> None:
         """Take the lease out of the queue, or its slot back. May be called any number of times."""
         with self._lock:
-            self._leave_locked(lease)
-        self._settle_dropped()
+            if self._dropped:
+                self._sweep_locked()
+            slot = lease.slot
+            if slot is not None and slot.holder == lease.number:
+                self._pass_on_locked(slot, lease.number)
+            elif lease.bell is not None and lease in self._queue:
+                self._queue.remove(lease)
+            lease.slot = None
+        if self._dropped:
+            self._settle_dropped()
 
     def drop(self, slot: Slot, number: int) -> None:
         """Take a slot back from a lease that was collected. Runs inside the garbage collector, so never blocks."""
@@ -200,10 +233,13 @@ class Gate:
         """Let nobody in any more, wake those who wait, and return the sessions that nobody uses."""
         with self._lock:
             self.closed = True
-            idle = [slot.session for slot in self._free if slot.session is not None]
-            for slot in self._free:
-                slot.session = None
-            for lease in self._queue:
+            idle: list[Session] = []
+            for slot in tuple(self._free):
+                session = slot.session
+                if session is not None and not slot.holder:
+                    slot.session = None
+                    idle.append(session)
+            for lease in tuple(self._queue):
                 if lease.bell is not None:
                     lease.bell.ring()
             self._queue.clear()
@@ -214,13 +250,13 @@ class Gate:
         expired: list[Session] = []
         with self._lock:
             size = sum(slot.session is not None for slot in self._slots)
-            for slot in self._free:
+            for slot in tuple(self._free):
                 if size <= keep:
                     break
                 session = slot.session
-                if session is not None and is_expired(session):
-                    expired.append(session)
+                if session is not None and is_expired(session) and not slot.holder:
                     slot.session = None
+                    expired.append(session)
                     size -= 1
         return expired
 
@@ -260,40 +296,41 @@ class Gate:
         """How many leases are queued."""
         return len(self._queue)
 
-    def _assign(self, lease: Lease, slot: Slot) -> None:
-        # The lease learns its slot before the slot learns its holder: if an interrupt falls in between, the lease
-        # holds nothing, because `holder` alone decides.
-        lease.slot = slot
-        slot.owner = lease.owner
-        slot.since = lease.since
-        slot.place = lease.place
-        slot.reported = slot.told = False
-        slot.holder = lease.number
-
-    def _leave_locked(self, lease: Lease) -> None:
-        self._sweep_locked()
-        slot = lease.slot
-        if slot is None:
-            if lease in self._queue:
-                self._queue.remove(lease)
-            return
-        if slot.holder == lease.number:
-            self._pass_on_locked(slot)
-        lease.slot = None
-
-    def _pass_on_locked(self, slot: Slot) -> None:
+    def _pass_on_locked(self, slot: Slot, holder: int) -> None:
+        """Hand a slot of this holder's to the first in the queue, else to the free ones."""
         while self._queue:
             heir = self._queue[0]
             if heir.bell is not None:
                 # Rung before the slot is handed over: it can only look once this lock is free again.
                 heir.bell.ring()
-            self._assign(heir, slot)
-            self._queue.popleft()
-            return
+            other = heir.slot
+            # As in `enter`. The lease learns its slot before the slot learns its holder: if an interrupt falls in
+            # between, the lease holds nothing, because `holder` alone decides.
+            if other is None or other.holder != heir.number:
+                heir.slot = slot
+                if slot.holder != holder:
+                    return  # it was free, and garbage that was collected meanwhile has taken it
+                slot.holder = heir.number
+                _write_down(slot, heir)
+            if self._queue and self._queue[0] is heir:
+                self._queue.popleft()
+            if slot.holder != holder:
+                if slot in self._free:
+                    self._free.remove(slot)
+                return
         if slot not in self._free:
             self._free.append(slot)
-        slot.owner = None
-        slot.holder = 0
+        if slot.holder == holder:
+            slot.holder = 0
+            slot.owner = None
+            if self._queue:  # somebody came before it was free
+                self._pass_on_locked(slot, 0)
+
+    def _share_out_locked(self) -> None:
+        """Give free slots to those who wait: garbage may have left, or an interrupt come, at the worst moment."""
+        if self._free:
+            for slot in tuple(self._free):
+                self._pass_on_locked(slot, 0)
 
     def _settle_dropped(self) -> None:
         # A collection may fall into a stretch where this very thread holds the lock: then whoever holds it sweeps.
@@ -310,7 +347,7 @@ class Gate:
                 continue
             if slot.session is not None:
                 slot.session.abandon()
-            self._pass_on_locked(slot)
+            self._pass_on_locked(slot, number)
 
     def _refuse_deadlock_locked(self, lease: Lease) -> None:
         waiting = {id(queued.owner) for queued in self._queue}
