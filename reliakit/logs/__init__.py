@@ -12,6 +12,7 @@ from __future__ import annotations
 from reliakit.logs.configure import LoggingHandle, configure_logging
 from reliakit.logs.context import log_context
 from reliakit.logs.detectors import DEFAULT, IP_ADDRESSES, Detector
+from reliakit.logs.filter import MaskingFilter
 from reliakit.logs.formatter import MaskingFormatter
 from reliakit.logs.groups import ErrorGroup, ErrorSample
 from reliakit.logs.logger import Logger, get_logger
@@ -28,6 +29,7 @@ __all__ = [
     "Logger",
     "LoggingHandle",
     "Masker",
+    "MaskingFilter",
     "MaskingFormatter",
     "configure_logging",
     "get_logger",

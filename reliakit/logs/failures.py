@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from reliakit.logs.walk import Walk
 
-__all__ = ["error_fields", "shown_fields"]
+__all__ = ["error_fields", "error_text", "shown_fields"]
+
+_CAUSED = "The exception above was the direct cause of the one below:"
+_MEANWHILE = "The exception below was raised while the one above was being handled:"
 
 _MOST_CAUSES = 10
 _MOST_FRAMES = 60
@@ -50,6 +53,22 @@ def error_fields(error: BaseException, walk: Walk) -> dict[str, Any]:
         "stack": stack,
         "causes": causes,
     }
+
+
+def error_text(error: BaseException, walk: Walk) -> str:
+    """Return an exception with its causes, notes and members as Python prints them, masked.
+
+    Args:
+        error: The exception.
+        walk: The pass that masks this record.
+    """
+    chain = [error, *_causes(error)]
+    # What matters most is masked first here, too; the reader is used to the other order.
+    parts = [walk.text("\n".join(_stack(link))) for link in chain]
+    for place, link in enumerate(chain[:-1]):
+        led = _CAUSED if link.__cause__ is chain[place + 1] else _MEANWHILE
+        parts[place] = f"\n{led}\n\n{parts[place]}"
+    return "\n".join(reversed(parts))
 
 
 def shown_fields(value: object, walk: Walk) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TypeVar, cast
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.errors import ConfigurationError
 from reliakit.logs.detectors import BUILT_IN, DEFAULT, Detector, Find
 from reliakit.logs.markers import Markers, Mode
 from reliakit.logs.registered import RegisteredSecrets
@@ -24,7 +25,7 @@ from reliakit.logs.scan import FAILED
 from reliakit.logs.walk import Walk
 from reliakit.logs.words import KeyRules, Verdict
 
-__all__ = ["DetectorLike", "Masker"]
+__all__ = ["DetectorLike", "Masker", "masker_or_default"]
 
 T = TypeVar("T")
 DetectorLike = Detector | re.Pattern[str] | Callable[[str], str]
@@ -155,3 +156,16 @@ def _as_detector(given: object) -> Detector:
     if isinstance(given, Detector):
         return given
     return Detector.of("custom", cast("Callable[[str], str]", given))
+
+
+def masker_or_default(masker: Masker | None) -> Masker:
+    """Return the masker, or the default one for None.
+
+    Raises:
+        ConfigurationError: It is something else: masking cannot be switched off.
+    """
+    if masker is None:
+        return Masker()
+    if not isinstance(masker, Masker):
+        raise ConfigurationError(f"masker must be a Masker, got {masker!r}: masking cannot be switched off")
+    return masker

@@ -13,17 +13,48 @@ from reliakit.logs.words import Verdict
 if TYPE_CHECKING:
     from reliakit.logs.walk import Walk
 
-__all__ = ["ERROR", "FIELDS", "FOUND", "REQUEST_ID", "error_of", "extras_of", "message_of"]
+__all__ = [
+    "ERROR",
+    "FIELDS",
+    "FOUND",
+    "KEPT",
+    "REQUEST_ID",
+    "RESERVED",
+    "Kept",
+    "error_of",
+    "extras_of",
+    "formatted",
+    "hidden_args",
+    "message_of",
+]
 
 FIELDS = "_reliakit_fields"
 ERROR = "_reliakit_error"
 FOUND = "_reliakit_found"
 REQUEST_ID = "_reliakit_event"
-RESERVED = frozenset({*RESERVED_ATTRS, "taskName", FIELDS, ERROR, FOUND, REQUEST_ID})
+KEPT = "_reliakit_kept"
+RESERVED = frozenset({*RESERVED_ATTRS, "taskName"})
+_NO_FIELDS = RESERVED | {FIELDS, ERROR, FOUND, REQUEST_ID, KEPT}
 
 # `%s` right behind a sensitive word: once formatted, nothing tells the word and the secret apart.
 _NAMED_ARGUMENT = re.compile(r"([\w.\-]++)[\"']?[ \t]*+(?:=>|[:=]|is |was |to )?[ \t]*+[\"']?\Z")
 _PLACE = re.compile(r"%(?:%|[-#0+ ]*+(?:\*|\d++)?(?:\.(?:\*|\d++))?[hlL]?[diouxXeEfFgGcrsa])")
+
+
+class Kept:
+    """The exception of a record that was masked for others: ours needs it, nobody else gets to see it."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        """Leave the exception behind when the record goes to another process, or is copied."""
+        return (Kept, ())
+
+    def __repr__(self) -> str:
+        return "[kept]"
 
 
 def error_of(record: logging.LogRecord) -> object:
@@ -31,6 +62,9 @@ def error_of(record: logging.LogRecord) -> object:
     given: object = record.__dict__.get(ERROR)
     if given is not None:
         return given
+    kept = record.__dict__.get(KEPT)
+    if type(kept) is Kept and kept.error is not None:
+        return kept.error
     found = record.exc_info
     if isinstance(found, tuple):
         return found[1]
@@ -39,25 +73,33 @@ def error_of(record: logging.LogRecord) -> object:
 
 def extras_of(attributes: dict[str, Any]) -> dict[str, Any]:
     """Return what a plain logging call gave as `extra`."""
-    return {key: value for key, value in attributes.items() if key not in RESERVED}
+    return {key: value for key, value in attributes.items() if key not in _NO_FIELDS}
 
 
 def message_of(record: logging.LogRecord, walk: Walk) -> str:
     """Return the formatted message; one that does not fit its arguments goes without them."""
+    return formatted(record.msg, record.args, walk)
+
+
+def formatted(template: object, args: Any, walk: Walk) -> str:
+    """Return a message with its arguments in it, those hidden that stand right behind a sensitive word.
+
+    One that does not fit its arguments goes without them.
+    """
     try:
-        message = str(record.msg)
+        message = str(template)
     except Exception:  # noqa: BLE001 - an object that cannot be shown is named by its type
-        return f"[unprintable {type(record.msg).__name__}]"
-    if not record.args:
+        return f"[unprintable {type(template).__name__}]"
+    if not args:
         return message
     try:
-        formatted: str = message % _hidden(message, record.args, walk)
+        text: str = message % hidden_args(message, args, walk)
     except Exception:  # noqa: BLE001 - wrong arguments must not cost the record; they are not shown either
         return message
-    return formatted
+    return text
 
 
-def _hidden(template: str, args: Any, walk: Walk) -> Any:
+def hidden_args(template: str, args: Any, walk: Walk) -> Any:
     """Return the arguments with those hidden that stand right behind a sensitive word."""
     if type(args) is not tuple:
         return walk.value(args, 0) if type(args) is dict else args
