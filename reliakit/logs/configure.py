@@ -15,7 +15,7 @@ from reliakit.logs.console import ConsoleFormatter, is_terminal, wants_colour
 from reliakit.logs.formatter import MaskingFormatter
 from reliakit.logs.handler import LineHandler
 from reliakit.logs.listener import LogListener
-from reliakit.logs.masker import Masker
+from reliakit.logs.masker import Masker, masker_or_default
 from reliakit.logs.output import Output
 from reliakit.logs.sparing import Sparing
 
@@ -91,7 +91,7 @@ def configure_logging(
         checks.named("service", service),
         _env(env),
         level,
-        _masker(masker),
+        masker_or_default(masker),
         Output(_stream(stream)),
         form=checks.choice("form", form, ("auto", "json", "console")),
         levels=_levels(levels),
@@ -294,11 +294,3 @@ def _stream(stream: TextIO | None) -> TextIO | None:
     if stream is not None and not callable(getattr(stream, "write", None)):
         raise ConfigurationError(f"stream must be a text stream with a write method, got {stream!r}")
     return stream
-
-
-def _masker(masker: Masker | None) -> Masker:
-    if masker is None:
-        return Masker()
-    if not isinstance(masker, Masker):
-        raise ConfigurationError(f"masker must be a Masker, got {masker!r}: masking cannot be switched off")
-    return masker

@@ -7,6 +7,7 @@ the signature, the colour and the kind of method.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import AsyncIterator, Generator
 from typing import Any, assert_type
 
@@ -50,6 +51,7 @@ from reliakit import (
     LoggingHandle,
     LoginBlockedError,
     Masker,
+    MaskingFilter,
     MemoryStore,
     Metrics,
     NoInstanceError,
@@ -302,7 +304,8 @@ def errors(error: Exception) -> None:
 
 
 def logs() -> None:
-    masker = Masker(keys=["badge"], mode="last4")
+    masker = Masker(keys=["badge"], mode="last4", modes={"email": "full"})
+    logging.getLogger().addFilter(MaskingFilter(masker))
     assert_type(masker.mask({"password": "x"}), dict[str, str])
     assert_type(masker.mask_text("x"), str)
     handle = configure_logging(service="auth", env="test", level="INFO", stream=io.StringIO(), masker=masker)
