@@ -14,8 +14,8 @@ where it differs from 1.00 the machine was not steady. The server is one of our 
 
 Client and server share one core unless told otherwise. On two, the system wakes a sleeping core for each message,
 which costs more than the transaction and varies: the middle half of the raw pool's own times spanned 6 % of their
-median on one core, 22 to 74 % on a core each, and 75 to 114 % where the system chose. One core is also the hardest
-comparison: only work is measured, and none of it can hide behind waiting.
+median on one core, 22 to 74 % on a core each, and 75 to 114 % where the system chose, on a machine with two cores that
+was not idle. One core is also the hardest comparison: only work is measured, and none of it can hide behind waiting.
 """
 
 from __future__ import annotations
