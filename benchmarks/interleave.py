@@ -54,7 +54,7 @@ def report(
 ) -> dict[str, float]:
     """Print the median of each, fastest first, with its ratio to the reference's; return the medians.
 
-    In brackets stands the middle half of the ratios within one round, which shows how steady they were.
+    In brackets stand the quartiles of the ratios within one round, which show how steady they were.
 
     Args:
         title: The heading.
@@ -65,14 +65,14 @@ def report(
     medians = {name: statistics.median(samples) for name, samples in taken.items()}
     print(f"\n{title}")
     for name, median in sorted(medians.items(), key=lambda item: item[1]):
-        low, _, high = statistics.quantiles(
+        low, middle, high = statistics.quantiles(
             (mine / theirs for mine, theirs in zip(taken[name], taken[reference], strict=True)),
             n=4,
             method="inclusive",
         )
         aside = asides.get(name, "") if asides else ""
-        line = f"  {name:44} {median:9.0f}  {median / medians[reference]:7.2f}x  [{low:.2f} - {high:.2f}]  {aside}"
-        print(line.rstrip())
+        quartiles = f"[{low:.2f} {middle:.2f} {high:.2f}]"
+        print(f"  {name:44} {median:9.0f}  {median / medians[reference]:7.2f}x  {quartiles}  {aside}".rstrip())
     return medians
 
 

@@ -9,13 +9,14 @@ own and serves all alike; what it costs by itself is printed. Round trips are co
 connections and statements warm.
 
 Everything runs in one process, in a new random order each round. Each line has the median, its ratio to the raw
-pool's median, and in brackets the middle half of the ratios within one round. "raw pool again" is the A/A control:
-where it differs from 1.00 the machine was not steady. The server is one of our own unless RELIAKIT_DSN names another.
+pool's median, and in brackets the quartiles of the ratios within one round, of which the one in the middle is the
+better figure on a busy machine. "raw pool again" is the A/A control: where it differs from 1.00 the machine was not
+steady. The server is one of our own unless RELIAKIT_DSN names another.
 
 Client and server share one core unless told otherwise. On two, the system wakes a sleeping core for each message,
-which costs more than the transaction and varies: the middle half of the raw pool's own times spanned 6 % of their
-median on one core, 22 to 74 % on a core each, and 75 to 114 % where the system chose, on a machine with two cores that
-was not idle. One core is also the hardest comparison: only work is measured, and none of it can hide behind waiting.
+which costs more than the transaction and varies. On a machine with two cores that was not idle, the middle half of
+the raw pool's own times spanned 6 % of their median on one core, 22 to 74 % on a core each, and 75 to 114 % where the
+system chose. One core is also the hardest comparison: only work is measured, and none of it can hide behind waiting.
 """
 
 from __future__ import annotations
