@@ -205,7 +205,8 @@ def test_the_log_tells_each_boundary_with_its_figures(db: Database, clock: Manua
             tx.execute("INSERT INTO item VALUES (1, 'x'), (2, 'y')")
             clock.advance(0.5)
             tx.execute("INSERT INTO item VALUES (1, 'x')")
-    (line,) = [json.loads(line) for line in stream.getvalue().splitlines()]
+    began, line = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert (began["level"], began["message"]) == ("DEBUG", "transaction began")
     assert (line["level"], line["message"]) == ("WARNING", "transaction rolled back")
     assert line["context"] == {
         "database": "shop",
