@@ -29,6 +29,7 @@ LIMITS = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = 5000; "
     "SET LOCAL idle_in_transaction_session_timeout = 5000"
 )
+COMMANDS = LIMITS.split("; ")  # a pipeline takes one command at a time
 
 
 class Threads:
@@ -81,6 +82,22 @@ class Threads:
                 connection.execute("COMMIT")
                 return row
 
+        def pipelined(key: int) -> object:
+            with autocommit.connection() as connection:
+                with connection.pipeline():
+                    for command in COMMANDS:
+                        connection.execute(command)
+                    cursor = connection.execute(SELECT, (key,))
+                try:
+                    row = cursor.fetchone()  # in the pipeline this would be a round trip of its own
+                    if write:
+                        connection.execute(UPDATE, (key,))
+                except BaseException:
+                    connection.execute("ROLLBACK")
+                    raise
+                connection.execute("COMMIT")
+                return row
+
         def transaction(key: int) -> object:
             with db.transaction() as tx:
                 return work(tx, key)
@@ -95,6 +112,7 @@ class Threads:
             "psycopg transaction()": block,
             "psycopg transaction() + SET LOCAL": limited,
             "psycopg, all limits by hand": by_hand,
+            "psycopg, pipeline by hand": pipelined,
             "reliakit transaction()": transaction,
             "reliakit run()": lambda key: db.run(work, key),
             "reliakit @transactional": decorated,
@@ -179,6 +197,22 @@ class Tasks:
                 await connection.execute("COMMIT")
                 return row
 
+        async def pipelined(key: int) -> object:
+            async with autocommit.connection() as connection:
+                async with connection.pipeline():
+                    for command in COMMANDS:
+                        await connection.execute(command)
+                    cursor = await connection.execute(SELECT, (key,))
+                try:
+                    row = await cursor.fetchone()  # in the pipeline this would be a round trip of its own
+                    if write:
+                        await connection.execute(UPDATE, (key,))
+                except BaseException:
+                    await connection.execute("ROLLBACK")
+                    raise
+                await connection.execute("COMMIT")
+                return row
+
         async def transaction(key: int) -> object:
             async with db.transaction() as tx:
                 return await work(tx, key)
@@ -196,6 +230,7 @@ class Tasks:
             "psycopg transaction()": block,
             "psycopg transaction() + SET LOCAL": limited,
             "psycopg, all limits by hand": by_hand,
+            "psycopg, pipeline by hand": pipelined,
             "reliakit transaction()": transaction,
             "reliakit run()": run,
             "reliakit @transactional": decorated,
