@@ -33,6 +33,7 @@ __all__ = [
     "PoolChanged",
     "PoolReturned",
     "PoolWaited",
+    "ReplicaFailed",
     "RequestEnded",
     "RequestStarted",
     "SecretsMasked",
@@ -225,6 +226,21 @@ class ConnectionLeaked(Event):
     """A connection was lost to its pool for good."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaFailed(Event):
+    """A replica could not be reached in time, so a read-only transaction went to the primary instead.
+
+    Attributes:
+        operation: The transaction's, or "open" where the database was opened.
+        error_type: The class name of the error, which reached nobody.
+        sqlstate: The server's error code, where there is one.
+    """
+
+    operation: str
+    error_type: str
+    sqlstate: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,7 @@ class _Lock:
             attempt=Attempt(),
             asked=engine.clock.monotonic(),
             bare=True,
+            checkouts=engine.checkouts,
         )
         try:
             await engine.checkouts.take(work, until, seconds)
@@ -112,7 +113,7 @@ class _Lock:
                 if session.alive or session.fresh or replacements == 0:
                     raise
             replacements -= 1
-            await engine.checkouts.replace(work)
+            await engine.checkouts.replace(work, until)
 
     async def _lock(self, session: Session, until: float) -> bool:
         # The lock outlives the transaction it is taken in, whose lock_timeout bounds the server's wait even if this

@@ -9,7 +9,7 @@ await db.run(transfer, 1, 2)                tried again when it loses a race
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
@@ -46,7 +46,10 @@ class AsyncDatabase(DatabaseBase):
         conninfo: A PostgreSQL connection string or URL, or a `psycopg_pool.AsyncConnectionPool`, or another
             pool that lends psycopg connections, such as an SQLAlchemy engine's.
         pool: The same pool by name. It stays the caller's; it is closed here only if it was opened here.
-        name: What it is called in errors, events and metrics.
+        replicas: Where `read_only=True` transactions run, in turn; each a conninfo or a pool, each with connections
+            of its own. They go to the primary where no replica can be reached. A replica lags: what was committed a
+            moment ago may not be there yet.
+        name: What it is called in errors, events and metrics; its replicas are "main/replica-1" and so on.
         service: The service it belongs to, for metrics.
         min_size: Connections that `open()` makes and that stay open.
         max_size: The most connections there may be. Ignored with a pool, which has its own.
@@ -72,6 +75,7 @@ class AsyncDatabase(DatabaseBase):
         conninfo: str | AsyncPool | None = None,
         *,
         pool: AsyncPool | None = None,
+        replicas: Sequence[str | AsyncPool] = (),
         name: str = "main",
         service: str | None = None,
         min_size: int = 1,
@@ -91,6 +95,7 @@ class AsyncDatabase(DatabaseBase):
         super().__init__(
             conninfo,
             pool=pool,
+            replicas=replicas,
             io=SuspendingIo(),
             name=name,
             service=service,
@@ -116,12 +121,12 @@ class AsyncDatabase(DatabaseBase):
             psycopg.OperationalError: The server cannot be reached.
             TransactionUsageError: It was opened before this process was forked.
         """
-        await self._engine.checkouts.open(self._engine.timeout)
+        await self._open()
         return self
 
     async def close(self) -> None:
         """Close what nobody uses, refuse new transactions, and let running ones end. Closing twice is harmless."""
-        await self._engine.checkouts.close()
+        await self._close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -148,7 +153,7 @@ class AsyncDatabase(DatabaseBase):
 
         Args:
             isolation: Isolation level, the database's by default.
-            read_only: Whether it only reads.
+            read_only: Whether it only reads; where there are replicas, it may then run on one, see there.
             deferrable: Whether a serializable read-only one may wait for a safe snapshot.
             timeout: Seconds for everything: connection, statements, commit. The database's by default; an outer
                 deadline or transaction that ends first wins. The block is cut at its next await.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, iscoroutinefunction
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg import conninfo as conninfos
@@ -17,6 +18,7 @@ from reliakit.database.checkout import Checkouts, Source
 from reliakit.database.decorator import operation_of
 from reliakit.database.engine import Engine
 from reliakit.database.idempotency import Keys
+from reliakit.database.replicas import Replica, Replicas
 from reliakit.database.settings import DatabaseStats, Isolation, TransactionOptions, TransactionRetry
 from reliakit.database.telling import Teller
 
@@ -39,6 +41,7 @@ class DatabaseBase:
         conninfo: Any,
         *,
         pool: Any,
+        replicas: Any,
         io: Io,
         name: str,
         service: str | None,
@@ -63,26 +66,35 @@ class DatabaseBase:
             retry = TransactionRetry(max_attempts=1)
         if not isinstance(retry, TransactionRetry):
             raise ConfigurationError(f"retry must be a TransactionRetry or None, got {retry!r}")
-        if pool is None:
+        self._name = checks.named("name", name)
+        self._where = _where(conninfo) if pool is None else repr(pool)
+        origins = [(conninfo, pool), *_replica_origins(replicas, asynchronous=io.asynchronous)]
+        if any(given is None for _, given in origins):
             checks.count("min_size", min_size, least=0)
             checks.count("max_size", max_size)
             if min_size > max_size:
                 raise ConfigurationError(f"min_size must not be above max_size, got {min_size} and {max_size}")
-        else:
-            min_size, max_size = 0, pool.max_size or max_size
-        self._name = checks.named("name", name)
-        self._where = _where(conninfo) if pool is None else repr(pool)
-        emitter = Emitter(name, listeners, clock)
-        checkouts = Checkouts(
-            Source(io, conninfo=conninfo, pool=pool, row_factory=row_factory),
-            name=name,
-            size=max_size,
-            keep=min_size,
-            max_lifetime=checks.seconds("max_lifetime", max_lifetime),
-            max_idle=checks.seconds("max_idle", max_idle),
-            leak_after=checks.seconds("leak_after", leak_after),
-            clock=clock,
-            emitter=emitter,
+        listeners = tuple(listeners) if isinstance(listeners, Iterable) else listeners
+
+        def connect_to(place: str, conninfo: str, pool: Any) -> Checkouts:
+            return Checkouts(
+                Source(io, conninfo=conninfo, pool=pool, row_factory=row_factory),
+                name=place,
+                size=max_size if pool is None else pool.max_size or max_size,
+                keep=min_size if pool is None else 0,
+                max_lifetime=checks.seconds("max_lifetime", max_lifetime),
+                max_idle=checks.seconds("max_idle", max_idle),
+                leak_after=checks.seconds("leak_after", leak_after),
+                clock=clock,
+                emitter=Emitter(place, listeners, clock),
+            )
+
+        checkouts = connect_to(name, conninfo, pool)
+        self._replicas = Replicas(
+            [
+                Replica(connect_to(f"{name}/replica-{number}", *origin), listeners, clock)
+                for number, origin in enumerate(origins[1:], 1)
+            ]
         )
         self._engine = Engine(
             name=name,
@@ -92,8 +104,9 @@ class DatabaseBase:
             retry=retry,
             io=io,
             checkouts=checkouts,
+            replicas=self._replicas,
             teller=Teller(
-                emitter,
+                checkouts.emitter,
                 service=service,
                 slow_after=None if slow_after is None else checks.seconds("slow_after", slow_after),
                 clock=clock,
@@ -110,14 +123,26 @@ class DatabaseBase:
 
     def stats(self) -> DatabaseStats:
         """Return how many connections are open, in use, waited for and lost. Any thread; O(max_size)."""
-        return self._engine.checkouts.stats()
+        stats = self._engine.checkouts.stats()
+        return replace(stats, replicas=self._replicas.stats()) if len(self._replicas) else stats
 
     def __repr__(self) -> str:
-        in_use, engine = self.stats().in_use, self._engine
+        in_use, engine = self._engine.checkouts.stats().in_use, self._engine
+        replicas = f"{len(self._replicas)} replicas, " if len(self._replicas) else ""
         return (
             f"<{type(self).__name__} {self._name!r} at {self._where}, {in_use} of {engine.checkouts.size} in use, "
-            f"{engine.isolation.value}, timeout={engine.timeout:g}>"
+            f"{replicas}{engine.isolation.value}, timeout={engine.timeout:g}>"
         )
+
+    async def _open(self) -> None:
+        await self._engine.checkouts.open(self._engine.timeout)
+        await self._replicas.open(self._engine.timeout)
+
+    async def _close(self) -> None:
+        try:
+            await self._engine.checkouts.close()
+        finally:
+            await self._replicas.close()
 
     def _running(self) -> Any:
         running = self._engine.running()
@@ -164,6 +189,18 @@ def _origin(conninfo: Any, pool: Any, *, asynchronous: bool) -> tuple[str, Any]:
         wanted = "AsyncDatabase takes an AsyncConnectionPool" if asynchronous else "Database takes a ConnectionPool"
         raise ConfigurationError(f"{wanted}, got {type(pool).__name__}")
     return "", pool
+
+
+def _replica_origins(replicas: object, *, asynchronous: bool) -> list[tuple[str, Any]]:
+    if isinstance(replicas, str) or not isinstance(replicas, Iterable):
+        raise ConfigurationError(
+            f"replicas must be a list of conninfos or pools, got {type(replicas).__name__}: "
+            "Database(primary, replicas=['postgresql://replica/app'])"
+        )
+    try:
+        return [_origin(each, None, asynchronous=asynchronous) for each in cast("Iterable[object]", replicas)]
+    except ConfigurationError as error:
+        raise ConfigurationError(f"replicas: {error}") from None
 
 
 def _where(conninfo: str) -> str:

@@ -116,7 +116,7 @@ class Checkouts:
         self._max_idle = max_idle
         self._leak_after = leak_after
         self._clock = clock
-        self._emitter = emitter
+        self.emitter = emitter
         self._lost = 0
         self._identity = secrets.token_hex(8)
         self._revisions = itertools.count(1)
@@ -145,7 +145,7 @@ class Checkouts:
         slot = lease.slot
         assert slot is not None
         session = slot.session
-        now = self._clock.monotonic()
+        now = slot.since = self._clock.monotonic()
         if session is not None and (session.broken or now - session.born > self._max_lifetime):
             slot.session = None
             await self._discard(session, "broken" if session.broken else "lifetime")
@@ -172,11 +172,9 @@ class Checkouts:
                 await self.source.io.park(lease.bell, left)
         finally:
             work.waited = self._clock.monotonic() - work.asked
-        if lease.slot is not None:
-            lease.slot.since = work.asked + work.waited  # until then somebody else had it
 
-    async def replace(self, work: Work) -> None:
-        """Give the work another connection for the one that proved dead."""
+    async def replace(self, work: Work, within: float) -> None:
+        """Give the work another connection, by then, for the one that proved dead."""
         dead, lease = work.session, work.lease
         assert dead is not None
         assert lease is not None
@@ -184,7 +182,7 @@ class Checkouts:
         until, seconds = dead.until, dead.seconds
         work.session = lease.slot.session = None
         await self._discard(dead, "broken")
-        session = await self._obtain(lease.slot, until, seconds)
+        session = await self._obtain(lease.slot, within, seconds)
         session.reset(until, seconds)
         work.session = session
 
@@ -213,9 +211,9 @@ class Checkouts:
 
     def _tell(self, kind: type[PoolChanged], **fields: Any) -> None:
         """Emit an event with the figures of this moment, if anybody listens for it."""
-        if self._emitter.hears(kind):
+        if self.emitter.hears(kind):
             found = self._gate.figures()
-            self._emitter.emit(
+            self.emitter.emit(
                 kind,
                 pool=self._identity,
                 revision=found.revision,
@@ -258,7 +256,7 @@ class Checkouts:
         except Exception as error:  # noqa: BLE001
             # The caller's pool refused its own connection; what became of the transaction stands.
             self._lost += 1
-            self._emitter.emit(ConnectionLeaked, reason=f"the pool did not take it back: {error!r}")
+            self.emitter.emit(ConnectionLeaked, reason=f"the pool did not take it back: {error!r}")
 
     def _usable(self) -> Gate:
         process = os.getpid()
@@ -327,14 +325,14 @@ class Checkouts:
                 break
             if not slot.reported:
                 slot.reported = True
-                self._emitter.emit(CheckoutOverdue, age=age, line=slot.line)
+                self.emitter.emit(CheckoutOverdue, age=age, line=slot.line)
         return held
 
     def _note_return(self, slot: Slot) -> None:
         age = self._clock.monotonic() - slot.since
         if age > self._leak_after and not slot.reported:
             slot.reported = True
-            self._emitter.emit(CheckoutOverdue, age=age, line=slot.line)
+            self.emitter.emit(CheckoutOverdue, age=age, line=slot.line)
 
     def stats(self) -> DatabaseStats:
         """Return what is open, in use, waited for and lost. O(max_size)."""
@@ -344,9 +342,7 @@ class Checkouts:
         for slot in dead:
             if not slot.told:
                 slot.told = True
-                self._emitter.emit(
-                    ConnectionLeaked, reason=f"taken at {slot.line} by {slot.owner!r}, which has ended"
-                )
+                self.emitter.emit(ConnectionLeaked, reason=f"taken at {slot.line} by {slot.owner!r}, which has ended")
         return DatabaseStats(
             size=self._gate.size,
             in_use=len(held),

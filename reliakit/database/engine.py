@@ -23,6 +23,7 @@ from reliakit.database import ending, machine
 from reliakit.database.driver import Late
 from reliakit.database.gate import owner_here
 from reliakit.database.machine import Inside, Step
+from reliakit.database.replicas import FAILURES, moment
 from reliakit.database.session import GRACE, Session
 from reliakit.database.settings import Propagation, TransactionOptions, milliseconds
 from reliakit.database.transaction import (
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
     from reliakit.core.clock import Clock
     from reliakit.database.adapters import Io
     from reliakit.database.checkout import Checkouts
+    from reliakit.database.replicas import Replicas, Trial
     from reliakit.database.settings import Isolation, TransactionRetry
     from reliakit.database.telling import Teller
+    from reliakit.resilience.verdict import Verdict as TrialVerdict
 
 __all__ = ["Engine", "Entered", "Flow"]
 
@@ -86,6 +89,7 @@ class Engine:
         retry: TransactionRetry,
         io: Io,
         checkouts: Checkouts,
+        replicas: Replicas,
         teller: Teller,
         clock: Clock,
     ) -> None:
@@ -96,6 +100,7 @@ class Engine:
         self.retry = retry
         self.io = io
         self.checkouts = checkouts
+        self.replicas = replicas
         self.teller = teller
         self.clock = clock
         self._handle: type[Handle] = AsyncTransaction if io.asynchronous else Transaction
@@ -217,11 +222,14 @@ class Engine:
             attempt=attempt,
             asked=asked,
             bare=step is Step.BARE,
+            checkouts=self.checkouts,
         )
         try:
-            await self.checkouts.take(work, attempt.until, seconds)
-            if not work.bare:
-                await self._send_begin(work)
+            trial = self.replicas.trial(work) if work.read_only else None
+            if trial is None or not await self._begin_on_replica(work, trial, attempt.until, seconds):
+                await self.checkouts.take(work, attempt.until, seconds)
+                if not work.bare:
+                    await self._send_begin(work, attempt.until)
         except BaseException as error:
             await self._did_not_begin(work, error)
             raise
@@ -232,9 +240,36 @@ class Engine:
             self.teller.started(work)
         return entered
 
-    async def _send_begin(self, work: Work) -> None:
+    async def _begin_on_replica(self, work: Work, trial: Trial, until: float, seconds: float) -> bool:
+        """Begin on a replica and return True, or leave the work as it was and return False."""
+        within = moment(self.clock.monotonic(), until)
+        work.checkouts = trial.checkouts
+        verdict: TrialVerdict = "ignored"
+        try:
+            await trial.checkouts.take(work, within, seconds)
+            assert work.session is not None
+            work.session.until = until
+            await self._send_begin(work, within)
+            verdict = "success"
+        except FAILURES as error:
+            if work.lease is not None and work.lease.slot is not None:
+                verdict = "failure"  # else it was only busy
+            if self.clock.monotonic() >= until:
+                raise
+            trial.failed(error, work.operation)
+        finally:
+            trial.settle(verdict)
+        if verdict == "success":
+            return True
+        interrupt = await self._withdraw(work)
+        if interrupt is not None:
+            raise interrupt
+        work.checkouts = self.checkouts
+        return False
+
+    async def _send_begin(self, work: Work, within: float) -> None:
         """Open the transaction. A pooled connection that proves dead is replaced, silently and at most so often."""
-        replacements = self.checkouts.size + 1
+        replacements = work.checkouts.size + 1
         while True:
             session = work.session
             assert session is not None
@@ -247,7 +282,7 @@ class Engine:
                 lock_timeout=work.lock_timeout,
                 mark=mark,
             )
-            answer = await session.command(command, session.until)
+            answer = await session.command(command, within)
             if answer.interrupt is not None:
                 raise answer.interrupt
             if answer.late:
@@ -260,21 +295,26 @@ class Engine:
             if not answer.broken or session.fresh or replacements == 0:
                 raise answer.error
             replacements -= 1
-            await self.checkouts.replace(work)
+            await work.checkouts.replace(work, within)
 
     async def _did_not_begin(self, work: Work, error: BaseException) -> None:
         """Give back what was taken for a transaction that never ran, and tell how it ended."""
+        interrupt = await self._withdraw(work)
+        self._plan_retry(work, error, began=False, conflict=False)
+        self._name(error, work)
+        self.teller.ended(work, error, "rolled_back", began=False)
+        if interrupt is not None and isinstance(error, Exception):
+            raise interrupt from error
+
+    async def _withdraw(self, work: Work) -> BaseException | None:
+        """Give back what was taken; return a cancellation or Ctrl-C that came meanwhile."""
         interrupt: BaseException | None = None
         try:
             if work.session is not None:
                 interrupt = await ending.rollback(work.session)
         finally:
             interrupt = await self.give_back(work) or interrupt
-        self._plan_retry(work, error, began=False, conflict=False)
-        self._name(error, work)
-        self.teller.ended(work, error, "rolled_back", began=False)
-        if interrupt is not None and isinstance(error, Exception):
-            raise interrupt from error
+        return interrupt
 
     async def _join(self, step: Step, options: TransactionOptions, outer: Handle) -> Entered:
         session, work = outer.session(), outer.work
@@ -362,9 +402,9 @@ class Engine:
     async def give_back(self, work: Work) -> BaseException | None:
         """Give the connection back; return a cancellation or Ctrl-C that came meanwhile."""
         try:
-            await self.checkouts.give_back(work)
+            await work.checkouts.give_back(work)
         except BaseException as interrupt:  # noqa: BLE001 - leaves the block, with the outcome told on it
-            await self.checkouts.give_back(work)  # goes on where the first one was interrupted
+            await work.checkouts.give_back(work)  # goes on where the first one was interrupted
             return interrupt
         return None
 

@@ -117,6 +117,7 @@ class DatabaseStats:
         leaked: Checkouts that will never come back: the thread or task that holds them has ended.
         oldest_checkout: Seconds since the oldest of the held connections was taken, None when none is held.
         max_size: The most connections there may be.
+        replicas: The same of each replica; the figures above are the primary's alone.
     """
 
     size: int
@@ -125,6 +126,7 @@ class DatabaseStats:
     leaked: int
     oldest_checkout: float | None
     max_size: int = 0
+    replicas: tuple[DatabaseStats, ...] = ()
 
 
 @lru_cache(maxsize=1024)

@@ -41,11 +41,12 @@ class Teller:
 
     def started(self, work: Work) -> None:
         """Tell that BEGIN was answered, and have statements noted if somebody wants to hear of slow transactions."""
-        if self._slow_after < inf and work.session is not None and self._emitter.hears(TransactionSlow):
+        emitter = work.checkouts.emitter
+        if self._slow_after < inf and work.session is not None and emitter.hears(TransactionSlow):
             work.journal = Journal()
             work.session.note_in(work.journal)
-        if self._emitter.hears(TransactionStarted):
-            self._emitter.emit(
+        if emitter.hears(TransactionStarted):
+            emitter.emit(
                 TransactionStarted,
                 service=self._service,
                 operation=work.operation,
@@ -66,15 +67,16 @@ class Teller:
         began: bool = True,
     ) -> None:
         """Tell that an attempt is over, and report its error unless another attempt follows."""
+        emitter = work.checkouts.emitter
         again = work.attempt.pause is not None
-        if not work.bare and (self._emitter.hears(TransactionEnded) or self._emitter.hears(TransactionSlow)):
+        if not work.bare and (emitter.hears(TransactionEnded) or emitter.hears(TransactionSlow)):
             status = _STATUS[verdict]
             if again and verdict != "unknown":  # an unknown outcome is told, whatever follows
                 status = "retry"
             elif isinstance(error, TransactionTimeoutError):
                 status = "timeout"
             duration = self._clock.monotonic() - work.asked
-            self._emitter.emit(
+            emitter.emit(
                 TransactionEnded,
                 service=self._service,
                 operation=work.operation,
@@ -94,12 +96,13 @@ class Teller:
             if duration > self._slow_after:
                 self._slow(work, status, duration)
         if error is not None and not again:
-            tracking.report(self._emitter, error, service=self._service)
+            tracking.report(emitter, error, service=self._service)
 
     def _slow(self, work: Work, status: str, duration: float) -> None:
-        if self._emitter.hears(TransactionSlow):
+        emitter = work.checkouts.emitter
+        if emitter.hears(TransactionSlow):
             journal = work.journal or Journal()
-            self._emitter.emit(
+            emitter.emit(
                 TransactionSlow,
                 service=self._service,
                 operation=work.operation,
@@ -126,15 +129,16 @@ class Teller:
 
     async def run_hooks(self, work: Work, hooks: list[Callable[[], object]]) -> BaseException | None:
         """Run hooks in order, contain what they raise, and return a cancellation or Ctrl-C that came in one."""
+        emitter = work.checkouts.emitter
         for hook in hooks:
             outcome = await self._io.call_hook(hook)
             error = outcome.error
             if isinstance(error, Exception):
                 # The outcome of the transaction stands, whatever a hook does.
                 named = getattr(hook, "__qualname__", repr(hook))
-                if not self._emitter.hears(HookFailed):
+                if not emitter.hears(HookFailed):
                     _log.error("hook %s of %s failed", named, work.operation, exc_info=error)
-                self._emitter.emit(HookFailed, operation=work.operation, hook=named, error=error)
+                emitter.emit(HookFailed, operation=work.operation, hook=named, error=error)
             elif error is not None:
                 return error
         return None

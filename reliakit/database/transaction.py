@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from reliakit.core.clock import Clock
+    from reliakit.database.checkout import Checkouts
     from reliakit.database.gate import Lease, Owner
     from reliakit.database.journal import Journal
     from reliakit.database.machine import Verdict
@@ -93,6 +94,7 @@ class Work:
         "asked",
         "attempt",
         "bare",
+        "checkouts",
         "deferrable",
         "held",
         "isolation",
@@ -120,6 +122,7 @@ class Work:
         attempt: Attempt,
         asked: float,
         bare: bool,
+        checkouts: Checkouts,
     ) -> None:
         self.isolation: Isolation = isolation
         self.read_only: bool = options.read_only
@@ -132,6 +135,7 @@ class Work:
         self.waited: float = 0.0
         self.held: float | None = None  # seconds, once the connection went back
         self.bare: bool = bare  # a connection without a transaction
+        self.checkouts: Checkouts = checkouts  # where its connection comes from, and goes back to
         self.lease: Lease | None = None
         self.session: Session | None = None
         self.journal: Journal | None = None

@@ -250,6 +250,13 @@ def _overdue(event: events.CheckoutOverdue) -> Told:
     return logging.WARNING, "connection is held for too long", fields, None
 
 
+def _replica_failed(event: events.ReplicaFailed) -> Told:
+    fields = {"database": event.name, "operation": event.operation, "error_type": event.error_type}
+    if event.sqlstate is not None:
+        fields["sqlstate"] = event.sqlstate
+    return logging.WARNING, "replica could not be reached, so the primary is read", fields, None
+
+
 def _leaked(event: events.ConnectionLeaked) -> Told:
     return logging.ERROR, "connection leaked", {"database": event.name, "reason": event.reason}, None
 
@@ -289,6 +296,7 @@ _RECORDS: dict[type[events.Event], tuple[logging.Logger, Callable[[Any], Told]]]
     events.TransactionSlow: (logging.getLogger("reliakit.transaction"), _slow),
     events.CheckoutOverdue: (logging.getLogger("reliakit.database"), _overdue),
     events.ConnectionLeaked: (logging.getLogger("reliakit.database"), _leaked),
+    events.ReplicaFailed: (logging.getLogger("reliakit.database"), _replica_failed),
     events.HookFailed: (logging.getLogger("reliakit.transaction"), _hook),
     events.CircuitChanged: (logging.getLogger("reliakit.breaker"), _circuit),
     events.DeadlineOverrun: (logging.getLogger("reliakit.deadline"), _overrun),

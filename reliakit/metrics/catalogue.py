@@ -133,6 +133,7 @@ _POOLS = (
     _timing("db_pool_create_seconds", "Time to open a connection.", _POOL),
     _counter("db_pool_timeouts_total", "Waits that ended without a connection.", _POOL),
     _counter("db_pool_leaked_connections_total", "Connections that the pool will never get back.", _POOL, born=True),
+    _counter("db_replica_fallbacks_total", "Read-only transactions that a replica could not take.", _POOL),
     _counter("db_pool_overdue_checkouts_total", "Connections held suspiciously long.", _POOL),
     _counter("db_pool_discarded_total", "Connections thrown away.", _POOL, _named("reason", 20)),
     _gauge("db_pool_checkout_age_seconds", "Age of the oldest checkout.", _POOL, unit="seconds"),

@@ -24,6 +24,7 @@ from reliakit.core.events import (
     PoolChanged,
     PoolReturned,
     PoolWaited,
+    ReplicaFailed,
     RequestEnded,
     RequestStarted,
     SecretsMasked,
@@ -83,6 +84,7 @@ class Feed:
             PoolReturned: self._pool_returned,
             ConnectionOpened: self._connection_opened,
             ConnectionClosed: self._connection_closed,
+            ReplicaFailed: self._replica_failed,
             CheckoutOverdue: self._checkout_overdue,
             ConnectionLeaked: self._connection_leaked,
             CircuitChanged: self._circuit_changed,
@@ -176,6 +178,9 @@ class Feed:
     def _connection_closed(self, event: ConnectionClosed) -> None:
         self._pools.changed(event)
         self._counter("db_pool_discarded_total").labels(event.name, event.reason).inc()
+
+    def _replica_failed(self, event: ReplicaFailed) -> None:
+        self._counter("db_replica_fallbacks_total").labels(event.name).inc()
 
     def _checkout_overdue(self, event: CheckoutOverdue) -> None:
         self._counter("db_pool_overdue_checkouts_total").labels(event.name).inc()
