@@ -482,3 +482,33 @@ def test_an_exception_given_to_a_logger_is_counted_once():
 def test_repr_names_the_logger_and_what_is_bound():
     assert repr(log.bind(a="secret")) == "<Logger 'app' with a>"
     assert log.name == "app"
+
+
+# As users of logging and of structlog know it
+
+
+def test_fields_can_be_unbound_and_begun_anew(lines):
+    bound = log.bind(a=1, b=2)
+    bound.unbind("a", "missing").info("x")
+    bound.new(c=3).info("x")
+    bound.info("x")
+    assert [line["context"] for line in lines.records()] == [{"b": 2}, {"c": 3}, {"a": 1, "b": 2}]
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [("info", "INFO"), (" Warning ", "WARNING"), (35, "Level 35"), ("loud", "WARNING"), (None, "WARNING")],
+)
+def test_a_level_may_be_a_name_and_a_wrong_one_loses_no_record(lines, level, name):
+    log.log(level, "x %d", 1, a=2)
+    (line,) = lines.records()
+    assert (line["level"], line["message"], line["context"]) == (name, "x 1", {"a": 2})
+
+
+def test_the_names_of_both_worlds_are_there(lines):
+    log.warning("a")
+    log.fatal("b")
+    assert [line["level"] for line in lines.records()] == ["WARNING", "CRITICAL"]
+    assert log.isEnabledFor(logging.INFO)
+    assert log.is_enabled_for("info")
+    assert not log.is_enabled_for("loud")
