@@ -6,13 +6,20 @@ import asyncio
 import concurrent.futures
 import errno
 import functools
-import http
+import http.client
 import json
+import pickle
+import queue
 import re
+import smtplib
 import socket
 import ssl
+import struct
+import subprocess
 import urllib.error
+import zlib
 from collections.abc import Callable
+from xml.etree import ElementTree as ET
 
 import httpx2
 import jwt
@@ -26,6 +33,7 @@ from psycopg import errors as pg
 
 import reliakit
 from reliakit import classify
+from reliakit.core import kinds
 from reliakit.core.categories import Category, RetryAdvice, sqlstate_of
 
 # Row by row: each class of PostgreSQL's errors, and what is to be done about it.
@@ -73,6 +81,33 @@ POSTGRES: list[tuple[type[psycopg.Error], str, Category, RetryAdvice]] = [
     (pg.InvalidCatalogName, "3D000", "programming", "never"),
     (pg.FeatureNotSupported, "0A000", "programming", "never"),
     (pg.NoDataFound, "P0002", "not_found", "never"),
+    (pg.RaiseException, "P0001", "validation", "never"),
+    (pg.TooManyRows, "P0003", "data", "never"),
+    (pg.AssertFailure, "P0004", "internal", "never"),
+    (pg.PlpgsqlError, "P0000", "internal", "never"),
+    (pg.ConfigFileError, "F0000", "internal", "never"),
+    (pg.FdwError, "HV000", "dependency", "never"),
+    (pg.InvalidTransactionInitiation, "0B000", "programming", "never"),
+    (pg.LocatorException, "0F000", "programming", "never"),
+    (pg.InvalidGrantor, "0L000", "permission", "never"),
+    (pg.InvalidRoleSpecification, "0P000", "permission", "never"),
+    (pg.DiagnosticsException, "0Z000", "programming", "never"),
+    (pg.CaseNotFound, "20000", "data", "never"),
+    (pg.CardinalityViolation, "21000", "programming", "never"),
+    (pg.TriggeredDataChangeViolation, "27000", "conflict", "never"),
+    (pg.DependentObjectsStillExist, "2BP01", "programming", "never"),
+    (pg.InvalidTransactionTermination, "2D000", "programming", "never"),
+    (pg.SqlRoutineException, "2F000", "programming", "never"),
+    (pg.ExternalRoutineException, "38000", "internal", "never"),
+    (pg.ExternalRoutineInvocationException, "39000", "internal", "never"),
+    (pg.TriggeredActionException, "09000", "internal", "never"),
+    (pg.SqlStatementNotYetComplete, "03000", "programming", "never"),
+    (pg.SavepointException, "3B000", "programming", "never"),
+    (pg.InvalidSchemaName, "3F000", "programming", "never"),
+    (pg.WithCheckOptionViolation, "44000", "validation", "never"),
+    (pg.ProgramLimitExceeded, "54000", "programming", "never"),
+    (pg.ObjectNotInPrerequisiteState, "55000", "conflict", "never"),
+    (pg.DatabaseDropped, "57P04", "dependency", "never"),
 ]
 
 
@@ -80,6 +115,22 @@ POSTGRES: list[tuple[type[psycopg.Error], str, Category, RetryAdvice]] = [
 def test_the_sqlstate_decides(kind: type[psycopg.Error], sqlstate: str, category: str, retry: str) -> None:
     found = classify(kind("message"))
     assert (found.sqlstate, found.category, found.retry) == (sqlstate, category, retry)
+
+
+def test_every_class_of_sqlstates_that_psycopg_knows_is_in_the_table() -> None:
+    known = {kind.sqlstate[:2] for kind in vars(pg).values() if isinstance(getattr(kind, "sqlstate", None), str)}
+    assert len(known) > 35
+    errors = known - {"00", "01"}  # success and warnings
+    assert errors <= set(kinds.SQLSTATES)
+
+
+def test_every_error_of_psycopg_is_classified_by_its_sqlstate() -> None:
+    found = {kind: classify(kind()) for kind in vars(pg).values() if isinstance(getattr(kind, "sqlstate", None), str)}
+    assert len(found) > 250
+    assert {kind for kind, one in found.items() if one.sqlstate != kind.sqlstate} == set()
+    retried = {kind.sqlstate for kind, one in found.items() if one.retry == "same_transaction_again"}
+    assert retried == {"40001", "40P01"}
+    assert {kind.sqlstate for kind, one in found.items() if one.retry == "unknown_outcome"} == {"40003", "08007"}
 
 
 def test_the_db_api_class_does_not_decide() -> None:
@@ -206,6 +257,161 @@ PYTHON_S: list[tuple[BaseException, Category, RetryAdvice]] = [
     (SystemExit(404), "cancelled", "never"),
     (GeneratorExit(), "cancelled", "never"),
 ]
+
+
+class FakeCode:
+    name = "UNAVAILABLE"
+
+
+def _like(
+    module: str, tree: str, bases: tuple[type[BaseException], ...] = (Exception,), **fields: object
+) -> Exception:
+    """Return an error with the class tree of a client that is not installed: "Child(Parent(Grandparent))"."""
+    for name in reversed(tree.replace(")", "").split("(")):
+        bases = (type(name, bases, {"__module__": module}),)
+    error = bases[0]()
+    assert isinstance(error, Exception)
+    vars(error).update(fields)
+    return error
+
+
+class FakeResponse:
+    def __init__(self, **fields: int) -> None:
+        vars(self).update(fields)
+
+
+def _grpc(status: str) -> Exception:
+    code = type("StatusCode", (), {"name": status})()
+    return _like("grpc._channel", "_InactiveRpcError(RpcError)", code=lambda: code)
+
+
+def _requests(tree: str, **fields: object) -> Exception:
+    return _like("requests.exceptions", f"{tree}(RequestException)", (OSError,), **fields)
+
+
+FAKES: list[tuple[Exception, Category, RetryAdvice]] = [
+    # requests, whose errors are all OSErrors
+    (_requests("ConnectionError"), "dependency", "reconnect"),
+    (_requests("ProxyError(ConnectionError)"), "dependency", "reconnect"),
+    (_requests("SSLError(ConnectionError)"), "dependency", "reconnect"),
+    (_requests("ReadTimeout(Timeout)"), "timeout", "backoff"),
+    (_requests("ConnectTimeout(ConnectionError)"), "timeout", "backoff"),
+    (_requests("ChunkedEncodingError"), "dependency", "reconnect"),
+    (_requests("ContentDecodingError"), "data", "never"),
+    (_requests("JSONDecodeError(InvalidJSONError)"), "data", "never"),
+    (_requests("TooManyRedirects"), "dependency", "never"),
+    (_requests("RetryError"), "dependency", "backoff"),
+    (_requests("MissingSchema"), "programming", "never"),
+    (_requests("InvalidURL"), "programming", "never"),
+    (_requests("HTTPError", response=FakeResponse(status_code=404)), "not_found", "never"),
+    (_requests("HTTPError", response=FakeResponse(status_code=503)), "dependency", "backoff"),
+    # aiohttp
+    (_like("aiohttp.client_exceptions", "ServerDisconnectedError(ClientError)"), "dependency", "reconnect"),
+    (
+        _like("aiohttp.client_exceptions", "ClientOSError(ClientConnectionError(ClientError))"),
+        "dependency",
+        "reconnect",
+    ),
+    (_like("aiohttp.client_exceptions", "ServerTimeoutError(ClientError)"), "timeout", "backoff"),
+    (_like("aiohttp.client_exceptions", "ClientConnectorCertificateError(ClientError)"), "dependency", "never"),
+    (_like("aiohttp.client_exceptions", "ClientPayloadError(ClientError)"), "dependency", "reconnect"),
+    (_like("aiohttp.client_exceptions", "InvalidURL(ClientError)"), "programming", "never"),
+    (_like("aiohttp.client_exceptions", "ContentTypeError(ClientResponseError)", status=200), "data", "never"),
+    (_like("aiohttp.client_exceptions", "ClientResponseError(ClientError)", status=429), "rate_limit", "backoff"),
+    # urllib3
+    (_like("urllib3.exceptions", "NewConnectionError(HTTPError)"), "dependency", "reconnect"),
+    (_like("urllib3.exceptions", "ReadTimeoutError(HTTPError)"), "timeout", "backoff"),
+    (_like("urllib3.exceptions", "MaxRetryError(HTTPError)"), "dependency", "backoff"),
+    (_like("urllib3.exceptions", "MaxRetryError(HTTPError)", reason=TimeoutError()), "timeout", "backoff"),
+    (_like("urllib3.exceptions", "MaxRetryError(HTTPError)", reason="many"), "dependency", "backoff"),
+    (_like("urllib3.exceptions", "LocationParseError(LocationValueError)", (ValueError,)), "programming", "never"),
+    (_like("urllib3.exceptions", "DecodeError(HTTPError)"), "data", "never"),
+    (_like("urllib3.exceptions", "InvalidChunkLength(HTTPError)"), "dependency", "reconnect"),
+    (_like("urllib3.exceptions", "EmptyPoolError(HTTPError)"), "resource", "backoff"),
+    (urllib.error.URLError(TimeoutError("slow")), "timeout", "backoff"),
+    (urllib.error.URLError(ssl.SSLCertVerificationError("bad")), "dependency", "never"),
+    (http.client.RemoteDisconnected(), "dependency", "reconnect"),
+    (http.client.IncompleteRead(b""), "dependency", "reconnect"),
+    (http.client.InvalidURL(), "programming", "never"),
+    (http.client.CannotSendRequest(), "programming", "never"),
+    # gRPC
+    (_grpc("UNAVAILABLE"), "dependency", "backoff"),
+    (_grpc("DEADLINE_EXCEEDED"), "timeout", "backoff"),
+    (_grpc("NOT_FOUND"), "not_found", "never"),
+    (_grpc("ALREADY_EXISTS"), "conflict", "never"),
+    (_grpc("PERMISSION_DENIED"), "permission", "never"),
+    (_grpc("UNAUTHENTICATED"), "auth", "never"),
+    (_grpc("RESOURCE_EXHAUSTED"), "rate_limit", "backoff"),
+    (_grpc("INVALID_ARGUMENT"), "validation", "never"),
+    (_grpc("CANCELLED"), "cancelled", "never"),
+    (_grpc("new in some version"), "dependency", "backoff"),
+    (_like("grpc", "RpcError"), "dependency", "backoff"),
+    (_like("grpclib.exceptions", "GRPCError", status=FakeCode()), "dependency", "backoff"),
+    # others
+    (
+        _like(
+            "botocore.errorfactory", "NoSuchKey(ClientError)", response={"ResponseMetadata": {"HTTPStatusCode": 404}}
+        ),
+        "not_found",
+        "never",
+    ),
+    (_like("botocore.exceptions", "ClientError", response={"Error": {}}), "dependency", "never"),
+    (_like("botocore.exceptions", "EndpointConnectionError(BotoCoreError)"), "dependency", "reconnect"),
+    (_like("django.core.exceptions", "ObjectDoesNotExist"), "not_found", "never"),
+    (_like("django.http.response", "Http404"), "not_found", "never"),
+    (_like("django.core.exceptions", "PermissionDenied"), "permission", "never"),
+    (_like("django.db.utils", "OperationalError(DatabaseError(Error))"), "dependency", "reconnect"),
+    (_like("sqlalchemy.exc", "NoResultFound(InvalidRequestError)"), "not_found", "never"),
+    (_like("sqlalchemy.exc", "TimeoutError(SQLAlchemyError)"), "resource", "backoff"),
+    (_like("sqlalchemy.orm.exc", "StaleDataError"), "conflict", "never"),
+    (_like("stripe", "CardError", http_status=402), "permission", "never"),
+    (_like("websockets.exceptions", "ConnectionClosedError(ConnectionClosed)"), "dependency", "reconnect"),
+    (redis.ReadOnlyError(), "dependency", "reconnect"),
+    (redis.WatchError(), "conflict", "backoff"),
+    (redis.exceptions.NoPermissionError(), "permission", "never"),
+    (redis.BusyLoadingError(), "dependency", "reconnect"),
+    # Python's own
+    (asyncio.QueueFull(), "resource", "backoff"),
+    (queue.Full(), "resource", "backoff"),
+    (asyncio.InvalidStateError(), "programming", "never"),
+    (subprocess.TimeoutExpired("x", 1), "timeout", "backoff"),
+    (subprocess.CalledProcessError(1, "x"), "dependency", "never"),
+    (smtplib.SMTPAuthenticationError(535, b"no"), "auth", "never"),
+    (smtplib.SMTPServerDisconnected(), "dependency", "backoff"),
+    (struct.error(), "data", "never"),
+    (zlib.error(), "data", "never"),
+    (pickle.UnpicklingError(), "data", "never"),
+    (ET.ParseError(), "data", "never"),
+    (BlockingIOError(), "resource", "backoff"),
+    (OSError(errno.EMFILE, "too many open files"), "resource", "backoff"),
+    (OSError(errno.EROFS, "read-only"), "permission", "never"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "category", "retry"),
+    FAKES,
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_clients_and_libraries_are_known_by_their_class_trees(error: Exception, category: str, retry: str) -> None:
+    found = classify(error)
+    assert (found.category, found.retry) == (category, retry)
+
+
+def test_a_call_of_grpc_that_is_not_over_is_still_an_error_of_a_dependency() -> None:
+    def code() -> object:
+        raise RuntimeError("not over")
+
+    assert classify(_like("grpc", "RpcError", code=code)).category == "dependency"
+
+
+def test_the_sqlstate_of_djangos_cause_decides() -> None:
+    error = _like("django.db.utils", "OperationalError(DatabaseError(Error))")
+    error.__cause__ = pg.SerializationFailure()
+    assert (classify(error).sqlstate, classify(error).retry) == ("40001", "same_transaction_again")
+    other = ValueError()
+    other.__cause__ = pg.SerializationFailure()
+    assert classify(other).sqlstate is None
 
 
 def _request() -> httpx2.Request:
