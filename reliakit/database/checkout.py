@@ -40,6 +40,8 @@ __all__ = ["Checkouts", "Source"]
 class Source:
     """Where connections come from: opened here, or borrowed from a pool."""
 
+    lasting = True  # what is committed on them stays
+
     def __init__(self, io: Io, *, conninfo: str = "", pool: Any = None, row_factory: Any = None) -> None:
         self.io = io
         self.conninfo = conninfo
@@ -280,7 +282,7 @@ class Checkouts:
         until = self._clock.monotonic() + seconds
         leases: list[Lease] = []
         try:
-            for _ in range(self._keep if self.source.pool is None else 0):
+            for _ in range(min(self._keep, self.size) if self.source.pool is None else 0):
                 lease = Lease(gate, owner_here(), self._clock.monotonic(), place_here())
                 leases.append(lease)
                 if not gate.enter(lease, self.source.io.bell):
@@ -303,6 +305,15 @@ class Checkouts:
             await self._discard(session, "closed")
         await self.source.close()
         self._tell(PoolChanged)
+
+    def exchange(self, source: Source, gate: Gate) -> tuple[Source, Gate]:
+        """Take connections from another source through another gate, and return those that were used until now.
+
+        For test kits: nothing may be in use, and who exchanges them exchanges them back.
+        """
+        former = self.source, self._gate
+        self.source, self._gate, self.size = source, gate, gate.capacity
+        return former
 
     def disown(self) -> None:
         """Leave all connections to the parent process; called in its child."""

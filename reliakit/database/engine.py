@@ -229,7 +229,7 @@ class Engine:
             if trial is None or not await self._begin_on_replica(work, trial, attempt.until, seconds):
                 await self.checkouts.take(work, attempt.until, seconds)
                 if not work.bare:
-                    await self._send_begin(work, attempt.until)
+                    await self.send_begin(work, attempt.until)
         except BaseException as error:
             await self._did_not_begin(work, error)
             raise
@@ -249,7 +249,7 @@ class Engine:
             await trial.checkouts.take(work, within, seconds)
             assert work.session is not None
             work.session.until = until
-            await self._send_begin(work, within)
+            await self.send_begin(work, within)
             verdict = "success"
         except FAILURES as error:
             if work.lease is not None and work.lease.slot is not None:
@@ -267,7 +267,7 @@ class Engine:
         work.checkouts = self.checkouts
         return False
 
-    async def _send_begin(self, work: Work, within: float) -> None:
+    async def send_begin(self, work: Work, within: float) -> None:
         """Open the transaction. A pooled connection that proves dead is replaced, silently and at most so often."""
         replacements = work.checkouts.size + 1
         while True:

@@ -53,7 +53,7 @@ async def ensure(engine: Engine, table: str, ddl: str, until: float | None = Non
             f"{engine.name}: the table {table} is missing and this user may not create it ({error.sqlstate}); have "
             f"it made by a migration:\n{ddl}"
         ) from error
-    return not joins
+    return not joins and engine.checkouts.source.lasting
 
 
 def table_name(argument: str, value: str) -> str:

@@ -3,6 +3,7 @@
     ManualClock            time and chance under the test's control, for threads and tasks
     RecordingListener      the events that were emitted, in order
     EmbeddedPostgres       a real PostgreSQL on a machine that may have none
+    rolled_back            whatever a database commits in a test is rolled back after it
     FaultProxy             latency, black holes, resets and cuts between a client and its server
 
 As a pytest plugin it is registered by installation: fixtures `manual_clock`, `recording_listener`,
@@ -19,8 +20,18 @@ if TYPE_CHECKING:
     from reliakit.testing.fault_proxy import Cut, Fault, FaultProxy, ProxyStats
     from reliakit.testing.listeners import RecordingListener
     from reliakit.testing.postgres import EmbeddedPostgres
+    from reliakit.testing.sandbox import rolled_back
 
-__all__ = ["Cut", "EmbeddedPostgres", "Fault", "FaultProxy", "ManualClock", "ProxyStats", "RecordingListener"]
+__all__ = [
+    "Cut",
+    "EmbeddedPostgres",
+    "Fault",
+    "FaultProxy",
+    "ManualClock",
+    "ProxyStats",
+    "RecordingListener",
+    "rolled_back",
+]
 
 _HOMES = {
     "Cut": "fault_proxy",
@@ -30,6 +41,7 @@ _HOMES = {
     "ManualClock": "clock",
     "ProxyStats": "fault_proxy",
     "RecordingListener": "listeners",
+    "rolled_back": "sandbox",
 }
 
 

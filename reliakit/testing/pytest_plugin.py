@@ -4,18 +4,21 @@ manual_clock           a ManualClock
 recording_listener     a RecordingListener that hears every event in the process
 reliakit_postgres      the session's EmbeddedPostgres
 reliakit_dsn           conninfo of an empty database of this test's own
+reliakit_rollback      a function: what a Database does from reliakit_rollback(db) on is rolled back after the test
 fault_proxy            a factory: fault_proxy(target) is an open FaultProxy
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from reliakit.database import Database
     from reliakit.testing import EmbeddedPostgres, FaultProxy, ManualClock, RecordingListener
 
 
@@ -65,6 +68,29 @@ def reliakit_dsn(reliakit_postgres: EmbeddedPostgres) -> Iterator[str]:
     yield conninfo
     reliakit_postgres.start()
     reliakit_postgres.drop_database(conninfo)
+
+
+@pytest.fixture
+def reliakit_rollback() -> Iterator[Callable[[Database], Database]]:
+    """A function that has everything a Database commits from then on rolled back after the test.
+
+    It returns the database. For an AsyncDatabase, write a fixture with `async with rolled_back(db): yield db`.
+    """
+    from reliakit.core.errors import ConfigurationError  # noqa: PLC0415
+    from reliakit.database import Database  # noqa: PLC0415
+    from reliakit.testing import rolled_back  # noqa: PLC0415
+
+    with ExitStack() as stack:
+
+        def begin(db: Any) -> Database:
+            if not isinstance(db, Database):
+                raise ConfigurationError(
+                    f"reliakit_rollback takes a Database, got {type(db).__name__}: for an AsyncDatabase write a "
+                    "fixture with `async with rolled_back(db): yield db`"
+                )
+            return stack.enter_context(rolled_back(db))
+
+        yield begin
 
 
 @pytest.fixture

@@ -106,6 +106,7 @@ from reliakit import (
     zero,
 )
 from reliakit.integrations.sqlalchemy import AsyncEnginePool, EnginePool, connection, session
+from reliakit.testing import rolled_back
 
 heard: list[Event] = []
 breaker = CircuitBreaker(
@@ -496,3 +497,10 @@ async def sqlalchemy_in_tasks(engine: AsyncEngine) -> None:
 def pools(pool: ConnectionPool[Any], async_pool: AsyncConnectionPool[Any]) -> None:
     Database(pool)
     AsyncDatabase(pool=async_pool)
+
+
+async def sandboxes() -> None:
+    with rolled_back(db) as same:
+        assert_type(same, Database)
+    async with rolled_back(adb) as async_same:
+        assert_type(async_same, AsyncDatabase)
