@@ -15,6 +15,18 @@ from decimal import Decimal
 from urllib.parse import quote
 from uuid import UUID
 
+from masker_texts import (
+    CODES,
+    COMMANDS,
+    HARMLESS,
+    MARKUP,
+    SECRET,
+    SENTENCES,
+    STATEMENTS,
+    TOKEN,
+    WITH_TOKENS,
+)
+
 from reliakit.logs.vendors import VendorToken, table
 
 PASSWORD = "hunter2" + "-Zx9"
@@ -237,6 +249,12 @@ TEXTS = [
     Case("[SQL: SELECT 1]\n[parameters: ('odd value',)]\nend", ["odd value"], ["SELECT 1", "end"]),
 ]
 
+TEXTS += [
+    *_in_text(*COMMANDS, *STATEMENTS, *MARKUP, *SENTENCES, secret=SECRET),
+    *_in_text(*WITH_TOKENS, secret=TOKEN),
+    *(Case(text.partition(" ##")[0], ["482913", "482 913"], [text.partition(" ##")[2]]) for text in CODES),
+]
+
 SHAPES = [
     Case(Account("bob", PASSWORD), [PASSWORD], ["bob"]),
     Case({"account": Account("bob", PASSWORD)}, [PASSWORD], ["bob"]),
@@ -390,6 +408,8 @@ HARMLESS_TEXTS = [
     "Decimal('1.50') and {'a': [1, 2, 3]}",
     "user said: it's fine, isn't it?",
 ]
+
+HARMLESS_TEXTS += HARMLESS
 
 HARMLESS_VALUES: list[object] = [
     *(None, True, False, 0, 1, -1, 2**70, 1.5, "", "x", b"", b"raw", [], {}, (), set()),

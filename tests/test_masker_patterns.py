@@ -13,21 +13,35 @@ from re import _parser as parser
 import pytest
 
 import reliakit
-from reliakit.logs import DEFAULT, IP_ADDRESSES, Masker, bodies
+from reliakit.logs import DEFAULT, IP_ADDRESSES, Masker, extents
 
-LOGS = Path(bodies.__file__).parent
+LOGS = Path(extents.__file__).parent
 MODULES = [importlib.import_module(f"reliakit.logs.{path.stem}") for path in sorted(LOGS.glob("[!_]*.py"))]
+
+
+def patterns_in(name, value):
+    """Yield the regular expressions in a value, also inside tuples and dicts, each with a name."""
+    if isinstance(value, re.Pattern):
+        yield name, value
+    elif isinstance(value, tuple | list):
+        for place, item in enumerate(value):
+            yield from patterns_in(f"{name}[{place}]", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from patterns_in(f"{name}[{key}]", item)
 
 
 def patterns_of(module):
     """Return the module's regular expressions by their full names."""
     return {
-        f"{module.__name__}.{name}": value for name, value in vars(module).items() if isinstance(value, re.Pattern)
+        f"{module.__name__}.{name}": pattern
+        for title, value in vars(module).items()
+        if not title.startswith("__")
+        for name, pattern in patterns_in(title, value)
     }
 
 
 PATTERNS = {name: pattern for module in MODULES for name, pattern in patterns_of(module).items()}
-PATTERNS |= {f"bodies._INSIDE[{quote}]": pattern for quote, pattern in bodies._INSIDE.items()}
 
 
 def patterns_elsewhere():

@@ -15,7 +15,7 @@ from functools import partial
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
-from reliakit.logs import bodies, personal, vendors
+from reliakit.logs import bodies, commands, personal, statements, vendors
 from reliakit.logs.markers import MARKER, Hide
 from reliakit.logs.words import KeyRules
 
@@ -103,12 +103,13 @@ def _jwt(text: str, hide: Hide, _rules: KeyRules) -> str:
 
 
 _SCHEME = re.compile(
-    r"(?<![A-Za-z0-9])([Bb]earer|BEARER|[Bb]asic|BASIC|[Nn]egotiate|NTLM|ApiKey|[Tt]oken)"
-    r"([ \t:=]{1,3}|%20|\+)([A-Za-z0-9._~+/\-]{8,}+=*+)"
+    r"(?<![A-Za-z0-9])"
+    r"([Bb]earer|BEARER|[Bb]asic|BASIC|[Nn]egotiate|NTLM|ApiKey|[Tt]oken|AUTH(?: PLAIN| LOGIN| default)?)"
+    r"([ \t:=,]{1,3}|%20|\+)([A-Za-z0-9._~+/\-]{8,}+=*+)"
 )
 
 
-_SCHEME_SIGNS = ("earer", "asic", "oken", "BE", "BA", "egoti", "NTLM", "ApiKey")
+_SCHEME_SIGNS = ("earer", "asic", "oken", "BE", "BA", "egoti", "NTLM", "ApiKey", "AUTH ")
 
 
 def _scheme(text: str, hide: Hide, _rules: KeyRules) -> str:
@@ -155,7 +156,18 @@ def _password_hash(text: str, hide: Hide, _rules: KeyRules) -> str:
 _AUTHORITY = re.compile(r"(?<=://)[^\s\"'<>`\\]++")
 
 
+# `jdbc:oracle:thin:user/password@host`, and a line of PostgreSQL's password file: `host:port:database:user:password`.
+_THIN = re.compile(r"(:thin:[^\s/@:]{1,128}/)([^\s@]++)(?=@)")
+_PASSWORD_FILE = re.compile(
+    r"(?m:^)((?:[\w.\-*]{1,255}):(?:[0-9]{2,5}|\*):[\w.\-*]{1,63}:[\w.\-*]{1,63}:)(\S++)(?m:$)"
+)
+
+
 def _userinfo(text: str, hide: Hide, _rules: KeyRules) -> str:
+    if ":thin:" in text:
+        text = _THIN.sub(lambda found: f"{found[1]}{hide(found[2])}", text)
+    if text.count(":") >= 4:
+        text = _PASSWORD_FILE.sub(lambda found: f"{found[1]}{hide(found[2])}", text)
     if "://" not in text or "@" not in text:
         return text
     parts: list[str] = []
@@ -197,36 +209,6 @@ def _is_token_user(text: str, begin: int, user: str) -> bool:
     return text[max(0, begin - 8) : begin].endswith(("http://", "https://")) and len(user) >= 16
 
 
-_PG_KEY = re.compile(r"Key \([^()\n]{1,200}\)=\(")
-_PG_KEY_END = re.compile(
-    r"\)(?= already exists| is not present| is still referenced| conflicts with|\.|$)", re.MULTILINE
-)
-_PG_ROW = re.compile(r"(Failing row contains \()([^\n]*+)")
-_SQL_PARAMETERS = re.compile(r"(\[parameters: )([^\n]*+)")
-
-
-def _database_detail(text: str, hide: Hide, _rules: KeyRules) -> str:
-    """Hide the data that database errors repeat: values of a violated key, a refused row, bound parameters."""
-    if "Key (" in text:
-        text = _hide_key_values(text, hide)
-    if "Failing row" in text:
-        text = _PG_ROW.sub(lambda found: f"{found[1]}{hide(found[2])}", text)
-    if "[parameters: " in text:
-        text = _SQL_PARAMETERS.sub(lambda found: f"{found[1]}{hide(found[2])}", text)
-    return text
-
-
-def _hide_key_values(text: str, hide: Hide) -> str:
-    parts: list[str] = []
-    at = 0
-    while (head := _PG_KEY.search(text, at)) is not None:
-        tail = _PG_KEY_END.search(text, head.end())
-        stop = tail.start() if tail else len(text)
-        parts += (text[at : head.end()], hide(text[head.end() : stop]))
-        at = stop
-    return "".join((*parts, text[at:]))
-
-
 _IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.]\d)")
 _IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 
@@ -244,7 +226,8 @@ DEFAULT: tuple[Detector, ...] = (
     Detector("jwt", _jwt),
     Detector("token", vendors.mask_tokens),
     Detector("password_hash", _password_hash),
-    Detector("database", _database_detail),
+    Detector("command", commands.mask_commands),
+    Detector("database", statements.mask_statements),
     Detector("email", personal.mask_emails),
     Detector("iban", personal.mask_ibans),
     Detector("card", personal.mask_cards),

@@ -14,6 +14,7 @@ __all__ = [
     "COMPOUNDS",
     "DRAWN_TAILS",
     "FOLDER_TAILS",
+    "LAST_WORDS",
     "LONGEST_COMPOUND",
     "PARTS",
     "PLURALS",
@@ -109,6 +110,8 @@ COMPOUNDS = frozenset(
     backup code
     backup codes
     one time code
+    your code
+    maiden name
     mfa code
     fa code
     sms code
@@ -218,15 +221,17 @@ COMPOUNDS = frozenset(
     """.strip().splitlines()
 )
 LONGEST_COMPOUND = max(map(len, COMPOUNDS))
+LAST_WORDS = frozenset(words[-1] for words in COMPOUNDS)
 
 # At the end of a name only: what comes after decides what the name is about. `KeyRules` says what each set means.
 WEAK_TAILS = word_set(
-    "auth session sessions sid email emails mail phone telephone mobile msisdn iban clave passport telefon telefono"
+    "auth session sessions sid email emails mail phone telephone mobile msisdn iban clave passport mnemonic"
+    " telefon telefono"
 )
 WEAK_PAIRS = frozenset(
     {("email", "address"), ("mail", "address"), ("phone", "number"), ("mobile", "number"), ("telephone", "number")}
 )
-DRAWN_TAILS = word_set("sig signature salt seed nonce ticket assertion mnemonic pepper hmac")
+DRAWN_TAILS = word_set("sig signature salt seed nonce ticket assertion pepper hmac")
 FOLDER_TAILS = word_set("pwd oldpwd")
 
 PLURALS = word_set("tokens cookies secrets passwords credentials jwts keys sessions emails passkeys")

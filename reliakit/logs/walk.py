@@ -15,12 +15,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from reliakit.logs.bodies import is_spared
 from reliakit.logs.encode import SmallNumber
 from reliakit.logs.markers import MARKER
 from reliakit.logs.objects import fields_of, safe_text
 from reliakit.logs.personal import is_card
 from reliakit.logs.scan import FAILED, REMEMBERED, Scan, remembers
+from reliakit.logs.spared import is_spared
 from reliakit.logs.words import Verdict
 
 if TYPE_CHECKING:
