@@ -6,8 +6,8 @@ control, whose ratio to the first shows the noise. Ids, addresses and tokens are
 answer for them. Printed are medians and ratios of medians to python-json-logger with the same encoder.
 
 What masks is also compared by what it adds to that logger: each peer masks the record's fields in the same place,
-before they are encoded, so its own logger costs it nothing. logfire looks at field names and words, loggingredactor at
-the patterns and names it is given here, hushlog at patterns: none of them does all that is done here.
+before they are encoded, so its own logger costs it nothing. logfire looks at field names and words, loggingredactor
+at the patterns and names it is given here, hushlog at patterns: none of them does all that is done here.
 
     python benchmarks/logs.py [--quick]
 
@@ -27,6 +27,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from interleave import interleave
@@ -321,7 +322,7 @@ def hostile(rounds: int) -> None:
             text = (piece * (size // len(piece) + 1))[:size]
             best = min(_once(masker, text + str(number)) for number in range(max(3, rounds // 4)))
             times.append(best)
-        worst = max(after / before for before, after in zip(times, times[1:], strict=False))
+        worst = max(after / before for before, after in pairwise(times))
         print(f"  {name:<34}{worst:8.2f}")
 
 

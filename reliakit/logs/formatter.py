@@ -115,7 +115,10 @@ class MaskingFormatter(BaseJsonFormatter):
 
 def _first(*ids: object) -> str:
     """Return the first id that is known, as text."""
-    return next((safe_text(known) for known in ids if known is not None), "")
+    for known in ids:
+        if known is not None:
+            return known if type(known) is str else safe_text(known)
+    return ""
 
 
 def _with_request(fields: Any, principal: str | None, given: dict[str, Any]) -> dict[str, Any]:

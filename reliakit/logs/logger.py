@@ -11,7 +11,7 @@ from reliakit.core.events import SecurityNoticed
 from reliakit.core.spine import Emitter
 from reliakit.core.tracking import report
 from reliakit.logs.objects import safe_text
-from reliakit.logs.records import ERROR, FIELDS, error_of
+from reliakit.logs.records import ERROR, FIELDS
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Logger", "get_logger"]
 
 _emitter = Emitter("logs")
+# A global costs a quarter of a module's attribute, and a call below the level little more than that.
+_DEBUG, _INFO, _WARNING = logging.DEBUG, logging.INFO, logging.WARNING
+_ERROR, _CRITICAL = logging.ERROR, logging.CRITICAL
 
 
 class Logger:
@@ -65,33 +68,33 @@ class Logger:
 
     def debug(self, message: object, /, *args: object, **fields: Any) -> None:
         """Log what helps to understand the program."""
-        if self._is_enabled(logging.DEBUG):
-            self._write(logging.DEBUG, message, args, fields)
+        if self._is_enabled(_DEBUG):
+            self._write(_DEBUG, message, args, fields)
 
     def info(self, message: object, /, *args: object, **fields: Any) -> None:
         """Log what happened as it should."""
-        if self._is_enabled(logging.INFO):
-            self._write(logging.INFO, message, args, fields)
+        if self._is_enabled(_INFO):
+            self._write(_INFO, message, args, fields)
 
     def warning(self, message: object, /, *args: object, **fields: Any) -> None:
         """Log what somebody should look at."""
-        if self._is_enabled(logging.WARNING):
-            self._write(logging.WARNING, message, args, fields)
+        if self._is_enabled(_WARNING):
+            self._write(_WARNING, message, args, fields)
 
     def error(self, message: object, /, *args: object, **fields: Any) -> None:
         """Log what failed; give the exception as `error=`."""
-        if self._is_enabled(logging.ERROR):
-            self._write(logging.ERROR, message, args, fields)
+        if self._is_enabled(_ERROR):
+            self._write(_ERROR, message, args, fields)
 
     def critical(self, message: object, /, *args: object, **fields: Any) -> None:
         """Log what keeps the service from working."""
-        if self._is_enabled(logging.CRITICAL):
-            self._write(logging.CRITICAL, message, args, fields)
+        if self._is_enabled(_CRITICAL):
+            self._write(_CRITICAL, message, args, fields)
 
     def exception(self, message: object, /, *args: object, **fields: Any) -> None:
         """Log an error with the exception that is being handled."""
-        if self._is_enabled(logging.ERROR):
-            self._write(logging.ERROR, message, args, {"exc_info": True, **fields})
+        if self._is_enabled(_ERROR):
+            self._write(_ERROR, message, args, {"exc_info": True, **fields})
 
     def log(self, level: int | str, message: object, /, *args: object, **fields: Any) -> None:
         """Log at any level, given as a number or by its name; at a level that there is not, as a warning."""
@@ -120,10 +123,11 @@ class Logger:
             _emitter.emit(SecurityNoticed, event=safe_text(event), source=safe_text(source), fields=told)
 
     def _write(self, level: int, message: object, args: tuple[object, ...], fields: dict[str, Any]) -> None:
-        error = exc_info = None
+        error = info = None
         stack_info, stacklevel = False, 1
         if not _SPECIAL.isdisjoint(fields):
-            error, exc_info = fields.pop("error", None), fields.pop("exc_info", None)
+            error = fields.pop("error", None)
+            info = _exception_info(error, fields.pop("exc_info", None))
             stack_info, stacklevel = fields.pop("stack_info", False), fields.pop("stacklevel", 1)
             fields = _with_extra(fields)
         if self._fields:
@@ -136,18 +140,17 @@ class Logger:
             caller.f_lineno,
             message,
             args,
-            _exception_info(error, exc_info),
+            info,
             caller.f_code.co_name,
             None,
             _stack_text(caller) if stack_info else None,
         )
         record.__dict__[FIELDS] = fields
-        if error is not None and not isinstance(error, BaseException) and record.exc_info is None:
+        if error is not None and info is None:
             record.__dict__[ERROR] = error
         self._logger.handle(record)
-        told = error_of(record)
-        if isinstance(told, BaseException):
-            report(_emitter, told)
+        if info is not None:
+            report(_emitter, info[1])
 
     def __repr__(self) -> str:
         bound = f" with {', '.join(self._fields)}" if self._fields else ""

@@ -59,13 +59,16 @@ class Kept:
 
 def error_of(record: logging.LogRecord) -> object:
     """Return the exception that a record tells of, what was given as `error=` instead of one, or None."""
-    given: object = record.__dict__.get(ERROR)
+    attributes = record.__dict__
+    given: object = attributes.get(ERROR)
     if given is not None:
         return given
-    kept = record.__dict__.get(KEPT)
-    if type(kept) is Kept and kept.error is not None:
+    kept = attributes.get(KEPT)
+    if kept is not None and type(kept) is Kept and kept.error is not None:
         return kept.error
-    found = record.exc_info
+    found: object = record.exc_info
+    if found is None:
+        return None
     if isinstance(found, tuple):
         return found[1]
     return found if isinstance(found, BaseException) else None
