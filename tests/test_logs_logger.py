@@ -512,3 +512,26 @@ def test_the_names_of_both_worlds_are_there(lines):
     assert log.isEnabledFor(logging.INFO)
     assert log.is_enabled_for("info")
     assert not log.is_enabled_for("loud")
+
+
+def test_a_level_that_is_set_later_holds_at_once():
+    stream = Lines()
+    plain = logging.getLogger("app.later")
+    logger = get_logger("app.later")
+    with configure_logging(service="svc", level="INFO", stream=stream):
+        logger.debug("no")
+        plain.setLevel("DEBUG")
+        logger.debug("yes")
+        logging.disable(logging.CRITICAL)
+        try:
+            logger.error("no")
+        finally:
+            logging.disable(logging.NOTSET)
+        plain.disabled = True
+        logger.error("no")
+        plain.disabled = False
+        logger.error("yes")
+        plain.setLevel("CRITICAL")
+        logger.error("no")
+    plain.setLevel("NOTSET")
+    assert [line["message"] for line in stream.records()] == ["yes", "yes"]
