@@ -30,6 +30,8 @@ __all__ = [
     "LimitDecided",
     "LogDropped",
     "NumbersWanted",
+    "OutboxFailed",
+    "OutboxRelayed",
     "PoolChanged",
     "PoolReturned",
     "PoolWaited",
@@ -250,6 +252,38 @@ class HookFailed(Event):
     operation: str
     hook: str
     error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxRelayed(Event):
+    """A relay has handed over messages of an outbox, and they are gone from its table.
+
+    Attributes:
+        count: How many.
+        lag: Seconds since the oldest of them was published.
+    """
+
+    count: int
+    lag: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxFailed(Event):
+    """A relay's handler raised; the message stays.
+
+    Attributes:
+        message_id: Which one.
+        topic: Its topic.
+        attempt: How often it was tried so far.
+        delay: Seconds until it is tried again, None when it is set aside as dead.
+        error_type: The class name of the error.
+    """
+
+    message_id: int
+    topic: str
+    attempt: int
+    delay: float | None
+    error_type: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

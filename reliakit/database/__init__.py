@@ -5,7 +5,9 @@ from reliakit.database.async_database import AsyncDatabase
 from reliakit.database.database import Database
 from reliakit.database.decorator import transactional
 from reliakit.database.idempotency import IDEMPOTENCY_DDL
+from reliakit.database.outbox import Outbox, OutboxMessage, OutboxStats
 from reliakit.database.outcome import TransactionOutcome
+from reliakit.database.relay import AsyncRelay, Relay
 from reliakit.database.repository import AsyncRepository, Repository
 from reliakit.database.settings import DatabaseStats, Isolation, Propagation, TransactionRetry
 from reliakit.database.transaction import AsyncTransaction, Transaction
@@ -15,12 +17,17 @@ __all__ = [
     "AdvisoryLock",
     "AsyncAdvisoryLock",
     "AsyncDatabase",
+    "AsyncRelay",
     "AsyncRepository",
     "AsyncTransaction",
     "Database",
     "DatabaseStats",
     "Isolation",
+    "Outbox",
+    "OutboxMessage",
+    "OutboxStats",
     "Propagation",
+    "Relay",
     "Repository",
     "Transaction",
     "TransactionOutcome",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -47,7 +47,9 @@ class Io(Protocol):
         """Drive one exchange with the server to its end, or raise WaitTimeout after so many seconds."""
         ...
 
-    async def query(self, connection: Any, query: bytes, params: Sequence[Any] | None) -> list[tuple[Any, ...]]:
+    async def query(
+        self, connection: Any, query: bytes, params: Sequence[Any] | Mapping[str, Any] | None
+    ) -> list[tuple[Any, ...]]:
         """Run one of our own statements and return its rows, as tuples whatever the connection's row factory."""
         ...
 
@@ -165,7 +167,9 @@ class BlockingIo:
         """Block the thread until the exchange is over, see `Io`."""
         return waiting.wait(exchange, fileno, interval, seconds)
 
-    async def query(self, connection: Any, query: bytes, params: Sequence[Any] | None) -> list[tuple[Any, ...]]:
+    async def query(
+        self, connection: Any, query: bytes, params: Sequence[Any] | Mapping[str, Any] | None
+    ) -> list[tuple[Any, ...]]:
         """Block until the rows are there, see `Io`."""
         cursor = connection.cursor(row_factory=tuple_row).execute(query, params)
         return [] if cursor.description is None else cursor.fetchall()
@@ -272,7 +276,9 @@ class SuspendingIo:
         """Suspend the task until the exchange is over, see `Io`."""
         return await waiting.wait_async(exchange, fileno, interval, seconds)
 
-    async def query(self, connection: Any, query: bytes, params: Sequence[Any] | None) -> list[tuple[Any, ...]]:
+    async def query(
+        self, connection: Any, query: bytes, params: Sequence[Any] | Mapping[str, Any] | None
+    ) -> list[tuple[Any, ...]]:
         """Suspend until the rows are there, see `Io`."""
         cursor = await connection.cursor(row_factory=tuple_row).execute(query, params)
         return [] if cursor.description is None else await cursor.fetchall()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
 
 from reliakit.core.errors import TransactionTimeoutError, TransactionUsageError
 from reliakit.core.events import (
@@ -59,6 +61,17 @@ class Source:
         slot.session = session
         await session.adopt()
         return session
+
+    async def connect_apart(self, seconds: float) -> Any:
+        """Open a connection that is no part of any pool, or return None where a pool does not tell how to."""
+        if self.pool is None:
+            return await self.io.connect(self.conninfo, seconds, None)
+        conninfo, settings = getattr(self.pool, "conninfo", None), getattr(self.pool, "kwargs", None) or {}
+        if not isinstance(conninfo, str) or not isinstance(settings, dict):
+            return None  # functions that make them, or somebody else's pool
+        known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+        given = {name: value for name, value in cast("dict[str, Any]", settings).items() if name in known}
+        return await self.io.connect(make_conninfo(conninfo, **given), seconds, None)
 
     async def dispose(self, session: Session) -> None:
         """Part with a session: close its connection, or give it back to the pool, which replaces a closed one."""

@@ -22,7 +22,7 @@ from reliakit.database.driver import INTERVAL, WaitTimeout
 from reliakit.database.machine import MARKER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from psycopg.abc import PQGen
 
@@ -227,7 +227,9 @@ class Session:
             self.notice_end()
         return error
 
-    async def query(self, query: bytes, params: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+    async def query(
+        self, query: bytes, params: Sequence[Any] | Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
         """Run one of our own statements in the caller's time and return its rows. Errors as `wait`."""
         return await self._io.query(self.connection, query, params)
 

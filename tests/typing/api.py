@@ -56,6 +56,9 @@ from reliakit import (
     Metrics,
     NoInstanceError,
     Objective,
+    Outbox,
+    OutboxMessage,
+    OutboxStats,
     OverloadedError,
     Permit,
     Problem,
@@ -411,6 +414,30 @@ async def transactions() -> None:
     assert_type(Users(db).rename(1, "x"), bool)
     assert_type(await AsyncUsers(adb).rename(1), bool)
     assert_type(Users(db).with_transaction(lambda tx: 7), int)
+
+
+outbox = Outbox("outbox", notify=False)
+
+
+def deliver(message: OutboxMessage) -> None:
+    assert_type(message.id, int)
+    assert_type(message.key, str | None)
+
+
+async def adeliver(message: OutboxMessage) -> None:
+    deliver(message)
+
+
+async def outboxes(tx: Transaction, atx: AsyncTransaction) -> None:
+    outbox.create(db)
+    assert_type(outbox.ddl, str)
+    assert_type(outbox.publish(tx, "order", {"id": 7}, key="7", headers={"trace": "x"}), int)
+    assert_type(await outbox.apublish(atx, "order", None), int)
+    assert_type(outbox.relay(db, deliver, batch=10, max_attempts=5).drain(), int)
+    assert_type(await outbox.relay(adb, adeliver, backoff=Backoff(0.1)).adrain(), int)
+    assert_type(outbox.stats(db), OutboxStats)
+    assert_type(await outbox.adead(adb), list[OutboxMessage])
+    assert_type(outbox.redrive(db, ids=[1, 2]), int)
 
 
 # The web

@@ -1,0 +1,93 @@
+"""LISTEN on a connection of its own: woken by a NOTIFY, never longer than asked, deaf at worst.
+
+Whoever listens looks for work every now and then anyway, so a connection that fails only makes that look late: it is
+opened again, after growing pauses, and meanwhile the pauses between two looks are slept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import generators, pq
+
+from reliakit.core.backoff import Backoff
+from reliakit.database.driver import INTERVAL, WaitTimeout
+
+if TYPE_CHECKING:
+    from reliakit.core.clock import Clock
+    from reliakit.database.checkout import Source
+
+__all__ = ["Ear"]
+
+# Seconds that connecting, and then LISTEN, may each take; they are as long as looking for work may come late.
+_PATIENCE = 2.0
+_PAUSES = Backoff(base=0.5, cap=30.0, jitter=0.5)
+
+
+class Ear:
+    """One process's ear on one channel.
+
+    Args:
+        source: Where the database's connections come from.
+        channel: What is listened to.
+        clock: What measures the pauses.
+    """
+
+    def __init__(self, source: Source, channel: str, clock: Clock) -> None:
+        self._source = source
+        self._io = source.io
+        self._command = f'LISTEN "{channel}"'.encode("ascii")
+        self._clock = clock
+        self._connection: Any = None
+        self._failures = 0
+        self._not_before = clock.monotonic()
+
+    async def open(self) -> None:
+        """Listen, unless that is done or has just failed. At most 2 * 2 s; a server that fails makes it deaf."""
+        if self._connection is not None or self._clock.monotonic() < self._not_before:
+            return
+        try:
+            connection = self._connection = await self._source.connect_apart(_PATIENCE)
+            if connection is None:
+                self._not_before = float("inf")  # a pool that does not tell how it connects
+                return
+            connection.pgconn.send_query(self._command)
+            exchange = generators.execute(connection.pgconn)
+            results = await self._io.wait(exchange, connection.pgconn.socket, INTERVAL, _PATIENCE)
+            if results[-1].status != pq.ExecStatus.COMMAND_OK:
+                raise psycopg.errors.error_from_result(results[-1])
+        except psycopg.Error:
+            # Not told: the very next look for work meets the same server, and tells.
+            self._failed()
+        except BaseException:
+            self.close()
+            raise
+        else:
+            self._failures = 0
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until somebody notifies or so many seconds are over; return whether it was the former."""
+        if self._connection is None:
+            await self._io.sleep(self._clock, seconds)
+            return False
+        pgconn = self._connection.pgconn
+        try:
+            await self._io.wait(generators.notifies(pgconn), pgconn.socket, INTERVAL, seconds)
+        except WaitTimeout:
+            return False
+        except psycopg.Error:
+            self._failed()  # as above
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the connection. Closing twice is harmless."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.pgconn.finish()
+
+    def _failed(self) -> None:
+        self.close()
+        self._failures += 1
+        self._not_before = self._clock.monotonic() + _PAUSES.delay(self._failures, self._clock.random)

@@ -1,0 +1,403 @@
+"""Outbox: messages written in the transaction that they tell of, and handed over after it has committed.
+
+```
+BEGIN ─▶ the caller's work ─▶ publish ─▶ COMMIT ─▶ NOTIFY ┄┄▶ relay ─▶ handler ─▶ deleted
+                              (a row)                           └────── raised ─▶ again later, or dead
+```
+
+A message is handed over at least once: after a crash between a handler and its commit, once more. Messages of one key
+arrive in the order in which their transactions committed. The pattern is Chris Richardson's "Transactional outbox".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, cast, overload
+
+from reliakit.core import checks
+from reliakit.core.backoff import Backoff
+from reliakit.core.errors import ConfigurationError, TransactionUsageError
+from reliakit.core.flow import run_blocking
+from reliakit.database.async_database import AsyncDatabase
+from reliakit.database.database import Database
+from reliakit.database.locking import number_of
+from reliakit.database.relay import AsyncRelay, Relay, Shipping
+from reliakit.database.settings import TransactionOptions
+from reliakit.database.tables import ensure, table_name
+from reliakit.database.transaction import AsyncTransaction, Transaction
+
+if TYPE_CHECKING:
+    from reliakit.core.spine import Listener
+    from reliakit.database.engine import Engine, Entered
+
+__all__ = ["Outbox", "OutboxMessage", "OutboxStats"]
+
+_DDL = """\
+CREATE TABLE IF NOT EXISTS {table} (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    topic text NOT NULL,
+    key text COLLATE "C",
+    payload json NOT NULL,
+    headers json NOT NULL,
+    published_at timestamptz NOT NULL DEFAULT now(),
+    not_before timestamptz NOT NULL DEFAULT now(),
+    attempts integer NOT NULL DEFAULT 0,
+    error text,
+    dead_at timestamptz
+);
+CREATE INDEX IF NOT EXISTS {index}_key ON {table} (key, id) WHERE dead_at IS NULL AND key IS NOT NULL;
+CREATE INDEX IF NOT EXISTS {index}_keyless ON {table} (id) WHERE dead_at IS NULL AND key IS NULL;
+"""
+_LONGEST = 255
+_COLUMNS = "id, topic, key, payload::text, headers::text, extract(epoch FROM published_at)::float8, attempts, error"
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxMessage:
+    """One message of an outbox, as a handler gets it.
+
+    Attributes:
+        id: Its number; a message that is handed over twice has the same one.
+        topic: What it is about.
+        payload: The JSON value that was published.
+        published_at: When its transaction began.
+        key: Messages of one key arrive in order; None for one on its own.
+        headers: Texts that travel with it.
+        attempt: Which try this is, from 1; of a dead one, how many there were.
+        error: The class name of the last try's error, None on the first.
+    """
+
+    id: int
+    topic: str
+    payload: Any
+    published_at: datetime
+    key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    attempt: int = 1
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxStats:
+    """What an outbox holds at one moment.
+
+    Attributes:
+        pending: Messages that wait to be handed over.
+        dead: Messages that were set aside.
+        oldest: Seconds since the oldest pending one was published, None when none is pending.
+    """
+
+    pending: int
+    dead: int
+    oldest: float | None
+
+
+class Outbox:
+    """A table of messages. One object for threads and tasks; holds no connection.
+
+    Methods without the prefix `a` take a `Database` and its transactions, those with it an `AsyncDatabase` and its.
+
+    Args:
+        table: Its name, with or without a schema; lower-case letters, digits and `_`.
+        notify: Whether a publishing transaction wakes relays at once; otherwise they find its messages at their next
+            look. PostgreSQL lets transactions that notify commit one after the other, in the whole server: turn it
+            off where thousands commit each second.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+
+    def __init__(self, table: str = "outbox", *, notify: bool = True) -> None:
+        self._table = table_name("table", table)
+        if not isinstance(notify, bool):
+            raise ConfigurationError(f"notify must be True or False, got {notify!r}")
+        self._notify = notify
+        self._insert = {keyed: _insert(self._quoted, keyed=keyed, notify=notify) for keyed in (False, True)}
+        self._name = TransactionOptions(operation=f"outbox {table}")
+
+    @property
+    def table(self) -> str:
+        """The table's name."""
+        return self._table
+
+    @property
+    def ddl(self) -> str:
+        """The statements that create the table, for a migration. Running them again is harmless."""
+        return _DDL.format(table=self._quoted, index=self._table.replace(".", "_"))
+
+    @property
+    def _quoted(self) -> str:
+        return ".".join(f'"{part}"' for part in self._table.split("."))
+
+    def __repr__(self) -> str:
+        return f"Outbox({self._table!r}, notify={self._notify})"
+
+    def create(self, db: Database) -> None:
+        """Create the table unless it is there; many processes may do so at once.
+
+        Raises:
+            ConfigurationError: It is missing, and this user may not create it.
+        """
+        run_blocking(ensure(_engine(db, Database), self._table, self.ddl))
+
+    async def acreate(self, db: AsyncDatabase) -> None:
+        """Create the table unless it is there; otherwise as `create`."""
+        await ensure(_engine(db, AsyncDatabase), self._table, self.ddl)
+
+    def publish(
+        self,
+        tx: Transaction,
+        topic: str,
+        payload: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
+        """Write a message in this transaction, with which it comes and goes; return its number. One round trip.
+
+        Transactions that publish for the same key commit one after the other: the second waits here until the first
+        has ended, within its own time. Messages without a key wait for nobody and have no order.
+
+        Args:
+            tx: The transaction that the message tells of.
+            topic: What it is about, 1 to 255 characters.
+            payload: A JSON value.
+            key: Whose order it keeps, 1 to 255 characters, such as an account's number.
+            headers: Texts that travel with it.
+
+        Raises:
+            ConfigurationError: An argument is wrong, such as a payload that is no JSON value.
+            TransactionUsageError: There is no transaction, see also `Transaction.execute`.
+        """
+        if not isinstance(tx, Transaction):
+            raise _wrong_transaction("publish", Transaction, tx)
+        query, params = self._publication(tx, topic, payload, key, headers)
+        return cast("int", tx.fetch_value(query, params))
+
+    async def apublish(
+        self,
+        tx: AsyncTransaction,
+        topic: str,
+        payload: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
+        """Write a message in this transaction and return its number; otherwise as `publish`."""
+        if not isinstance(tx, AsyncTransaction):
+            raise _wrong_transaction("apublish", AsyncTransaction, tx)
+        query, params = self._publication(tx, topic, payload, key, headers)
+        return cast("int", await tx.fetch_value(query, params))
+
+    @overload
+    def relay(
+        self,
+        db: Database,
+        handler: Callable[[OutboxMessage], object],
+        *,
+        batch: int = 100,
+        poll: float = 1.0,
+        timeout: float = 30.0,
+        max_attempts: int | None = None,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        listeners: Iterable[Listener] = (),
+    ) -> Relay: ...
+    @overload
+    def relay(
+        self,
+        db: AsyncDatabase,
+        handler: Callable[[OutboxMessage], Awaitable[object]],
+        *,
+        batch: int = 100,
+        poll: float = 1.0,
+        timeout: float = 30.0,
+        max_attempts: int | None = None,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        listeners: Iterable[Listener] = (),
+    ) -> AsyncRelay: ...
+    def relay(
+        self,
+        db: Database | AsyncDatabase,
+        handler: Callable[[OutboxMessage], object],
+        *,
+        batch: int = 100,
+        poll: float = 1.0,
+        timeout: float = 30.0,
+        max_attempts: int | None = None,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        listeners: Iterable[Listener] = (),
+    ) -> Relay | AsyncRelay:
+        """Return what hands messages to `handler`; it starts nothing by itself. Several share the work.
+
+        While a batch is handed over, a transaction of the relay's holds one connection. What the handler does in the
+        database is its own: it may use the same `db`, with a `max_size` of 2 at least.
+
+        Args:
+            db: Where the table is.
+            handler: Takes an `OutboxMessage`; `async def` for an AsyncDatabase. When it returns, the message is done
+                with; when it raises, it gets it again. It must bear to get a message twice.
+            batch: How many messages are taken at once, at most. So many may come again after a crash.
+            poll: Seconds between two looks for messages that nobody notified of.
+            timeout: Seconds that a handler may take: an async one is cut then, a plain one cannot be, and loses its
+                batch's claim after about twice as long. Also for how long a batch goes on to begin with new messages.
+            max_attempts: How often a message is tried before it is set aside as dead; None for ever, during which the
+                other messages of its key wait.
+            backoff: The pauses before a failed message is tried again.
+            listeners: Called with this relay's events, besides the process-wide listeners.
+
+        Raises:
+            ConfigurationError: A setting is wrong, or the handler's colour is not the database's.
+        """
+        asynchronous = isinstance(db, AsyncDatabase)
+        shipping = Shipping(
+            _engine(db, AsyncDatabase if asynchronous else Database),
+            handler,
+            self,
+            _message,
+            batch=batch,
+            poll=poll,
+            timeout=timeout,
+            max_attempts=max_attempts,
+            backoff=backoff,
+            listeners=listeners,
+        )
+        return AsyncRelay(shipping) if asynchronous else Relay(shipping)
+
+    def dead(self, db: Database, *, limit: int = 100) -> list[OutboxMessage]:
+        """Return messages that were set aside, the oldest first, in the running transaction or in one of its own."""
+        return run_blocking(self._dead(_engine(db, Database), limit))
+
+    async def adead(self, db: AsyncDatabase, *, limit: int = 100) -> list[OutboxMessage]:
+        """Return messages that were set aside; otherwise as `dead`."""
+        return await self._dead(_engine(db, AsyncDatabase), limit)
+
+    def redrive(self, db: Database, *, ids: Iterable[int] | None = None) -> int:
+        """Have dead messages tried again as if they were new, and return how many. They come out of their order.
+
+        Args:
+            db: Where the table is.
+            ids: Which ones; None for all.
+        """
+        return run_blocking(self._redrive(_engine(db, Database), ids))
+
+    async def aredrive(self, db: AsyncDatabase, *, ids: Iterable[int] | None = None) -> int:
+        """Have dead messages tried again; otherwise as `redrive`."""
+        return await self._redrive(_engine(db, AsyncDatabase), ids)
+
+    def stats(self, db: Database) -> OutboxStats:
+        """Return what the outbox holds. O(messages)."""
+        return run_blocking(self._stats(_engine(db, Database)))
+
+    async def astats(self, db: AsyncDatabase) -> OutboxStats:
+        """Return what the outbox holds. O(messages)."""
+        return await self._stats(_engine(db, AsyncDatabase))
+
+    def _publication(
+        self,
+        tx: Transaction | AsyncTransaction,
+        topic: str,
+        payload: Any,
+        key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> tuple[bytes, tuple[Any, ...]]:
+        if tx.is_bare:
+            raise TransactionUsageError(
+                f"{self._table}: a message needs a transaction to belong to, and none runs here: use REQUIRED"
+            )
+        values = (_text("topic", topic), key, _json("payload", payload), _headers(headers))
+        if key is None:
+            return self._insert[False], values
+        _text("key", key)
+        return self._insert[True], (number_of(f"reliakit outbox {self._table} {key}"), *values)
+
+    async def _dead(self, engine: Engine, limit: int) -> list[OutboxMessage]:
+        checks.count("limit", limit)
+        query = f"SELECT {_COLUMNS} FROM {self._quoted} WHERE dead_at IS NOT NULL ORDER BY id LIMIT %s"  # noqa: S608
+        rows = await self._ask(engine, query, (limit,))
+        return [_message(*row) for row in rows]
+
+    async def _redrive(self, engine: Engine, ids: Iterable[int] | None) -> int:
+        wanted = None if ids is None else [checks.count("ids", number, least=0) for number in ids]
+        notify = f", pg_notify('{self._table}', '')" if self._notify else ""
+        query = f"""
+            WITH live AS (
+                UPDATE {self._quoted} SET dead_at = NULL, attempts = 0, error = NULL, not_before = now()
+                WHERE dead_at IS NOT NULL AND (%s::bigint[] IS NULL OR id = ANY(%s::bigint[])) RETURNING 1
+            ) SELECT count(*){notify} FROM live"""  # noqa: S608 - the table's name was checked
+        return int((await self._ask(engine, query, (wanted, wanted)))[0][0])
+
+    async def _stats(self, engine: Engine) -> OutboxStats:
+        query = f"""
+            SELECT count(*) FILTER (WHERE dead_at IS NULL), count(dead_at),
+                extract(epoch FROM clock_timestamp() - min(published_at) FILTER (WHERE dead_at IS NULL))::float8
+            FROM {self._quoted}"""  # noqa: S608 - as above
+        return OutboxStats(*(await self._ask(engine, query, None))[0])
+
+    async def _ask(self, engine: Engine, query: str, params: tuple[Any, ...] | None) -> list[tuple[Any, ...]]:
+        async def ask(entered: Entered) -> list[tuple[Any, ...]]:
+            return await entered.transaction.session().query(query.encode("ascii"), params)
+
+        return await engine.own(self._name, ask)
+
+
+def _insert(table: str, *, keyed: bool, notify: bool) -> bytes:
+    # An order that survives commits needs numbers that are drawn in the order of the commits: so a key's publishers
+    # queue for a lock first, draw the number while they have it, and keep it until they have ended. In one statement,
+    # as a row of the INSERT is made, and its number drawn, only once the lock's row has been fetched.
+    turn = "turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(%s)), " if keyed else ""
+    source = " FROM turn" if keyed else ""
+    channel = table.replace('"', "")
+    ring = f", pg_notify('{channel}', '')" if notify else ""
+    statement = f"""
+        WITH {turn}message AS (
+            INSERT INTO {table} (topic, key, payload, headers)
+            SELECT %s::text, %s::text, %s::text::json, %s::text::json{source} RETURNING id
+        ) SELECT id{ring} FROM message"""  # noqa: S608 - the table's name was checked
+    return statement.encode("ascii")
+
+
+def _message(  # noqa: PLR0917 - a row's columns
+    number: int, topic: str, key: str | None, payload: str, headers: str, at: float, attempts: int, error: str | None
+) -> OutboxMessage:
+    published_at = datetime.fromtimestamp(at, UTC)
+    return OutboxMessage(number, topic, json.loads(payload), published_at, key, json.loads(headers), attempts, error)
+
+
+def _text(argument: str, value: str) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= _LONGEST or "\0" in value:
+        raise ConfigurationError(
+            f"{argument} must be a text of 1 to {_LONGEST} characters without NUL, got {value!r}"
+        )
+    return value
+
+
+def _headers(headers: Mapping[str, str] | None) -> str:
+    if headers is None:
+        return "{}"
+    pairs = dict(headers) if isinstance(headers, Mapping) else None
+    if pairs is None or not all(isinstance(part, str) for pair in pairs.items() for part in pair):
+        raise ConfigurationError("headers must be a mapping of texts to texts")
+    return _json("headers", pairs)
+
+
+def _json(argument: str, value: object) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{argument} must be a JSON value, got {type(value).__name__} ({error})") from error
+
+
+def _engine(db: Database | AsyncDatabase, wanted: type[Database | AsyncDatabase]) -> Engine:
+    if not isinstance(db, wanted):
+        raise ConfigurationError(f"this takes {wanted.__name__}, got {type(db).__name__}; see the method's twin")
+    return db._engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - of this package
+
+
+def _wrong_transaction(method: str, wanted: type, given: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"{method} takes {wanted.__name__}, got {type(given).__name__}: give it the transaction that the message "
+        "tells of"
+    )

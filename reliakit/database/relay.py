@@ -1,0 +1,414 @@
+"""What hands an outbox's messages over: in order per key, at least once, however many relays there are.
+
+```
+BEGIN ─▶ heads: the first message of each key, FOR UPDATE SKIP LOCKED ─▶ what follows them ─▶ handler, one by one
+      ─▶ done ones are deleted, failed ones get a later not_before, or are set aside ─▶ COMMIT
+```
+
+Whoever has locked the first message of a key has the key: to everybody else that message is still there, so none of
+those behind it is a first. A relay that dies loses its locks with its connection, and another one begins where the
+last commit was.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from reliakit.core import checks, guard, tracking
+from reliakit.core.backoff import Backoff
+from reliakit.core.errors import (
+    CommitUnknownError,
+    ConfigurationError,
+    DeadlineExceededError,
+    TransactionRolledBackError,
+    TransactionTimeoutError,
+)
+from reliakit.core.events import OutboxFailed, OutboxRelayed, StoreFailed, StoreRecovered
+from reliakit.core.flow import attempt_async, run_blocking
+from reliakit.core.spine import Emitter
+from reliakit.database.driver import Late
+from reliakit.database.listening import Ear
+from reliakit.database.session import GRACE
+from reliakit.database.settings import Isolation, Propagation, TransactionOptions
+from reliakit.database.transaction import Attempt, pop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from reliakit.core.spine import Listener
+    from reliakit.database.engine import Engine, Entered
+    from reliakit.database.outbox import Outbox, OutboxMessage
+    from reliakit.database.session import Session
+
+__all__ = ["AsyncRelay", "Relay", "Shipping"]
+
+# How soon stop() is noticed, in seconds.
+_LOOK_UP = 0.1
+# What passes by itself: the server is away, was restarted, or ended this very transaction.
+_PASSING = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    TransactionTimeoutError,
+    TransactionRolledBackError,
+    CommitUnknownError,
+)
+_COLUMNS = """o.id, o.topic, o.key, o.payload::text, o.headers::text, extract(epoch FROM o.published_at)::float8,
+    o.attempts + 1, o.error"""
+
+
+class _Statements:
+    """What a relay says to the server, about one table whose name was checked."""
+
+    def __init__(self, table: str) -> None:
+        due = "o.dead_at IS NULL AND o.not_before <= coalesce(to_timestamp(%(now)s::float8), now())"
+        # From key to key by the index, so that neither one key's thousands nor a thousand keys are read for a few
+        # messages. A message that waits for its next try is still the first of its key.
+        self.heads = f"""
+            WITH RECURSIVE walk AS (
+                (SELECT key, id FROM {table} WHERE dead_at IS NULL AND key > %(after)s ORDER BY key, id LIMIT 1)
+                UNION ALL
+                SELECT next.key, next.id FROM walk CROSS JOIN LATERAL (
+                    SELECT key, id FROM {table} WHERE dead_at IS NULL AND key > walk.key ORDER BY key, id LIMIT 1
+                ) next
+            )
+            SELECT head.* FROM walk CROSS JOIN LATERAL (
+                SELECT {_COLUMNS} FROM {table} o WHERE o.id = walk.id AND {due} FOR UPDATE SKIP LOCKED
+            ) head LIMIT %(limit)s""".encode("ascii")  # noqa: S608
+        self.followers = f"""
+            SELECT follower.* FROM unnest(%(keys)s::text[], %(ids)s::bigint[]) AS head (key, id) CROSS JOIN LATERAL (
+                SELECT {_COLUMNS} FROM {table} o
+                WHERE o.dead_at IS NULL AND o.key = head.key AND o.id > head.id ORDER BY o.id LIMIT %(limit)s
+            ) follower ORDER BY follower.id LIMIT %(limit)s""".encode("ascii")  # noqa: S608
+        self.keyless = f"""
+            SELECT {_COLUMNS} FROM {table} o WHERE o.key IS NULL AND {due}
+            ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED""".encode("ascii")  # noqa: S608
+        self.done = f"DELETE FROM {table} WHERE id = ANY(%s::bigint[])".encode("ascii")  # noqa: S608
+        # A message whose handler outlived its claim may be another relay's by now.
+        self.failed = f"""
+            UPDATE {table} o SET attempts = o.attempts + 1, error = f.error,
+                not_before = clock_timestamp() + make_interval(secs => coalesce(f.delay, 0)),
+                dead_at = CASE WHEN f.delay IS NULL THEN clock_timestamp() END
+            FROM unnest(%s::bigint[], %s::float8[], %s::text[]) AS f (id, delay, error)
+            WHERE o.id = f.id AND o.id IN (
+                SELECT id FROM {table} WHERE id = ANY(%s::bigint[]) FOR UPDATE SKIP LOCKED)""".encode("ascii")  # noqa: S608
+
+
+class _Failure:
+    """One message whose handler raised."""
+
+    __slots__ = ("delay", "error", "message")
+
+    def __init__(self, message: OutboxMessage, error: Exception, delay: float | None) -> None:
+        self.message = message
+        self.error = error
+        self.delay = delay  # seconds until the next try, None for none
+
+
+class _Batch:
+    """What came of the messages of one transaction."""
+
+    __slots__ = ("done", "failures", "interrupt", "outlived", "taken")
+
+    def __init__(self) -> None:
+        self.taken: int = 0
+        self.done: list[OutboxMessage] = []
+        self.failures: list[_Failure] = []
+        self.interrupt: BaseException | None = None  # a cancellation or Ctrl-C that came in a handler
+        self.outlived: OutboxMessage | None = None  # whose handler took longer than the transaction could
+
+
+class Shipping:
+    """The work of a relay, in either colour.
+
+    Args:
+        engine: The database's.
+        handler: Takes a message.
+        outbox: Whose messages.
+        read: Makes a message of a row.
+        batch: See `Outbox.relay`, and so are the others.
+        poll: See there.
+        timeout: See there.
+        max_attempts: See there.
+        backoff: See there.
+        listeners: See there.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        handler: Callable[[OutboxMessage], object],
+        outbox: Outbox,
+        read: Callable[..., OutboxMessage],
+        *,
+        batch: int,
+        poll: float,
+        timeout: float,
+        max_attempts: int | None,
+        backoff: Backoff,
+        listeners: Iterable[Listener],
+    ) -> None:
+        colour = guard.colour_of(handler, by="relay")
+        wanted = "async" if engine.io.asynchronous else "plain"
+        if colour != wanted:
+            raise ConfigurationError(f"handler must be {wanted} for this database, got one that is {colour}")
+        if not isinstance(backoff, Backoff):
+            raise ConfigurationError(f"backoff must be a Backoff, got {backoff!r}")
+        self._batch_size = checks.count("batch", batch)
+        self._poll = checks.seconds("poll", poll)
+        self._timeout = checks.seconds("timeout", timeout)
+        self._max_attempts = None if max_attempts is None else checks.count("max_attempts", max_attempts)
+        self._backoff = backoff
+        self._engine = engine
+        self._clock = engine.clock
+        self._handler = handler
+        self._read = read
+        self.table = outbox.table
+        self._statements = _Statements(".".join(f'"{part}"' for part in outbox.table.split(".")))
+        self._emitter = Emitter(outbox.table, listeners, engine.clock)
+        # Each statement sees what is committed when it begins: a claim must not rest on an older snapshot. The time
+        # is that of a handler that was begun at the last moment, and of what comes after it.
+        self._options = TransactionOptions(
+            isolation=Isolation.READ_COMMITTED,
+            timeout=2 * self._timeout + 5.0,
+            propagation=Propagation.REQUIRES_NEW,
+            operation=f"relay {outbox.table}",
+        )
+        self.stopped: bool = False
+        self._keyless_first = False
+        self._after = ""  # the key at which the last walk stopped
+        self._away: float | None = None  # since when the server cannot be reached
+
+    async def run(self) -> None:
+        """Hand messages over until it is stopped."""
+        ear = Ear(self._engine.checkouts.source, self.table, self._clock)
+        try:
+            while not self.stopped:
+                await ear.open()
+                try:
+                    batch = await self._ship(None)
+                except _PASSING as error:
+                    # Told by the transaction that failed; here it is told that messages wait.
+                    self._went_away(error)
+                    await self._rest(ear)
+                    continue
+                self._came_back()
+                if not batch.taken:
+                    await self._rest(ear)
+        finally:
+            ear.close()
+
+    async def drain(self) -> int:
+        """Hand over what is there and due now, each message once, and return how many were taken care of."""
+
+        async def ask(entered: Entered) -> float:
+            rows = await entered.transaction.session().query(b"SELECT extract(epoch FROM clock_timestamp())::float8")
+            return float(rows[0][0])
+
+        now = await self._engine.own(self._options, ask)
+        total = 0
+        while not self.stopped:
+            batch = await self._ship(now)  # what fails in it is due later than now
+            if not batch.taken:
+                break
+            total += len(batch.done)
+        return total
+
+    async def _rest(self, ear: Ear) -> None:
+        """Wait for a notification, stop() or the next look."""
+        until = self._clock.monotonic() + self._poll
+        while not self.stopped:
+            left = until - self._clock.monotonic()
+            if left <= 0 or await ear.wait(min(_LOOK_UP, left)):
+                return
+
+    async def _ship(self, now: float | None) -> _Batch:
+        """Take a batch, hand it over and settle it, in one transaction."""
+        batch = _Batch()
+        entered = await self._engine.enter(self._options, Attempt())
+        assert entered.frame is not None
+        pop(entered.frame)  # what a handler does in the database is no part of this transaction
+        outcome = await attempt_async(self._claim_and_settle, entered, batch, now)
+        error = await self._engine.leave(entered, outcome.error)
+        if error is None and batch.done and self._emitter.hears(OutboxRelayed):
+            oldest = min(message.published_at.timestamp() for message in batch.done)
+            self._emitter.emit(OutboxRelayed, count=len(batch.done), lag=max(0.0, self._clock.time() - oldest))
+        if isinstance(error, Exception) and batch.outlived is not None:
+            # Everything was rolled back. Noted apart, so that this message cannot hold the others up for ever.
+            batch.done, batch.failures = [], [self._failure(batch.outlived, self._too_long())]
+            await self._engine.own(self._options, partial(self._note_failures, batch=batch))
+            error = None
+        for failure in batch.failures:
+            self._tell_failure(failure)
+        error = batch.interrupt or error
+        if error is not None:
+            raise error
+        return batch
+
+    async def _claim_and_settle(self, entered: Entered, batch: _Batch, now: float | None) -> None:
+        session = entered.transaction.session()
+        messages = await self._claim(session, now)
+        batch.taken = len(messages)
+        await self._hand_over(messages, session, batch)
+        if batch.interrupt is not None:
+            session.until = min(session.until, self._clock.monotonic() + 2 * GRACE)
+        if batch.done:
+            await session.query(self._statements.done, ([message.id for message in batch.done],))
+        await self._note_failures(entered, batch)
+
+    async def _claim(self, session: Session, now: float | None) -> list[OutboxMessage]:
+        """Take messages with a key and messages without, each kind first in every other batch."""
+        self._keyless_first = not self._keyless_first
+        kinds = [self._claim_keyed, self._claim_keyless]
+        messages: list[OutboxMessage] = []
+        for claim in reversed(kinds) if self._keyless_first else kinds:
+            room = self._batch_size - len(messages)
+            if room:
+                messages += await claim(session, now, room)
+        return sorted(messages, key=lambda message: message.id)
+
+    async def _claim_keyless(self, session: Session, now: float | None, room: int) -> list[OutboxMessage]:
+        return [
+            self._read(*row) for row in await session.query(self._statements.keyless, {"now": now, "limit": room})
+        ]
+
+    async def _claim_keyed(self, session: Session, now: float | None, room: int) -> list[OutboxMessage]:
+        """Take the first messages of the keys behind those taken last, round and round, and what follows them."""
+        heads: list[tuple[Any, ...]] = []
+        while not heads:
+            after, self._after = self._after, ""
+            heads = await session.query(self._statements.heads, {"now": now, "after": after, "limit": room})
+            if not heads and not after:
+                return []
+        messages = [self._read(*row) for row in heads]
+        if len(heads) == room:
+            self._after = str(messages[-1].key)
+            return messages
+        keys, ids = [message.key for message in messages], [message.id for message in messages]
+        rest = {"keys": keys, "ids": ids, "limit": room - len(heads)}
+        return messages + [self._read(*row) for row in await session.query(self._statements.followers, rest)]
+
+    async def _hand_over(self, messages: list[OutboxMessage], session: Session, batch: _Batch) -> None:
+        """Call the handler for each message whose key has not failed, while there is time and the claim stands."""
+        io = self._engine.io
+        begun = self._clock.monotonic()
+        halted: set[str | None] = set()
+        for message in messages:
+            if message.key in halted:
+                continue
+            if self.stopped or self._clock.monotonic() - begun >= self._timeout or session.hung_up():
+                return
+            error = (await io.call(self._handler, (message,), self._timeout)).error
+            if session.clock.monotonic() >= session.until:
+                batch.outlived = message
+                return
+            if error is None:
+                batch.done.append(message)
+                continue
+            if isinstance(error, Late):
+                error = self._too_long()
+            if not isinstance(error, Exception):
+                batch.interrupt = error
+                return
+            batch.failures.append(self._failure(message, error))
+            if message.key is not None:
+                halted.add(message.key)
+
+    async def _note_failures(self, entered: Entered, batch: _Batch) -> None:
+        failures = batch.failures
+        if failures:
+            ids = [failure.message.id for failure in failures]
+            delays = [failure.delay for failure in failures]
+            errors = [type(failure.error).__name__ for failure in failures]
+            session = entered.transaction.session()
+            await session.query(self._statements.failed, (ids, delays, errors, ids))
+
+    def _failure(self, message: OutboxMessage, error: Exception) -> _Failure:
+        last = self._max_attempts is not None and message.attempt >= self._max_attempts
+        return _Failure(message, error, None if last else self._backoff.delay(message.attempt, self._clock.random))
+
+    def _too_long(self) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"{self.table}: the handler took longer than {self._timeout:g} s", seconds=self._timeout
+        )
+
+    def _tell_failure(self, failure: _Failure) -> None:
+        message, error = failure.message, failure.error
+        self._emitter.emit(
+            OutboxFailed,
+            message_id=message.id,
+            topic=message.topic,
+            attempt=message.attempt,
+            delay=failure.delay,
+            error_type=type(error).__name__,
+        )
+        tracking.report(self._emitter, error)
+
+    def _went_away(self, error: Exception) -> None:
+        if self._away is None:
+            self._away = self._clock.monotonic()
+            self._emitter.emit(StoreFailed, store=self._engine.name, reason=type(error).__name__)
+
+    def _came_back(self) -> None:
+        if self._away is not None:
+            since, self._away = self._away, None
+            self._emitter.emit(StoreRecovered, store=self._engine.name, outage=self._clock.monotonic() - since)
+
+    def __repr__(self) -> str:
+        state = "stopped" if self.stopped else "ready"
+        named = getattr(self._handler, "__qualname__", repr(self._handler))
+        return f"{self.table!r} to {named}, batch={self._batch_size}, poll={self._poll:g}, {state}"
+
+
+class _Stoppable:
+    def __init__(self, shipping: Shipping) -> None:
+        self._shipping = shipping
+
+    def stop(self) -> None:
+        """Have it end after the message at hand, for good. Any thread, also a signal handler."""
+        self._shipping.stopped = True
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._shipping!r}>"
+
+
+class Relay(_Stoppable):
+    """Hands an outbox's messages to a plain function. Made by `Outbox.relay`; any thread may run it, also several."""
+
+    def run(self) -> None:
+        """Hand messages over, in this thread, until `stop()`.
+
+        A server that is away is waited for, for as long as it takes.
+
+        Raises:
+            psycopg.Error: What waiting does not mend, such as a missing table.
+            TransactionUsageError: The database was closed.
+        """
+        run_blocking(self._shipping.run())
+
+    def drain(self) -> int:
+        """Hand over what is there and due, each message once, and return how many were taken care of.
+
+        For tests and scheduled jobs. What fails stays for later.
+
+        Raises:
+            psycopg.Error: What the server says.
+        """
+        return run_blocking(self._shipping.drain())
+
+
+class AsyncRelay(_Stoppable):
+    """Hands an outbox's messages to an async function. Made by `Outbox.relay`; any task may run it, also several."""
+
+    async def arun(self) -> None:
+        """Hand messages over until it is cancelled, or `stop()`; otherwise as `Relay.run`.
+
+        What was handed over when a cancellation comes is settled first, within a bounded moment.
+        """
+        await self._shipping.run()
+
+    async def adrain(self) -> int:
+        """Hand over what is there and due, each message once; otherwise as `Relay.drain`."""
+        return await self._shipping.drain()
