@@ -33,6 +33,7 @@ PASSWORD = "hunter2" + "-Zx9"
 OPAQUE = hashlib.sha256(b"one").hexdigest()[:32]
 ALPHABETS = {
     "hex": "0123456789abcdef",
+    "uuid": "0123456789abcdef",
     "b36": "k3j9x2m7q4z8w5v1",
     "b62": "aB3dE6gH9jK2mN5p",
     "cap": "A2C4E6G7J5L3N2Q4",

@@ -21,6 +21,7 @@ __all__ = ["VendorToken", "mask_tokens", "table"]
 
 _ALPHABETS = {
     "hex": "0-9a-fA-F",
+    "uuid": r"0-9a-f\-",
     "b36": "a-z0-9",
     "b62": "A-Za-z0-9",
     "cap": "A-Z0-9",
@@ -76,7 +77,7 @@ def _tree(tokens: list[VendorToken]) -> str:
 
 
 _TOKEN = re.compile(rf"(?<![A-Za-z0-9])(?:{_tree(list(table()))})")
-_LONG_WORD = re.compile(r"[A-Za-z0-9_.\-+/=:~$]{16,}+")
+_LONG_WORD = re.compile(r"[A-Za-z0-9_.\-+/=:~$|]{16,}+")
 _HARMLESS = re.compile(r"[0-9a-f\-]++|[0-9A-F\-]++|[a-z_.\-/]++")
 # Tokens that are told by something else than their beginning.
 _OTHERS = re.compile(
@@ -91,6 +92,12 @@ _OTHERS = re.compile(
     r"|(?<![A-Za-z0-9])(?:sc|ext|scauth|authress)_[a-z0-9]{5,30}\.[a-z0-9]{4,6}\.acc[_\-]"
     r"[a-z0-9\-]{10,32}\.[A-Za-z0-9+/_=\-]{30,}+"  # Authress
     r"|webhook\.office\.com/webhookb2/[^\s\"'<>]{60,}+"  # Microsoft Teams
+    r"|(?<![A-Za-z0-9])(?:pat|sat)\.[A-Za-z0-9_\-]{22}\.[A-Za-z0-9]{24}\.[A-Za-z0-9]{20}(?![A-Za-z0-9])"  # Harness
+    r"|(?<![A-Za-z0-9])[0-9a-f]{36}NRAL(?![A-Za-z0-9])"  # New Relic licence key
+    r"|(?<![A-Za-z0-9_])re_[A-Za-z0-9]{8}_[A-Za-z0-9]{20,}+"  # Resend
+    r"|(?<![A-Za-z0-9_])pk_[0-9]{8,9}_[A-Z0-9]{32}(?![A-Za-z0-9])"  # ClickUp
+    r"|(?<![\w.])s\.(?=[A-Za-z]{0,23}[0-9])[A-Za-z0-9]{24}(?![A-Za-z0-9])"  # Vault, before 1.10
+    r"|(?<![0-9])[0-9]{15,16}\|[A-Za-z0-9_\-]{27,40}(?![A-Za-z0-9])"  # Facebook app
 )
 
 
