@@ -65,6 +65,8 @@ def _binding() -> _Budget | None:
 
 def remaining() -> float | None:
     """Return the seconds that are left of the innermost deadline, never below 0, or None without a deadline."""
+    if _current.get() is None:
+        return None
     budget = _binding()
     return None if budget is None else max(0.0, budget.remaining())
 

@@ -26,7 +26,7 @@ __all__ = ["BLOCKING", "SUSPENDING", "Outcome", "Waiting", "attempt", "attempt_a
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made once a call, and frozen ones cost three times as much to make
 class Outcome(Generic[T]):
     """What a call of somebody else's code came to: a value, or the error that it raised."""
 
@@ -87,7 +87,8 @@ def run_blocking(flow: Coroutine[Any, Any, T]) -> T:
     try:
         flow.send(None)
     except StopIteration as done:
-        return cast("T", done.value)
+        value: T = done.value
+        return value
     refusal = RuntimeError("this flow suspends: give it adapters that block, or await it")
     try:
         flow.close()

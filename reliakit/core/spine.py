@@ -214,7 +214,15 @@ class Emitter:
 
     def hears(self, kind: type[Event]) -> bool:
         """Return whether anybody listens for this type. Two attribute reads and a lookup, no lock."""
+        made_from, table = self._table
+        if made_from is _everybody.routes and kind in table:
+            return bool(table[kind])
         return bool(self._routes(kind))
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody listens for anything."""
+        return bool(_everybody.routes or self._own)
 
     def emit(self, kind: type[E], /, **fields: Any) -> None:
         """Build and deliver one event, if anybody listens for its type. Never raises a listener's error."""

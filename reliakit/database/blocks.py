@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.flow import run_blocking
@@ -30,9 +30,10 @@ class TransactionBlock:
         self._entered: Entered | None = None
 
     def __enter__(self) -> Transaction:
-        _refuse_reuse(self._entered)
+        if self._entered is not None:
+            raise _reused()
         entered = self._entered = run_blocking(self._engine.enter(self._options, Attempt()))
-        return cast("Transaction", entered.transaction)
+        return entered.transaction  # type: ignore[return-value]  # an engine makes those of its own colour
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -55,12 +56,13 @@ class AsyncTransactionBlock:
         self._timer: asyncio.Timeout | None = None
 
     async def __aenter__(self) -> AsyncTransaction:
-        _refuse_reuse(self._entered)
+        if self._entered is not None:
+            raise _reused()
         entered = self._entered = await self._engine.enter(self._options, Attempt())
         # Armed for the caller's code alone: what is ours is bounded by itself, and must not be cut in half.
         timer = self._timer = asyncio.timeout(entered.remaining())
         await timer.__aenter__()
-        return cast("AsyncTransaction", entered.transaction)
+        return entered.transaction  # type: ignore[return-value]  # as above
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -78,6 +80,5 @@ class AsyncTransactionBlock:
             raise left from (left.__cause__ or error)
 
 
-def _refuse_reuse(entered: Entered | None) -> None:
-    if entered is not None:
-        raise ConfigurationError("a transaction() is for one block: call it again for the next one")
+def _reused() -> ConfigurationError:
+    return ConfigurationError("a transaction() is for one block: call it again for the next one")

@@ -141,12 +141,16 @@ class Checkouts:
         tell_after_fork(self, "disown")
 
     async def take(self, work: Work, until: float, seconds: float) -> None:
-        """Give this work a connection within its time.
+        """Give this work a connection within its time. Errors as `claim` and `fetch`."""
+        if not self.claim(work, until, seconds):
+            await self.fetch(work, until, seconds)
+
+    def claim(self, work: Work, until: float, seconds: float) -> bool:
+        """Give this work a connection that is open and free, or return False: then it is in the queue of `fetch`.
 
         Raises:
-            TransactionTimeoutError: None came free in time.
+            TransactionTimeoutError: No time is left.
             TransactionUsageError: Closed, after a fork, or waiting could never end.
-            psycopg.OperationalError: The server cannot be reached.
         """
         gate = self._usable()
         lease = Lease(gate, work.owner, work.asked, place_here(work.attempt.fn))
@@ -155,7 +159,31 @@ class Checkouts:
         if until <= work.asked:
             raise self._no_time(seconds)
         if not gate.enter(lease, self.source.io.bell):
-            await self._queue(gate, lease, work, until, seconds)
+            return False
+        slot = lease.slot
+        assert slot is not None
+        session = slot.session
+        if session is None or session.broken or work.asked >= self._next_sweep:
+            return False
+        if work.asked - session.born > self._max_lifetime:
+            return False
+        session.reset(until, seconds)
+        work.session = session
+        if self.emitter.is_heard:
+            self._tell(PoolWaited, wait=work.waited, granted=True)
+        return True
+
+    async def fetch(self, work: Work, until: float, seconds: float) -> None:
+        """Wait in the queue, open a connection, or see to old ones: whatever keeps `claim` from giving one at once.
+
+        Raises:
+            TransactionTimeoutError: None came free in time.
+            psycopg.OperationalError: The server cannot be reached.
+        """
+        lease = work.lease
+        assert lease is not None
+        if not lease.holds:
+            await self._queue(self._gate, lease, work, until, seconds)
         self._tell(PoolWaited, wait=work.waited, granted=True)
         slot = lease.slot
         assert slot is not None
@@ -240,6 +268,21 @@ class Checkouts:
                 **fields,
             )
 
+    def put_back(self, work: Work) -> bool:
+        """Take a connection of ours back for the next one, or return False where `give_back` has to see to it."""
+        session, lease = work.session, work.lease
+        if session is None or lease is None or lease.slot is None or lease.closed:
+            return False
+        if not (session.owned and session.reusable):
+            return False
+        self._note_return(work, session, lease.slot)
+        lease.leave()
+        work.session = None
+        work.lease = None
+        if self.emitter.is_heard:
+            self._tell(PoolReturned, used=work.held, age=self._age_of(session))
+        return True
+
     async def give_back(self, work: Work) -> None:
         """Take the work's connection back, in whatever state. Called again, it goes on where it was interrupted."""
         session, lease = work.session, work.lease
@@ -247,10 +290,7 @@ class Checkouts:
             return
         slot = lease.slot
         if session is not None and slot is not None:
-            self._note_return(slot)
-            session.fresh = False
-            now = session.idle_since = self._clock.monotonic()
-            work.held = now - slot.since
+            self._note_return(work, session, slot)
             if not (session.owned and session.reusable) or lease.closed:
                 reason = "broken" if not session.reusable else "closed" if session.owned else None
                 await self._dispose(session)
@@ -352,11 +392,13 @@ class Checkouts:
                 self.emitter.emit(CheckoutOverdue, age=age, line=slot.line)
         return held
 
-    def _note_return(self, slot: Slot) -> None:
-        age = self._clock.monotonic() - slot.since
-        if age > self._leak_after and not slot.reported:
+    def _note_return(self, work: Work, session: Session, slot: Slot) -> None:
+        session.fresh = False
+        now = session.idle_since = self._clock.monotonic()
+        held = work.held = now - slot.since
+        if held > self._leak_after and not slot.reported:
             slot.reported = True
-            self.emitter.emit(CheckoutOverdue, age=age, line=slot.line)
+            self.emitter.emit(CheckoutOverdue, age=held, line=slot.line)
 
     def stats(self) -> DatabaseStats:
         """Return what is open, in use, waited for and lost. O(max_size)."""

@@ -71,6 +71,9 @@ async def commit(work: Work, session: Session) -> BaseException | None:
     session.inside = False
     work.verdict = "unknown"
     answer = await session.command(b"COMMIT", session.until, GRACE)
+    if answer.tag == b"COMMIT" and answer.error is None and answer.interrupt is None:
+        work.verdict = "committed"
+        return None
     work.verdict = machine.judge_commit(
         answer.tag if answer.error is None else None,
         sent=answer.sent and not gone,

@@ -55,18 +55,18 @@ T = TypeVar("T")
 class Entered:
     """One block that was entered: what it did, and what to put back when it is left."""
 
-    __slots__ = ("frame", "hooks", "lock_timeout", "savepoint", "seconds", "step", "transaction", "until", "work")
+    # Defaults of the class, for blocks that begin a transaction of their own; the others set these.
+    frame: Frame | None = None
+    until: float = 0.0  # the outer block's deadline, and of how many seconds
+    seconds: float = 0.0
+    lock_timeout: float | None = None  # the outer block's
+    savepoint: str = ""
+    hooks: tuple[int, int] = (0, 0)  # how many after a commit and after a rollback there were
 
     def __init__(self, step: Step, transaction: Handle, work: Work) -> None:
         self.step: Step = step
         self.transaction: Handle = transaction
         self.work: Work = work
-        self.frame: Frame | None = None
-        self.until: float = 0.0  # the outer block's deadline, and of how many seconds
-        self.seconds: float = 0.0
-        self.lock_timeout: float | None = work.lock_timeout  # the outer block's
-        self.savepoint: str = ""
-        self.hooks: tuple[int, int] = (len(work.after_commit), len(work.after_rollback))
 
     def remaining(self) -> float:
         """Return the seconds that are left to the block."""
@@ -227,7 +227,8 @@ class Engine:
         try:
             trial = self.replicas.trial(work) if work.read_only else None
             if trial is None or not await self._begin_on_replica(work, trial, attempt.until, seconds):
-                await self.checkouts.take(work, attempt.until, seconds)
+                if not self.checkouts.claim(work, attempt.until, seconds):
+                    await self.checkouts.fetch(work, attempt.until, seconds)
                 if not work.bare:
                     await self.send_begin(work, attempt.until)
         except BaseException as error:
@@ -274,13 +275,9 @@ class Engine:
             session = work.session
             assert session is not None
             mark = machine.mark_of(session.marker()) if session.alive else None
+            limit = milliseconds(session.until - self.clock.monotonic())
             command = machine.begin_command(
-                work.isolation,
-                read_only=work.read_only,
-                deferrable=work.deferrable,
-                limit=milliseconds(session.until - self.clock.monotonic()),
-                lock_timeout=work.lock_timeout,
-                mark=mark,
+                work.isolation, work.read_only, work.deferrable, limit, work.lock_timeout, mark
             )
             answer = await session.command(command, within)
             if answer.interrupt is not None:
@@ -329,6 +326,8 @@ class Engine:
             )
         entered = Entered(step, outer, work)
         entered.until, entered.seconds = session.until, session.seconds
+        entered.lock_timeout = work.lock_timeout
+        entered.hooks = (len(work.after_commit or ()), len(work.after_rollback or ()))
         commands: list[str] = []
         if step is Step.SAVEPOINT:
             work.savepoints += 1
@@ -402,7 +401,8 @@ class Engine:
     async def give_back(self, work: Work) -> BaseException | None:
         """Give the connection back; return a cancellation or Ctrl-C that came meanwhile."""
         try:
-            await work.checkouts.give_back(work)
+            if not work.checkouts.put_back(work):
+                await work.checkouts.give_back(work)
         except BaseException as interrupt:  # noqa: BLE001 - leaves the block, with the outcome told on it
             await work.checkouts.give_back(work)  # goes on where the first one was interrupted
             return interrupt
@@ -445,7 +445,8 @@ class Engine:
                 )
                 return answer.interrupt or ending.as_timeout(session, answer.error)
         for hooks, count in zip((work.after_commit, work.after_rollback), entered.hooks, strict=True):
-            del hooks[count:]
+            if hooks is not None:
+                del hooks[count:]
         session.failed = None
         command = f"ROLLBACK TO SAVEPOINT {entered.savepoint}; RELEASE SAVEPOINT {entered.savepoint}"
         answer = await session.command(command.encode("ascii"), self.clock.monotonic() + GRACE, GRACE)

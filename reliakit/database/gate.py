@@ -23,7 +23,7 @@ import os
 import sys
 import threading
 from collections import deque
-from functools import partial
+from functools import cache, partial
 from math import inf
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Bell", "Figures", "Gate", "Lease", "Slot", "owner_here", "place_here"]
 
 Owner = threading.Thread | asyncio.Task[object]
-Place = tuple[CodeType | None, int]  # rendered only when somebody asks
+Place = tuple[CodeType | None, int]  # and an instruction, whose line is looked up only when somebody asks
 
 
 def owner_here() -> Owner:
@@ -76,8 +76,11 @@ class Slot:
     @property
     def line(self) -> str:
         """The line that took it, as file:line."""
-        code, line = self.place
-        return "" if code is None else f"{code.co_filename}:{line}"
+        code, instruction = self.place
+        if code is None:
+            return ""
+        lines = (line for first, end, line in code.co_lines() if first <= instruction < end and line is not None)
+        return f"{code.co_filename}:{next(lines, code.co_firstlineno)}"
 
     @property
     def abandoned(self) -> bool:
@@ -94,7 +97,7 @@ class Lease:
     __slots__ = ("__weakref__", "_gate", "bell", "number", "owner", "place", "since", "slot")
 
     def __init__(self, gate: Gate, owner: Owner, since: float, place: Place) -> None:
-        self.number: int = gate.next_number()
+        self.number: int = gate.next_number()  # one that no other lease of this gate has
         self.owner: Owner = owner
         self.since: float = since
         self.place: Place = place
@@ -161,13 +164,9 @@ class Gate:
         self._free = list(self._slots)
         self._queue: deque[Lease] = deque()
         self._dropped: deque[tuple[Slot, int]] = deque()
-        self._numbers = itertools.count(1)
+        self.next_number: Callable[[], int] = itertools.count(1).__next__
         self._revisions = revisions or itertools.count(1)
         self.closed: bool = False
-
-    def next_number(self) -> int:
-        """Return a number that no other lease of this gate has."""
-        return next(self._numbers)
 
     def enter(self, lease: Lease, bell: Callable[[], Bell]) -> bool:
         """Give the lease a free slot and return True, or queue it and return False.
@@ -374,6 +373,11 @@ _PASSED_OVER = (_OURS, f"{_STDLIB}contextlib.py", f"{_STDLIB}functools.py")
 _BEGINNINGS = (f"{_STDLIB}threading.py", f"{_STDLIB}asyncio{os.sep}", f"{_STDLIB}concurrent{os.sep}")
 
 
+@cache  # as many as there are source files
+def _is_passed_over(filename: str) -> bool:
+    return filename.startswith(_PASSED_OVER)
+
+
 def place_here(work: Callable[..., object] | None = None) -> Place:
     """Return the nearest line of the caller's own code. About half a microsecond.
 
@@ -382,13 +386,13 @@ def place_here(work: Callable[..., object] | None = None) -> Place:
             a thread or a task was started with nothing else.
     """
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 - documented, and builds no traceback
-    while frame is not None and frame.f_code.co_filename.startswith(_PASSED_OVER):
+    while frame is not None and _is_passed_over(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is not None and not frame.f_code.co_filename.startswith(_BEGINNINGS):
-        return frame.f_code, frame.f_lineno
+        return frame.f_code, frame.f_lasti
     while isinstance(work, partial):
         work = cast("partial[object]", work).func
     code: CodeType | None = None if work is None else getattr(inspect.unwrap(work), "__code__", None)
     if code is not None:
-        return code, code.co_firstlineno
-    return (None, 0) if frame is None else (frame.f_code, frame.f_lineno)
+        return code, -1
+    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)

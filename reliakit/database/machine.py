@@ -106,9 +106,8 @@ def _begin(isolation: Isolation, *, read_only: bool, deferrable: bool) -> str:
 
 
 @lru_cache(maxsize=1024)
-def begin_command(
+def begin_command(  # noqa: PLR0917 - called for each transaction, and keywords cost a third of it
     isolation: Isolation,
-    *,
     read_only: bool,
     deferrable: bool,
     limit: int,

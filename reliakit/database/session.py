@@ -48,15 +48,13 @@ _POLL_GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | g
 class Answer:
     """What came of one of our own commands."""
 
-    __slots__ = ("broken", "error", "interrupt", "late", "sent", "tag")
-
-    def __init__(self) -> None:
-        self.tag: bytes | None = None
-        self.error: psycopg.Error | None = None
-        self.interrupt: BaseException | None = None
-        self.late: bool = False
-        self.sent: bool = False
-        self.broken: bool = True  # until it is adopted
+    # Defaults of the class: an ordinary answer sets two of them, and setting all costs three times as much.
+    tag: bytes | None = None
+    error: psycopg.Error | None = None
+    interrupt: BaseException | None = None
+    late: bool = False
+    sent: bool = False
+    broken: bool = False
 
 
 class Session:
@@ -182,18 +180,11 @@ class Session:
         """Whether the server will refuse everything but a rollback."""
         return bool(self.pgconn.transaction_status == _FAILED)
 
-    @property
-    def busy(self) -> bool:
-        """Whether a statement is running, which another thread or task must have started."""
-        return bool(self.pgconn.transaction_status == _ACTIVE or self.connection.lock.locked())
-
     def hung_up(self) -> bool:
         """Return whether the server has closed its end. Takes nothing from the socket; one system call."""
-        if not self.alive:
+        if self.pgconn.status != _OK:
             return True
-        if self._poll is None:
-            return False
-        events = self._poll.poll(0)
+        events = () if self._poll is None else self._poll.poll(0)
         return bool(events) and any(event & _POLL_GONE for _, event in events)
 
     def admit(self, timeout: float | None) -> float:
@@ -255,11 +246,12 @@ class Session:
             patience: Seconds to go on waiting after a cancellation or Ctrl-C, which is kept in the answer.
         """
         answer = Answer()
-        if self.busy:
+        pgconn = self.pgconn
+        if pgconn.transaction_status == _ACTIVE or self.connection.lock.locked():
+            # Another thread or task must have started it.
             self.broken = answer.broken = True
             answer.error = psycopg.InterfaceError("another statement is still running on this connection")
             return answer
-        pgconn = self.pgconn
         try:
             answer.sent = True
             pgconn.send_query(sql)  # the simple protocol: one round trip, however many commands
@@ -269,7 +261,8 @@ class Session:
             await self._insist(answer, reason, until, patience)
         if pgconn.transaction_status == _ACTIVE:
             self.abandon()
-        answer.broken = not self.alive
+        if pgconn.status != _OK:
+            answer.broken = True
         return answer
 
     async def _insist(self, answer: Answer, reason: BaseException, until: float, patience: float) -> None:

@@ -29,6 +29,8 @@ class Isolation(Enum):
     REPEATABLE_READ = "REPEATABLE READ"
     SERIALIZABLE = "SERIALIZABLE"
 
+    __hash__ = object.__hash__  # members are one of a kind; Enum's own is a Python function
+
 
 class Propagation(Enum):
     """What a transaction does where one runs already in this thread or task.
@@ -51,6 +53,8 @@ class Propagation(Enum):
     MANDATORY = "mandatory"
     SUPPORTS = "supports"
     NEVER = "never"
+
+    __hash__ = object.__hash__  # as above
 
 
 # Full jitter, so that the losers of one race do not meet again.
@@ -145,4 +149,4 @@ def options_of(  # noqa: PLR0917
 
 def milliseconds(seconds: float) -> int:
     """Return a duration for one of the server's settings, where 0 would mean no limit and 2**31 - 1 is the most."""
-    return min(max(1, math.ceil(seconds * 1000)), 2_147_483_647)
+    return min(math.ceil(seconds * 1000), 2_147_483_647) if seconds > 0 else 1

@@ -42,6 +42,8 @@ class Teller:
     def started(self, work: Work) -> None:
         """Tell that BEGIN was answered, and have statements noted if somebody wants to hear of slow transactions."""
         emitter = work.checkouts.emitter
+        if not emitter.is_heard:
+            return
         if self._slow_after < inf and work.session is not None and emitter.hears(TransactionSlow):
             work.journal = Journal()
             work.session.note_in(work.journal)
@@ -69,6 +71,8 @@ class Teller:
         """Tell that an attempt is over, and report its error unless another attempt follows."""
         emitter = work.checkouts.emitter
         again = work.attempt.pause is not None
+        if error is None and not emitter.is_heard:
+            return
         if not work.bare and (emitter.hears(TransactionEnded) or emitter.hears(TransactionSlow)):
             status = _STATUS[verdict]
             if again and verdict != "unknown":  # an unknown outcome is told, whatever follows

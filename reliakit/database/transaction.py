@@ -66,7 +66,7 @@ class Attempt:
             known what became of it.
     """
 
-    __slots__ = ("fn", "number", "pause", "repeatable", "retry", "until")
+    pause: float | None = None  # seconds before the next one, None when this is the last
 
     def __init__(
         self,
@@ -82,35 +82,23 @@ class Attempt:
         self.until: float | None = until
         self.retry: TransactionRetry | None = retry
         self.repeatable: bool = repeatable
-        self.pause: float | None = None  # seconds before the next one, None when this is the last
 
 
 class Work:
     """One BEGIN ... COMMIT on one connection, whoever joins it."""
 
-    __slots__ = (
-        "after_commit",
-        "after_rollback",
-        "asked",
-        "attempt",
-        "bare",
-        "checkouts",
-        "deferrable",
-        "held",
-        "isolation",
-        "journal",
-        "lease",
-        "lock_timeout",
-        "operation",
-        "owner",
-        "read_only",
-        "rows",
-        "savepoints",
-        "session",
-        "transaction_id",
-        "verdict",
-        "waited",
-    )
+    # Defaults of the class: most transactions set few of these, and setting all would cost twice as much.
+    after_commit: list[Hook] | None = None
+    after_rollback: list[Hook] | None = None
+    held: float | None = None  # seconds, once the connection went back
+    journal: Journal | None = None
+    lease: Lease | None = None
+    rows: int = 0
+    savepoints: int = 0
+    session: Session | None = None
+    transaction_id: str | None = None
+    verdict: Verdict = "rolled_back"  # as far as is known: nothing is committed before COMMIT is sent
+    waited: float = 0.0
 
     def __init__(
         self,
@@ -132,19 +120,19 @@ class Work:
         self.owner: Owner = owner
         self.attempt: Attempt = attempt
         self.asked: float = asked  # when a connection was asked for
-        self.waited: float = 0.0
-        self.held: float | None = None  # seconds, once the connection went back
         self.bare: bool = bare  # a connection without a transaction
         self.checkouts: Checkouts = checkouts  # where its connection comes from, and goes back to
-        self.lease: Lease | None = None
-        self.session: Session | None = None
-        self.journal: Journal | None = None
-        self.verdict: Verdict = "rolled_back"  # as far as is known: nothing is committed before COMMIT is sent
-        self.rows: int = 0
-        self.savepoints: int = 0
-        self.transaction_id: str | None = None
-        self.after_commit: list[Hook] = []
-        self.after_rollback: list[Hook] = []
+
+    def add_hook(self, hook: Hook, *, committed: bool) -> None:
+        """Have a hook run after the commit, or else after the rollback."""
+        hooks = self.after_commit if committed else self.after_rollback
+        if hooks is None:
+            hooks = []
+            if committed:
+                self.after_commit = hooks
+            else:
+                self.after_rollback = hooks
+        hooks.append(hook)
 
 
 class _Handle(Generic[ConnectionT]):
@@ -196,11 +184,11 @@ class _Handle(Generic[ConnectionT]):
         Args:
             fn: Takes no argument. In an AsyncDatabase it may be `async def`.
         """
-        self._add(self.work.after_commit, fn)
+        self._add(fn, committed=True)
 
     def after_rollback(self, fn: Hook) -> None:
         """Call `fn()` once the transaction was rolled back; for each failed attempt; otherwise as `after_commit`."""
-        self._add(self.work.after_rollback, fn)
+        self._add(fn, committed=False)
 
     def _lock_statement(self, key: int | str, shared: bool) -> tuple[bytes, tuple[int]]:
         number = locking.number_of(key)
@@ -221,12 +209,12 @@ class _Handle(Generic[ConnectionT]):
         session = self.work.session
         return 0.0 if session is None else max(0.0, session.until - self._clock.monotonic())
 
-    def _add(self, hooks: list[Hook], fn: Hook) -> None:
+    def _add(self, fn: Hook, *, committed: bool) -> None:
         self.session()
         colour = guard.colour_of(fn, by="a hook")
         if colour not in self._colours():
             raise ConfigurationError(f"{self._name}: a hook must be a plain function here, got one that is {colour}")
-        hooks.append(fn)
+        self.work.add_hook(fn, committed=committed)
 
     @staticmethod
     def _colours() -> tuple[str, ...]:
