@@ -23,7 +23,8 @@ What SQLAlchemy's own words mean here:
   `rollback` events do not come. `commit()` and `rollback()` of a Core connection raise TransactionUsageError.
 - A cancellation or Ctrl-C in a statement of SQLAlchemy's makes SQLAlchemy close that connection, and its pool opens
   another.
-- Isolation is the database's or the transaction's: an engine that sets its own is refused.
+- Isolation is the database's or the transaction's, whatever `create_engine(isolation_level=)` says; an engine with
+  execution options for it is refused.
 - While other code uses up the same engine, a checkout waits as long as the transaction's time allows. Where the pool
   seems to have an idle connection and it is lost to such code at that very moment, `pool_timeout` bounds it instead.
 """
@@ -59,6 +60,8 @@ __all__ = ["AsyncEnginePool", "AsyncSessionBlock", "EnginePool", "SessionBlock",
 
 S = TypeVar("S", bound=Session)
 A = TypeVar("A", bound=AsyncSession)
+T = TypeVar("T")
+U = TypeVar("U")
 
 # Where a psycopg connection that was borrowed from an engine keeps its checkout, and a Connection its transaction.
 _CHECKOUT = "_reliakit_checkout"
@@ -315,20 +318,25 @@ def session(tx: Handle, factory: Callable[..., Any] | None = None, **options: An
     return SessionBlock(tx, factory or partial(Session, expire_on_commit=False), options)
 
 
-class SessionBlock(Generic[S]):
-    """One session of a transaction, made by `session()` for one use."""
-
-    def __init__(self, tx: Transaction, factory: Callable[..., S], options: dict[str, Any]) -> None:
+class _Block(Generic[T, U]):
+    def __init__(self, tx: T, factory: Callable[..., U], options: dict[str, Any]) -> None:
         self._tx = tx
         self._factory = factory
         self._options = options
-        self._session: S | None = None
+        self._session: U | None = None
 
-    def __enter__(self) -> S:
-        _refuse_reuse(self._session)
-        bind = connection(self._tx)
+    def _begin(self, bind: Connection | AsyncConnection) -> U:
+        if self._session is not None:
+            raise ConfigurationError("a session() is for one block: call it again for the next one")
         self._session = self._factory(bind=bind, join_transaction_mode="create_savepoint", **self._options)
         return self._session
+
+
+class SessionBlock(_Block[Transaction, S]):
+    """One session of a transaction, made by `session()` for one use."""
+
+    def __enter__(self) -> S:
+        return self._begin(connection(self._tx))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -337,20 +345,11 @@ class SessionBlock(Generic[S]):
         _finish(self._tx, self._session, error)
 
 
-class AsyncSessionBlock(Generic[A]):
+class AsyncSessionBlock(_Block[AsyncTransaction, A]):
     """One session of a transaction, made by `session()` for one use."""
 
-    def __init__(self, tx: AsyncTransaction, factory: Callable[..., A], options: dict[str, Any]) -> None:
-        self._tx = tx
-        self._factory = factory
-        self._options = options
-        self._session: A | None = None
-
     async def __aenter__(self) -> A:
-        _refuse_reuse(self._session)
-        bind = await connection(self._tx)
-        self._session = self._factory(bind=bind, join_transaction_mode="create_savepoint", **self._options)
-        return self._session
+        return self._begin(await connection(self._tx))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -380,11 +379,6 @@ def _discard(tx: Handle, orm: Session, error: BaseException | None) -> None:
         if error is None:
             raise
         error.add_note(f"reliakit: its session could not be rolled back alone, so the transaction will be: {again}")
-
-
-def _refuse_reuse(used: object) -> None:
-    if used is not None:
-        raise ConfigurationError("a session() is for one block: call it again for the next one")
 
 
 def _checkout_of(driver: Any) -> _Checkout:

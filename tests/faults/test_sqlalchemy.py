@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,7 +17,7 @@ from test_database_interrupts import ctrl_c, judged, obtainable
 
 from reliakit.core.errors import CommitUnknownError, TransactionTimeoutError
 from reliakit.core.flow import run_blocking
-from reliakit.database import AsyncDatabase, Database
+from reliakit.database import AsyncDatabase, Database, Transaction, TransactionRetry
 from reliakit.integrations.sqlalchemy import AsyncEnginePool, EnginePool, connection, session
 from reliakit.testing import FaultProxy
 
@@ -30,6 +31,12 @@ class Base(DeclarativeBase):
 class Item(Base):
     __tablename__ = "item"
     id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Counter(Base):
+    __tablename__ = "counter"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    value: Mapped[int]
 
 
 @pytest.fixture
@@ -96,6 +103,42 @@ async def test_a_storm_of_cancelled_sessions_keeps_every_connection(adb: AsyncDa
         with contextlib.suppress(asyncio.CancelledError):
             await task
     await all_obtainable(adb)
+
+
+def test_sessions_that_race_for_one_row_lose_no_update(db: Database) -> None:
+    def count_up(tx: Transaction) -> None:
+        with session(tx) as s:
+            s.get_one(Counter, 1).value += 1
+
+    def work() -> None:
+        for _ in range(20):
+            db.run(count_up, timeout=30, retry=TransactionRetry(max_attempts=200))
+
+    with db.transaction() as tx, session(tx) as s:
+        s.add(Counter(id=1, value=0))
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert db.fetch_value("SELECT value FROM counter") == 120
+    run_blocking(all_obtainable(db))
+
+
+def test_an_abandoned_block_with_a_session_gives_its_connection_back(db: Database, engine: Engine) -> None:
+    def items() -> Iterator[int]:
+        with db.transaction() as tx, session(tx) as s:
+            yield from s.scalars(text("SELECT generate_series(1, 3)"))
+
+    for _ in range(3):
+        next(items())
+        block = db.transaction()
+        tx = block.__enter__()
+        session(tx).__enter__().execute(text("SELECT 1"))
+        del block, tx
+        gc.collect()
+    run_blocking(all_obtainable(db))
+    assert engine.pool.checkedout() == 0
 
 
 def test_ctrl_c_in_a_statement_of_a_session_loses_no_connection(db: Database) -> None:
