@@ -15,7 +15,7 @@ from functools import partial
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
-from reliakit.logs import bodies, commands, personal, statements, vendors
+from reliakit.logs import bodies, commands, national, personal, statements, vendors
 from reliakit.logs.markers import MARKER, Hide
 from reliakit.logs.words import KeyRules
 
@@ -231,7 +231,7 @@ DEFAULT: tuple[Detector, ...] = (
     Detector("email", personal.mask_emails),
     Detector("iban", personal.mask_ibans),
     Detector("card", personal.mask_cards),
-    Detector("national_id", personal.mask_national_ids),
+    Detector("national_id", national.mask_national_ids),
     Detector("phone", personal.mask_phones),
 )
 """What a `Masker` looks for unless told otherwise; take some away or add your own."""

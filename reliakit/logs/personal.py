@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from reliakit.logs.markers import Hide
     from reliakit.logs.words import KeyRules
 
-__all__ = ["is_card", "is_email", "mask_cards", "mask_emails", "mask_ibans", "mask_national_ids", "mask_phones"]
+__all__ = ["is_card", "is_email", "mask_cards", "mask_emails", "mask_ibans", "mask_phones"]
 
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.!$%*+^~-"
 # The longest local part that is looked for; RFC 5321 allows 64 bytes.
@@ -185,14 +185,6 @@ def _iban_end(found: re.Match[str]) -> int:
         return 0
     number = int("".join(str(int(char, 36)) for char in compact[4:] + compact[:4]))
     return end if number % 97 == 1 else 0
-
-
-_SSN = re.compile(r"(?<![\w.\-])(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}(?![\w\-]|\.[0-9])")
-
-
-def mask_national_ids(text: str, hide: Hide, _rules: KeyRules) -> str:
-    """Hide numbers in the form of United States social security numbers."""
-    return _SSN.sub(lambda found: hide(found[0]), text) if "-" in text else text
 
 
 _INTERNATIONAL = re.compile(r"\+(?<![\w+]\+)[1-9](?:[ ().\-]{0,2}[0-9]){7,14}(?![0-9])")

@@ -150,6 +150,11 @@ COMPOUNDS = frozenset(
     sozial versicherungs nummer
     national id
     national insurance
+    cpr number
+    cpr nummer
+    rodne cislo
+    person nummer
+    mynumber
     national identification
     identity number
     id number
