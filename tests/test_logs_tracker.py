@@ -15,7 +15,7 @@ from wsgiref.util import setup_testing_defaults
 
 import psycopg
 import pytest
-from garbage import abandon, in_time
+from garbage import CollectingKey, abandon, in_time
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -296,6 +296,32 @@ def test_garbage_collected_inside_may_report_an_error(tracker: ErrorTracker) -> 
         abandon(begin)
         in_time(lambda: see(fail(ValueError)))
         assert {group.error_type for group in in_time(other.snapshot)} == {"KeyError", "ValueError"}
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_an_error_out_of_the_garbage_in_the_midst_of_a_step_is_counted_too(most: int) -> None:
+    groups = Groups(most, 10.0)
+    sample = ErrorSample("m", "s")
+    errors = 0
+
+    def see_one(fingerprint: str, at: float) -> None:
+        nonlocal errors
+        errors += 1
+        groups.see(Sighting(fingerprint, "E", "data", "never", None, None, None, sample), Instant(at, at))
+
+    def begin(fingerprint: str, at: float) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            see_one(fingerprint, at)
+
+    for at in range(0, 200, 7):
+        for fingerprint in ("a", "b", "c"):
+            for abandoned in ("a", "b"):
+                abandon(lambda abandoned=abandoned, at=at: begin(abandoned, float(at)))  # type: ignore[misc]  # a default
+            see_one(CollectingKey(fingerprint), float(at))
+    gc.collect()
+    assert groups.total == errors == sum(group.count for group in groups.shown())
 
 
 # Beside the others

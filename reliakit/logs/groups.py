@@ -172,6 +172,7 @@ class Groups:
     def __init__(self, most: int, quiet: float | None) -> None:
         self._most = most
         self._quiet = quiet
+        self._groups: dict[str, _Group] = {}
         # Open ones by when they were last seen, resolved ones by when they were resolved, the oldest first.
         self._open: OrderedDict[str, _Group] = OrderedDict()
         self._resolved: OrderedDict[str, _Group] = OrderedDict()
@@ -179,7 +180,7 @@ class Groups:
 
     def wants_sample(self, fingerprint: str, now: Instant) -> bool:
         """Return whether such an error would open a group. Needs no lock: a stale answer costs a sample only."""
-        if fingerprint not in self._open and fingerprint not in self._resolved and self._is_full():
+        if fingerprint not in self._groups and self._is_full():
             fingerprint = OTHER
         group = self._open.get(fingerprint)
         return group is None or (self._quiet is not None and group.last.at + self._quiet <= now.at)
@@ -190,51 +191,55 @@ class Groups:
         self.total += 1
         if not self._has_room(seen.fingerprint):
             seen = _without_kind(seen)
-        key = seen.fingerprint
-        group = self._open.get(key)
-        if group is None:
-            group, change = self._opened(seen, now)
-            group.add(seen, now)
-            changes.append(Change(group.shown(), change))
-        else:
-            group.add(seen, now)
-        self._open.move_to_end(key)
+        # Garbage that is collected at any point of this may be an error too and come in here: what is looked up is
+        # held to the end, and what is not there is made in one step.
+        group = self._groups.get(seen.fingerprint) or self._groups.setdefault(seen.fingerprint, _Group(seen, now))
+        opened = self._open_again(group, seen, now)
+        group.add(seen, now)
+        self._open.pop(seen.fingerprint, None)
+        self._open[seen.fingerprint] = group
+        if opened is not None:
+            changes.append(Change(group.shown(), opened))
         return changes
 
-    def _opened(self, seen: Sighting, now: Instant) -> tuple[_Group, Literal["new", "again"]]:
-        group = self._resolved.pop(seen.fingerprint, None)
-        if group is None:
-            group = self._open[seen.fingerprint] = _Group(seen, now)
-            return group, "new"
+    def _open_again(self, group: _Group, seen: Sighting, now: Instant) -> Literal["new", "again"] | None:
+        if group.count == 0:
+            return "new"
+        if group.took is None:
+            return None
+        self._resolved.pop(seen.fingerprint, None)
         group.seen = seen if seen.sample != NOTHING else seen._replace(sample=group.seen.sample)
         group.opened_at, group.took = now.at, None
         group.reopened += 1
-        self._open[seen.fingerprint] = group
-        return group, "again"
+        return "again"
 
     def _has_room(self, fingerprint: str) -> bool:
         """Return whether errors of this kind have a group, or can have one."""
-        if fingerprint in self._open or fingerprint in self._resolved:
+        if fingerprint in self._groups or len(self._groups) - (OTHER in self._groups) < self._most:
             return True
-        if len(self._open) + len(self._resolved) - (OTHER in self._open) - (OTHER in self._resolved) < self._most:
-            return True
-        if self._is_full():
+        oldest = None if self._is_full() else next((key for key in self._resolved if key != OTHER), None)
+        if oldest is None:
             return False
-        self._fold(self._resolved.pop(next(key for key in self._resolved if key != OTHER)))
+        self._resolved.pop(oldest, None)
+        group = self._groups.pop(oldest, None)
+        if group is not None:
+            self._fold(group)
         return True
 
     def _is_full(self) -> bool:
         """Return whether there are only open groups, as many as there may be."""
         return len(self._open) - (OTHER in self._open) >= self._most
 
-    def _fold(self, group: _Group) -> None:
+    def _fold(self, gone: _Group) -> None:
         """Keep the count of a group that gives way."""
-        other = self._open.get(OTHER) or self._resolved.get(OTHER)
+        other = self._groups.get(OTHER)
         if other is None:
-            other = self._resolved[OTHER] = _Group(_without_kind(group.seen), group.last)
-            other.opened_at, other.took = group.opened_at, group.took
-        other.count += group.count
-        other.first, other.last = min(other.first, group.first), max(other.last, group.last)
+            other = _Group(_without_kind(gone.seen), gone.last)
+            other.opened_at, other.took = gone.opened_at, gone.took
+            other = self._groups.setdefault(OTHER, other)
+            self._resolved[OTHER] = other
+        other.count += gone.count
+        other.first, other.last = min(other.first, gone.first), max(other.last, gone.last)
 
     def sweep(self, now: Instant) -> list[Change]:
         """Resolve what has been quiet for long."""
@@ -258,17 +263,18 @@ class Groups:
     def _resolve(self, group: _Group, at: float, cause: Literal["quiet", "call"]) -> Change:
         key = group.seen.fingerprint
         group.took = max(0.0, at - group.opened_at)
-        self._resolved[key] = self._open.pop(key)
+        self._open.pop(key, None)
+        self._resolved[key] = group
         return Change(group.shown(), cause)
 
     def oldest(self, now: Instant) -> tuple[int, float]:
         """Return how many groups are open, and for how long the oldest has been. O(groups)."""
-        ages = [now.at - group.opened_at for group in self._open.values()]
+        ages = [now.at - group.opened_at for group in tuple(self._open.values())]
         return len(ages), max(0.0, *ages) if ages else 0.0
 
     def shown(self) -> tuple[ErrorGroup, ...]:
         """Return all groups, the last seen first."""
-        groups = [group.shown() for group in (*self._open.values(), *self._resolved.values())]
+        groups = [group.shown() for group in tuple(self._groups.values())]
         return tuple(sorted(groups, key=lambda group: group.last_seen_at, reverse=True))
 
 

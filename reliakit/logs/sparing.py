@@ -37,7 +37,10 @@ _WHOLE = 2**32
 
 
 class Repeats(Generic[K]):
-    """Let so many of one kind through in a window, counting the others. Pure, bounded; a lock is its owner's care.
+    """Let so many of one kind through in a window, counting the others. Pure, bounded.
+
+    Its owner keeps other threads out. Garbage collected in the midst of a step may come in all the same, so nothing
+    here trusts that what it has just found is still there.
 
     Args:
         limit: How many of one kind pass in a window.
@@ -58,7 +61,7 @@ class Repeats(Generic[K]):
             return 0
         # Events carry their component's own clock, so a window may also have begun in what looks like the future.
         if abs(now - known[0]) >= self.window:
-            del self._kinds[key]
+            self._kinds.pop(key, None)
             self._kinds[key] = [now, 1, 0]
             return int(known[2])
         if known[1] < self.limit:
@@ -71,19 +74,18 @@ class Repeats(Generic[K]):
         """Forget windows that are over, or too many, and return how many of which kind they held back."""
         told: list[tuple[K, int]] = []
         while self._kinds:
-            key, (since, _, held) = next(iter(self._kinds.items()))
-            if now - since < self.window and len(self._kinds) <= _MOST_KEYS:
+            key, known = next(iter(self._kinds.items()))
+            if now - known[0] < self.window and len(self._kinds) <= _MOST_KEYS:
                 break
-            del self._kinds[key]
-            if held:
-                told.append((key, held))
+            self._kinds.pop(key, None)
+            if known[2]:
+                told.append((key, known[2]))
         return told
 
     def rest(self) -> list[tuple[K, int]]:
         """Forget every window, and return how many of which kind they held back."""
-        told = [(key, known[2]) for key, known in self._kinds.items() if known[2]]
-        self._kinds.clear()
-        return told
+        kinds, self._kinds = self._kinds, OrderedDict()
+        return [(key, known[2]) for key, known in kinds.items() if known[2]]
 
 
 Template = tuple[str, int, str]
