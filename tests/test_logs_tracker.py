@@ -15,7 +15,7 @@ from wsgiref.util import setup_testing_defaults
 
 import psycopg
 import pytest
-from garbage import CollectingKey, abandon, in_time
+from garbage import abandon, in_time
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -298,30 +298,40 @@ def test_garbage_collected_inside_may_report_an_error(tracker: ErrorTracker) -> 
         assert {group.error_type for group in in_time(other.snapshot)} == {"KeyError", "ValueError"}
 
 
-@pytest.mark.parametrize("most", [1, 2])
-def test_an_error_out_of_the_garbage_in_the_midst_of_a_step_is_counted_too(most: int) -> None:
+class MeddlingKey(str):
+    """A fingerprint that lets an error of its kind come in between whenever a table looks it up, as garbage may."""
+
+    __slots__ = ("meddle",)
+
+    def __hash__(self) -> int:
+        self.meddle()
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize("lookup", range(1, 9))
+def test_an_error_that_comes_in_between_two_steps_is_counted_too(most: int, lookup: int) -> None:
     groups = Groups(most, 10.0)
     sample = ErrorSample("m", "s")
-    errors = 0
 
     def see_one(fingerprint: str, at: float) -> None:
-        nonlocal errors
-        errors += 1
         groups.see(Sighting(fingerprint, "E", "data", "never", None, None, None, sample), Instant(at, at))
-
-    def begin(fingerprint: str, at: float) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            see_one(fingerprint, at)
 
     for at in range(0, 200, 7):
         for fingerprint in ("a", "b", "c"):
-            for abandoned in ("a", "b"):
-                abandon(lambda abandoned=abandoned, at=at: begin(abandoned, float(at)))  # type: ignore[misc]  # a default
-            see_one(CollectingKey(fingerprint), float(at))
-    gc.collect()
-    assert groups.total == errors == sum(group.count for group in groups.shown())
+            lookups = iter(range(1, 100))
+
+            def meddle(fingerprint: str = fingerprint, at: int = at, lookups: Iterator[int] = lookups) -> None:
+                if next(lookups) == lookup:
+                    see_one(fingerprint, at)
+
+            key = MeddlingKey(fingerprint)
+            key.meddle = meddle
+            see_one(key, at)
+    assert groups.total == sum(group.count for group in groups.shown())
 
 
 # Beside the others

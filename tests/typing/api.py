@@ -312,7 +312,20 @@ def logs() -> None:
     logging.getLogger().addFilter(MaskingFilter(masker))
     assert_type(masker.mask({"password": "x"}), dict[str, str])
     assert_type(masker.mask_text("x"), str)
-    handle = configure_logging(service="auth", env="test", level="INFO", stream=io.StringIO(), masker=masker)
+    handle = configure_logging(
+        service="auth",
+        env="test",
+        level="INFO",
+        stream=io.StringIO(),
+        masker=masker,
+        queue=5_000,
+        form="console",
+        levels={"sqlalchemy": "WARNING", "asyncio": 30},
+        sample={"reliakit.access": 0.1},
+        repeat_limit=100,
+        clock=SYSTEM_CLOCK,
+    )
+    assert_type(handle.left_out, int)
     assert_type(handle, LoggingHandle)
     with ErrorTracker(masker=masker, max_groups=100, quiet=600.0) as tracker:
         assert_type(tracker.snapshot(), tuple[ErrorGroup, ...])
@@ -322,6 +335,9 @@ def logs() -> None:
     with log_context(request_id="a1"):
         log.bind(user_id=7).info("Login attempt", email="x")
         log.error("Login failed", error=ValueError())
+        assert_type(log.unbind("a").new(b=1), Logger)
+        log.log("info", "by name")
+        log.security("failed_login", source="203.0.113.9", account="x")
     handle.close()
 
 
