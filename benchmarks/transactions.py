@@ -9,9 +9,11 @@ own and serves all alike; what it costs by itself is printed. Round trips are co
 connections and statements warm.
 
 Everything runs in one process, in a new random order each round. Each line has the median, its ratio to the raw
-pool's median, and in brackets the quartiles of the ratios within one round, of which the one in the middle is the
-better figure on a busy machine. "raw pool again" is the A/A control: where it differs from 1.00 the machine was not
-steady. The server is one of our own unless RELIAKIT_DSN names another.
+pool's median, and in brackets the quartiles of the ratios within one round. "raw pool again" is the A/A control:
+where it differs from 1.00 the machine was not steady. The server is our own unless RELIAKIT_DSN names another.
+
+Near, the processor time that client and server take together is measured too, where the system tells it: other
+programs on the machine do not count there, so it is the figure to look at while there are any.
 
 Client and server share one core unless told otherwise. On two, the system wakes a sleeping core for each message,
 which costs more than the transaction and varies. On a machine with two cores that was not idle, the middle half of
@@ -25,10 +27,11 @@ import argparse
 import multiprocessing
 import os
 import statistics
+import time
 from collections.abc import Callable
 from contextlib import closing
 from multiprocessing.connection import Connection
-from time import perf_counter
+from pathlib import Path
 
 import psycopg
 from interleave import interleave, python, report
@@ -101,14 +104,49 @@ def counted(cases: Threads | Tasks, far: Far) -> dict[str, float]:
     return trips
 
 
-def one_by_one(cases: Threads | Tasks, rounds: int, batch: int) -> dict[str, list[float]]:
+class Passing:
+    """A watch for the time that passes."""
+
+    def start(self) -> None:
+        self._began = time.perf_counter_ns()
+
+    def stop(self) -> int:
+        """Return the nanoseconds since it was started."""
+        return time.perf_counter_ns() - self._began
+
+
+class Working:
+    """A watch for the processor time that this process and the server's connections take.
+
+    It stands still while other programs have the core.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        mine = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        with psycopg.connect(dsn) as connection:
+            self._connections = [Path(f"/proc/{pid}/schedstat") for (pid,) in connection.execute(mine)]
+
+    def start(self) -> None:
+        self._server = self._of_the_server()
+        self._own = time.process_time_ns()
+
+    def stop(self) -> int:
+        """Return the nanoseconds since it was started."""
+        own = time.process_time_ns() - self._own
+        return own + self._of_the_server() - self._server
+
+    def _of_the_server(self) -> int:
+        return sum(int(connection.read_text("ascii").split()[0]) for connection in self._connections)
+
+
+def one_by_one(cases: Threads | Tasks, rounds: int, batch: int, watch: Passing | Working) -> dict[str, list[float]]:
     """Return microseconds a transaction, by variant."""
 
     def taking(one: Callable[[int], object]) -> Callable[[], float]:
         def sample() -> float:
-            begin = perf_counter()
+            watch.start()
             cases.repeat(one, batch)
-            return (perf_counter() - begin) / batch * 1e6
+            return watch.stop() / batch / 1000
 
         return sample
 
@@ -136,27 +174,31 @@ def crowded(cases: Threads | Tasks, rounds: int, each: int) -> tuple[dict[str, l
     return taken, {name: f"slowest {max(times) * 1e6:.0f}" for name, times in slowest.items()}
 
 
-def measure(colour: str, dsn: str, far: Far, *, write: bool, sizes: dict[str, tuple[int, int]], peers: bool) -> None:
-    """Print the tables of one colour and one kind of work."""
-    work = f"{colour}, {'SELECT + UPDATE' if write else 'SELECT'}"
+def measure(
+    colour: str, dsn: str, far: Far, *, write: bool, sizes: dict[str, tuple[int, int]], peers: bool, local: bool
+) -> None:
+    """Print the tables of one colour and one kind of statements."""
+    kind = f"{colour}, {'SELECT + UPDATE' if write else 'SELECT'}"
     far.delay(0.0)
     with (
         closing(COLOURS[colour](dsn, write=write, peers=peers)) as near,
         closing(COLOURS[colour](far.dsn, write=write, peers=peers)) as distant,
     ):
-        trips = counted(distant, far)
         asides = {
-            name: f"{count:.3g} round trips" + (f", target <= {TARGETS[colour]:.2f}" if "reliakit" in name else "")
-            for name, count in trips.items()
+            name: f"{trips:.3g} round trips" + (f", target <= {TARGETS[colour]:.2f}" if "reliakit" in name else "")
+            for name, trips in counted(distant, far).items()
         }
         far.delay(ROUND_TRIP)
         for where, cases in (("near", near), ("far", distant)):
             rounds, batch = sizes[where]
-            title = f"{work}, {where} ({rounds} rounds of {batch}; us a transaction, ratio to {RAW!r})"
-            report(title, one_by_one(cases, rounds, batch), RAW, asides)
+            title = f"{kind}, {where} ({rounds} rounds of {batch}; us a transaction, ratio to {RAW!r})"
+            report(title, one_by_one(cases, rounds, batch, Passing()), RAW, asides)
+            if cases is near and local:
+                title = f"{kind}, {where} ({rounds} rounds of {batch}; us of processor time on both sides)"
+                report(title, one_by_one(cases, rounds, batch, Working(dsn)), RAW, asides)
             if write:
                 rounds, batch = sizes[f"{where}, crowded"]
-                title = f"{work}, {where}, {WORKERS} workers ({rounds} rounds of {batch}; us, 95th percentile)"
+                title = f"{kind}, {where}, {WORKERS} workers ({rounds} rounds of {batch}; us, 95th percentile)"
                 taken, slowest = crowded(cases, rounds, batch)
                 report(title, taken, RAW, slowest)
 
@@ -168,7 +210,7 @@ def price_of_the_proxy(dsn: str, far: Far) -> None:
         closing(Threads(dsn, write=False, peers=False)) as near,
         closing(Threads(far.dsn, write=False, peers=False)) as distant,
     ):
-        alone, proxied = (statistics.median(one_by_one(cases, 5, 20)[RAW]) for cases in (near, distant))
+        alone, proxied = (statistics.median(one_by_one(cases, 5, 20, Passing())[RAW]) for cases in (near, distant))
     each = (proxied - alone) / 3
     print(f"far adds {ROUND_TRIP * 1000:g} ms to a round trip, and the proxy itself about {each:.0f} us")
 
@@ -217,6 +259,7 @@ def main() -> None:
                         write=write,
                         sizes=QUICK if arguments.quick else FULL,
                         peers=not arguments.no_peers,
+                        local=server.folder is not None and Path("/proc/self/schedstat").exists(),
                     )
 
 
