@@ -74,6 +74,7 @@ class Truth:
         money: sum(budget) + sum(salary) less what was granted; anything but 0 was made or lost.
         heads: Projects and departments whose head count is not the number of their people.
         people: People on projects.
+        untold: People of whose project the employee service has not learnt.
         sessions: Connections that the services still have.
         stuck: Those of them that sit in a transaction without doing anything.
     """
@@ -83,6 +84,7 @@ class Truth:
     money: int
     heads: int
     people: int
+    untold: int
     sessions: int
     stuck: int
 
@@ -109,15 +111,29 @@ def look(dsns: Mapping[str, str], tally: Tally, granted: int) -> Truth:
             " (SELECT count(*) FROM assignment WHERE project_id = p.id)"
         ),
         people=project("SELECT sum(head_count) FROM project"),
+        untold=len(
+            _rows(dsns["project"], "SELECT employee_id, project_id FROM assignment")
+            - _rows(dsns["employee"], "SELECT id, project_id FROM employee")
+        ),
         sessions=sessions(dsns),
         stuck=sessions(dsns, "AND state LIKE 'idle in transaction%'"),
     )
+
+
+def undelivered(dsns: Mapping[str, str]) -> int:
+    """Count the messages that the project service has still to deliver."""
+    return _asks(dsns["project"])("SELECT count(*) FROM assignment_outbox")
 
 
 def sessions(dsns: Mapping[str, str], condition: str = "") -> int:
     """Count the connections that others have to the databases."""
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     return sum(_asks(dsn)(f"SELECT count(*) {others} {condition}") for dsn in dsns.values())
+
+
+def _rows(dsn: str, question: str) -> set[tuple[Any, ...]]:
+    with psycopg.connect(dsn) as connection:
+        return set(connection.execute(question.encode()).fetchall())
 
 
 def _asks(dsn: str) -> Callable[[str], int]:

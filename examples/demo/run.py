@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -17,7 +18,7 @@ from examples.demo.traffic import Traffic
 from reliakit import SYSTEM_CLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from examples.demo.figures import Figures
@@ -97,7 +98,8 @@ async def perform(options: Options, stage: Stage, screen: Screen) -> list[Row]:
         await traffic.prepare()
         screen.tell(f"{traffic.people} people hired and put on projects; the load begins")
         await load(options, stage, screen, traffic, client)
-        settled_after = await settle(traffic)
+        settled_after = await settle(traffic.all_is_well)
+        await settle(partial(everything_is_delivered, stage))
         read = await figures.read(client, stage.urls)
         screen.show(traffic.tally, read, options.seconds, options.seconds)
         screen.tell("the load has ended; looking at what it left")
@@ -148,11 +150,16 @@ async def load(options: Options, stage: Stage, screen: Screen, traffic: Traffic,
             task.cancel()
 
 
-async def settle(traffic: Traffic, patience: float = 8.0) -> float | None:
-    """Wait until every service is well again; return how long that took, None when it took too long."""
+async def everything_is_delivered(stage: Stage) -> bool:
+    """Tell whether no message waits in the project service's outbox."""
+    return await asyncio.to_thread(figures.undelivered, stage.dsns) == 0
+
+
+async def settle(is_done: Callable[[], Awaitable[bool]], patience: float = 8.0) -> float | None:
+    """Wait until something is done; return how long that took, None when it took too long."""
     began = SYSTEM_CLOCK.monotonic()
     while SYSTEM_CLOCK.monotonic() < began + patience:
-        if await traffic.all_is_well():
+        if await is_done():
             return SYSTEM_CLOCK.monotonic() - began
         await SYSTEM_CLOCK.asleep(0.1)
     return None

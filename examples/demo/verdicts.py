@@ -182,6 +182,7 @@ def _data(run: Run) -> list[Row]:
         _row("cents made or lost", truth.money, "0", truth.money == 0),
         _row("people made or lost", abs(lost), "0", lost == 0),
         _row("head counts that are wrong", truth.heads, "0", truth.heads == 0),
+        _row("people on another project elsewhere", truth.untold, "0", truth.untold == 0),
     ]
 
 

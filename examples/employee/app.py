@@ -117,6 +117,12 @@ def staff_pages(settings: Settings, staff: Staff, metrics: Metrics) -> Blueprint
         body = body_of(schemas.MOVE)
         return jsonify(found(staff.move(employee_id, body["department_id"])))
 
+    @pages.put("/employees/<uuid:employee_id>/project")
+    def put_on_project(employee_id: UUID) -> tuple[str, int]:
+        if not staff.put_on_project(employee_id, body_of(schemas.PROJECT)["project_id"]):
+            raise MissingError("there is no such employee")
+        return "", 204
+
     @pages.delete("/employees/<uuid:employee_id>")
     def dismiss(employee_id: UUID) -> tuple[str, int]:
         if not staff.dismiss(employee_id):

@@ -45,6 +45,7 @@ EMPLOYEE = _object(
 CHANGES = _object("changes", {"name": _NAME, "email": _EMAIL}, optional=("name", "email"))
 RAISE = _object("raise", {"id": _ID, "amount": _CENTS})
 MOVE = _object("move", {"department_id": _DEPARTMENT})
+PROJECT = _object("project", {"project_id": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}})
 SOME = _object("some", {"id": {"type": "array", "items": _ID, "maxItems": 100}})
 
 

@@ -30,6 +30,7 @@ class Employee:
     salary: int
     starts_on: date
     ends_on: date | None
+    project_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Department:
     head_count: int
 
 
-_EMPLOYEE = "id, department_id, name, email, salary, starts_on, ends_on"
+_EMPLOYEE = "id, department_id, name, email, salary, starts_on, ends_on, project_id"
 _DEPARTMENT = "id, name, granted, budget, head_count"
 
 
@@ -145,6 +146,12 @@ class Staff(Repository):
             (department_id, employee_id),
         )
         return Employee(*row)
+
+    @transactional(operation="put_on_project")
+    def put_on_project(self, employee_id: UUID, project_id: int) -> bool:
+        """Note which project an employee works on; False when there is no such employee."""
+        cursor = self.db.execute("UPDATE employee SET project_id = %s WHERE id = %s", (project_id, employee_id))
+        return cursor.rowcount == 1
 
     @transactional(operation="dismiss")
     def dismiss(self, employee_id: UUID) -> bool:

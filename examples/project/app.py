@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import asyncio
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ from examples.project import schemas
 from examples.project.employees import Employees, EmployeeServiceError
 from examples.project.identity import InvalidTokenError, subject_of
 from examples.project.migrate import migrate
-from examples.project.projects import Projects, RefusedError
+from examples.project.projects import ASSIGNMENTS, Projects, RefusedError
 from reliakit import (
     AsyncDatabase,
+    Backoff,
     CircuitOpenError,
     DeadlineExceededError,
     Metrics,
@@ -59,7 +61,10 @@ class Pages:
         self.metrics = Metrics()
         self.projects = Projects(self.db)
         self.employees = Employees(
-            settings.employee_url, patience=settings.employee_patience, pause=settings.employee_break
+            settings.employee_url,
+            settings.jwt_secret,
+            patience=settings.employee_patience,
+            pause=settings.employee_break,
         )
         self._secret = settings.jwt_secret
         self._source_of = client_ip(trusted=settings.trusted_proxies)
@@ -68,7 +73,16 @@ class Pages:
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self.db:
             await migrate(self.db)
+            await ASSIGNMENTS.acreate(self.db)
+            # Short batches, because each holds a connection for as long as the employee service takes to answer.
+            relay = ASSIGNMENTS.relay(
+                self.db, self.employees.tell_assignment, batch=8, backoff=Backoff(base=0.2, cap=2.0)
+            )
+            relaying = asyncio.create_task(relay.arun())
             yield
+            relaying.cancel()
+            with suppress(asyncio.CancelledError):
+                await relaying
         await self.employees.aclose()
 
     def routes(self) -> list[Route | Mount]:
@@ -121,10 +135,9 @@ class Pages:
     async def transfer(self, request: Request) -> Response:
         made_by = self.identify(request)
         body = schemas.TRANSFER.validate(await json_of(request))
-        first = await self.projects.transfer(body, made_by)
-        if first is None:
+        if not await self.projects.transfer(body, made_by):
             raise RefusedError("the employee does not work on that project")
-        return JSONResponse(body, 201 if first else 200)
+        return JSONResponse(body, 201)
 
     async def health(self, _: Request) -> Response:
         async with deadline(1.0):

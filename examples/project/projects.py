@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reliakit import AsyncRepository, transactional
+from reliakit import AsyncRepository, AsyncTransaction, Isolation, Outbox, transactional
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+
+# What the employee service is told of assignments, in the order in which they were made for each employee.
+ASSIGNMENTS = Outbox("assignment_outbox")
 
 
 class RefusedError(Exception):
@@ -62,23 +66,37 @@ class Projects(AsyncRepository):
         await self.db.execute(
             "INSERT INTO assignment (employee_id, project_id) VALUES (%s, %s)", (employee_id, project_id)
         )
+        await self._announce(self.current(), employee_id, project_id)
         return True
 
-    @transactional(operation="transfer")
-    async def transfer(self, transfer: dict[str, Any], made_by: str) -> bool | None:
-        """Move an employee from one project to another, once, whoever sends it twice.
+    async def transfer(self, transfer: dict[str, Any], made_by: str) -> bool:
+        """Move an employee from one project to another; False when the employee is not on the source.
 
-        Returns True the first time, False for one that was made before, None when the employee is not on the source.
+        The transfer's id is its idempotency key: sent twice it is made once, and answered alike. So an answer of the
+        database that never came is no trouble either.
 
-        Both projects are changed in the order of their ids: in the order of the transfer, two opposite ones would
-        each hold what the other waits for. Transfers that meet on a project collide, and the later is tried again.
+        Everybody changes the same few head counts. READ COMMITTED waits for one, where a snapshot would be too old.
         """
-        transfer_id, employee_id = transfer["id"], transfer["employee_id"]
-        if await self.db.fetch_value("SELECT true FROM transfer WHERE id = %s", (transfer_id,)):
-            return False
-        where = await self.db.fetch_value("SELECT project_id FROM assignment WHERE employee_id = %s", (employee_id,))
+        return await self.db.run(
+            self._transfer,
+            transfer,
+            made_by,
+            isolation=Isolation.READ_COMMITTED,
+            operation="transfer",
+            idempotency_key=f"transfer {transfer['id']}",
+        )
+
+    async def _transfer(self, tx: AsyncTransaction, transfer: dict[str, Any], made_by: str) -> bool:
+        """Move an employee, changing both projects in the order of their ids.
+
+        In the order of the transfer, two opposite ones would each hold what the other waits for.
+        """
+        employee_id = transfer["employee_id"]
+        where = await self.db.fetch_value(
+            "SELECT project_id FROM assignment WHERE employee_id = %s FOR UPDATE", (employee_id,)
+        )
         if where != transfer["source"]:
-            return None
+            return False
         for project_id, heads in sorted([(transfer["source"], -1), (transfer["target"], 1)]):
             await self._count(project_id, heads)
         await self.db.execute(
@@ -87,9 +105,14 @@ class Projects(AsyncRepository):
         )
         await self.db.execute(
             "INSERT INTO transfer (id, employee_id, source, target, made_by) VALUES (%s, %s, %s, %s, %s)",
-            (transfer_id, employee_id, transfer["source"], transfer["target"], made_by),
+            (transfer["id"], employee_id, transfer["source"], transfer["target"], made_by),
         )
+        await self._announce(tx, employee_id, transfer["target"])
         return True
+
+    async def _announce(self, tx: AsyncTransaction, employee_id: UUID | str, project_id: int) -> None:
+        assignment = {"employee_id": str(employee_id), "project_id": project_id}
+        await ASSIGNMENTS.apublish(tx, "assigned", assignment, key=str(employee_id))
 
     async def _count(self, project_id: int, heads: int) -> None:
         cursor = await self.db.execute(

@@ -52,5 +52,5 @@ def project(start_service, postgres, employee, employee_network):
         DATABASE_URL=postgres.database("project"),
         EMPLOYEE_URL=employee_network.dsn(employee.url),
         EMPLOYEE_PATIENCE="0.5",
-        EMPLOYEE_BREAK="0.5",
+        EMPLOYEE_BREAK="2.0",
     )

@@ -46,7 +46,7 @@ def good_run():
     return Run(
         tally=tally,
         figures=figures,
-        truth=Truth(missing=0, ghosts=0, money=0, heads=0, people=24, sessions=6, stuck=0),
+        truth=Truth(missing=0, ghosts=0, money=0, heads=0, people=24, untold=0, sessions=6, stuck=0),
         planted=planted,
         scan=Scan(lines=100, found=[], markers=1),
         people=24,
@@ -153,14 +153,15 @@ def test_the_databases_are_asked_and_not_the_services(postgres):
     there, gone = str(uuid.uuid4()), str(uuid.uuid4())
     with psycopg.connect(employee) as connection:
         connection.execute("CREATE TABLE department (id int, budget bigint, head_count int)")
-        connection.execute("CREATE TABLE employee (department_id int, salary bigint)")
+        connection.execute("CREATE TABLE employee (id int, project_id int, department_id int, salary bigint)")
         connection.execute("CREATE TABLE raise (id uuid)")
         connection.execute("INSERT INTO department VALUES (1, 90, 2)")
-        connection.execute("INSERT INTO employee VALUES (1, 9)")
+        connection.execute("INSERT INTO employee VALUES (7, 1, 1, 9)")
         connection.execute("INSERT INTO raise VALUES (%s)", (there,))
     with psycopg.connect(project) as connection:
         connection.execute("CREATE TABLE project (id int, head_count int)")
-        connection.execute("CREATE TABLE assignment (project_id int)")
+        connection.execute("CREATE TABLE assignment (employee_id int, project_id int)")
+        connection.execute("INSERT INTO assignment VALUES (7, 1), (8, 1)")
         connection.execute("CREATE TABLE transfer (id uuid)")
         connection.execute("INSERT INTO project VALUES (1, 3)")
     tally = Tally()
@@ -170,7 +171,7 @@ def test_the_databases_are_asked_and_not_the_services(postgres):
         other.execute("SELECT 1")
         assert sessions(dsns) == 1
         found = look(dsns, tally, granted=100)
-    assert found == Truth(missing=1, ghosts=1, money=-1, heads=2, people=3, sessions=1, stuck=1)
+    assert found == Truth(missing=1, ghosts=1, money=-1, heads=2, people=3, untold=1, sessions=1, stuck=1)
 
 
 class Wall:

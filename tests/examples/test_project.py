@@ -92,8 +92,30 @@ def test_a_transfer_that_is_sent_twice_is_made_once(client, projects, people):
     client.put(f"/projects/{projects[0]}/members/{people[0]}")
     body = transfer(people[0], *projects)
     assert client.post("/transfers", json=body).status_code == 201
-    assert client.post("/transfers", json=body).status_code == 200
+    assert client.post("/transfers", json=body).status_code == 201
     assert heads(client, projects) == [0, 1]
+
+
+def test_the_employee_service_learns_where_everybody_works_also_after_an_outage(
+    client, projects, people, employee, employee_network
+):
+    first, other = projects
+    with httpx2.Client(base_url=employee.url, headers=bearer("boss"), timeout=20.0) as boss:
+
+        def learns(project_id):
+            until = SYSTEM_CLOCK.monotonic() + 20
+            while SYSTEM_CLOCK.monotonic() < until:
+                if boss.get(f"/employees/{people[0]}").json()["project_id"] == project_id:
+                    return True
+                SYSTEM_CLOCK.sleep(0.05)
+            return False
+
+        assert client.put(f"/projects/{first}/members/{people[0]}").status_code == 201
+        assert learns(first)
+        with employee_network.refuse():
+            for source, target in ((first, other), (other, first), (first, other)):
+                assert client.post("/transfers", json=transfer(people[0], source, target)).status_code == 201
+        assert learns(other)
 
 
 def test_a_transfer_from_where_somebody_is_not_is_refused(client, projects, people):
