@@ -169,8 +169,10 @@ def test_other_handlers_still_get_the_record_itself_where_python_lets_a_filter_r
 
 def test_our_own_handler_still_knows_the_exception_of_a_record_that_was_masked_before(logger):
     stream = io.StringIO()
-    logger.addHandler(Catcher())
-    logger.handlers[0].addFilter(MaskingFilter())
+    # Not handlers[0]: pytest's own may stand there, and would keep the filter.
+    masked = Catcher()
+    masked.addFilter(MaskingFilter())
+    logger.handlers.insert(0, masked)
     logger.propagate = True
     with configure_logging(service="svc", env="test", level="DEBUG", stream=stream):
         logger.error("x %s", NAMED, exc_info=raised(), extra={"password": PASSWORD})
