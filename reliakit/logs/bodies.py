@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["mask_fields"]
 
 _NAMED = re.compile(
-    rf"(?<![\w.\-])([\w.\-{MARKS}]++)"
+    rf"(?<![\w.\-{MARKS}])([\w.\-{MARKS}]++)"
     r"(?:\\*+[\"'`]|%2[27])?\]?[ \t]{0,8}+"
     r"(=>|:=|={1,3}|[:：＝]|->(?=[ \t])|%3[AaDd]|(?<=[ \t])(?=[\"']))"
     r"[ \t]{0,8}+"
 )
 _MULTIPART = re.compile(
-    r"form-data;[ \t]*+name=\"([^\"\r\n]{1,200})\"[^\r\n]{0,200}+(?:\r?\n[^\r\n]++){0,8}\r?\n\r?\n([^\r\n]*+)"
+    r"form-data;[ \t]*+name=\"([^\"\r\n]{1,200})\"[^\r\n]{0,200}+(?:\r?\n[^\r\n]{1,300}+){0,8}\r?\n\r?\n([^\r\n]*+)"
 )
 _TITLE = re.compile(r"(\\{0,8}[\"'])(?:name|Name|key|Key|header|field)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1")
 _MEMBER = re.compile(r"\\{0,8}[\"'](?:value|Value|val)\\{0,8}[\"'][ ]{0,4}:[ ]{0,4}")

@@ -157,7 +157,7 @@ _AUTHORITY = re.compile(r"(?<=://)[^\s\"'<>`\\]++")
 
 
 # `jdbc:oracle:thin:user/password@host`, and a line of PostgreSQL's password file: `host:port:database:user:password`.
-_THIN = re.compile(r"(:thin:[^\s/@:]{1,128}/)([^\s@]++)(?=@)")
+_THIN = re.compile(r"(:thin:[^\s/@:]{1,128}/)([^\s@]{1,256}+)(?=@)")
 _PASSWORD_FILE = re.compile(
     r"(?m:^)((?:[\w.\-*]{1,255}):(?:[0-9]{2,5}|\*):[\w.\-*]{1,63}:[\w.\-*]{1,63}:)(\S++)(?m:$)"
 )

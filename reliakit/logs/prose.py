@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["is_prose", "longer_name", "mask_prose"]
 
 _SPOKEN = re.compile(
-    rf"(?<![\w.\-])(-{{0,2}}[^\W\d_][\w.\-{MARKS}]*+)[ \t]++"
+    rf"(?<![\w.\-{MARKS}])(-{{0,2}}[^\W\d_][\w.\-{MARKS}]*+)[ \t]++"
     r"((?:(?:is:?|was|has|been|set|changed|reset|updated|now|to|by|of|as|are|->|-)[ \t]++){0,4})(?=[^\s=:\-])"
 )
 _STEMS = re.compile(

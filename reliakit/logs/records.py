@@ -37,7 +37,7 @@ RESERVED = frozenset({*RESERVED_ATTRS, "taskName"})
 _NO_FIELDS = RESERVED | {FIELDS, ERROR, FOUND, REQUEST_ID, KEPT}
 
 # `%s` right behind a sensitive word: once formatted, nothing tells the word and the secret apart.
-_NAMED_ARGUMENT = re.compile(r"([\w.\-]++)[\"']?[ \t]*+(?:=>|[:=]|is |was |to )?[ \t]*+[\"']?\Z")
+_NAMED_ARGUMENT = re.compile(r"(?<![\w.\-])([\w.\-]++)[\"']?[ \t]*+(?:=>|[:=]|is |was |to )?[ \t]*+[\"']?\Z")
 _PLACE = re.compile(r"%(?:%|[-#0+ ]*+(?:\*|\d++)?(?:\.(?:\*|\d++))?[hlL]?[diouxXeEfFgGcrsa])")
 
 
