@@ -285,9 +285,18 @@ class SuspendingIo:
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
         """Open a `psycopg.AsyncConnection`. The bound is rounded up to whole seconds, 2 at least, as libpq has it."""
-        return await psycopg.AsyncConnection.connect(
-            conninfo, autocommit=True, row_factory=row_factory, connect_timeout=_whole(seconds)
+        task = asyncio.create_task(
+            psycopg.AsyncConnection.connect(
+                conninfo, autocommit=True, row_factory=row_factory, connect_timeout=_whole(seconds)
+            )
         )
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_close_late)
+            task.cancel()
+            del task  # else what is half open stays so as long as somebody keeps this error and its traceback
+            raise
 
     async def cancel(self, connection: Any, seconds: float) -> bool:
         """Suspend until the request is through, at most so long, see `Io`."""
@@ -398,6 +407,11 @@ class SuspendingIo:
 def _whole(seconds: float) -> int:
     """Return a connect_timeout: libpq knows whole seconds, and not fewer than 2."""
     return max(2, math.ceil(seconds))
+
+
+def _close_late(task: asyncio.Task[psycopg.AsyncConnection[Any]]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().pgconn.finish()
 
 
 async def _return_late(pool: Any, task: asyncio.Task[Any]) -> None:

@@ -2,7 +2,7 @@
 
 ```
 play("threads" | "tasks", dsn, script)      the same coroutine drives a Database or an AsyncDatabase
-Injected(work, {3, 4})                      cancels a coroutine at its 3rd and 4th suspension
+Injected(work, {3: cancel})                 does something at the 3rd suspension of a coroutine
 ```
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 import psycopg_pool
@@ -135,3 +136,29 @@ def verdict_of(error: BaseException | None) -> str:
         return "unknown"
     notes = " ".join(getattr(error, "__notes__", ()))
     return "committed" if "was committed" in notes else "rolled back"
+
+
+class Injected:
+    """Awaits a coroutine and does something at the given suspensions, counted from 1, with what it waits for."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], faults: Mapping[int, Callable[[Any], object]]) -> None:
+        self.work = work
+        self.faults = faults
+        self.suspensions = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        resume: Callable[[], Any] = functools.partial(self.work.send, None)
+        while True:
+            try:
+                waited_for = resume()
+            except StopIteration as done:
+                return done.value
+            self.suspensions += 1
+            fault = self.faults.get(self.suspensions)
+            if fault is not None:
+                fault(waited_for)
+            try:
+                yield waited_for
+                resume = functools.partial(self.work.send, None)
+            except BaseException as error:
+                resume = functools.partial(self.work.throw, error)
