@@ -22,24 +22,34 @@ __all__ = ["AsyncTransactionBlock", "TransactionBlock"]
 class TransactionBlock:
     """One block of a `Database`, made by `transaction()` for one use."""
 
-    __slots__ = ("_engine", "_entered", "_options")
+    __slots__ = ("_attempt", "_engine", "_entered", "_options")
 
     def __init__(self, engine: Engine, options: TransactionOptions) -> None:
         self._engine = engine
         self._options = options
+        self._attempt = Attempt()
         self._entered: Entered | None = None
 
     def __enter__(self) -> Transaction:
         if self._entered is not None:
             raise _reused()
-        entered = self._entered = run_blocking(self._engine.enter(self._options, Attempt()))
-        return entered.transaction  # type: ignore[return-value]  # an engine makes those of its own colour
+        try:
+            entered = self._entered = run_blocking(self._engine.enter(self._options, self._attempt))
+            # An engine makes those of its own colour. Within the `try`, as a Ctrl-C may come here too.
+            return entered.transaction  # type: ignore[return-value]  # noqa: TRY300
+        except BaseException:
+            self._attempt.let_go()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._entered is not None
-        left = run_blocking(self._engine.leave(self._entered, error))
+        try:
+            assert self._entered is not None
+            left = run_blocking(self._engine.leave(self._entered, error))
+        except BaseException:
+            self._attempt.let_go()
+            raise
         if left is not None and left is not error:
             raise left
 
@@ -47,18 +57,23 @@ class TransactionBlock:
 class AsyncTransactionBlock:
     """One block of an `AsyncDatabase`, made by `transaction()` for one use; cut when its time is spent."""
 
-    __slots__ = ("_engine", "_entered", "_options", "_timer")
+    __slots__ = ("_attempt", "_engine", "_entered", "_options", "_timer")
 
     def __init__(self, engine: Engine, options: TransactionOptions) -> None:
         self._engine = engine
         self._options = options
+        self._attempt = Attempt()
         self._entered: Entered | None = None
         self._timer: asyncio.Timeout | None = None
 
     async def __aenter__(self) -> AsyncTransaction:
         if self._entered is not None:
             raise _reused()
-        entered = self._entered = await self._engine.enter(self._options, Attempt())
+        try:
+            entered = self._entered = await self._engine.enter(self._options, self._attempt)
+        except BaseException:
+            self._attempt.let_go()
+            raise
         # Armed for the caller's code alone: what is ours is bounded by itself, and must not be cut in half.
         timer = self._timer = asyncio.timeout(entered.remaining())
         await timer.__aenter__()
@@ -75,7 +90,11 @@ class AsyncTransactionBlock:
             await timer.__aexit__(kind, error, trace)
         except TimeoutError:
             cut = Late()
-        left = await self._engine.leave(entered, cut or error)
+        try:
+            left = await self._engine.leave(entered, cut or error)
+        except BaseException:
+            self._attempt.let_go()
+            raise
         if left is not None and left is not error:
             raise left from (left.__cause__ or error)
 

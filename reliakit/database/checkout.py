@@ -54,11 +54,16 @@ class Source:
     async def obtain(self, slot: Slot, seconds: float, clock: Clock, name: str) -> Session:
         """Put a session on an open connection into the slot, within about so many seconds, and return it."""
         session = Session(self.io, clock, name, pool=self.pool)
-        if self.pool is None:
-            session.connection = await self.io.connect(self.conninfo, seconds, self.row_factory)
-        else:
-            session.connection = await self.io.borrow(self.pool, seconds)
-        slot.session = session
+        slot.session = session  # before it has a connection, which would be lost if a Ctrl-C came in between
+        try:
+            if self.pool is None:
+                session.connection = await self.io.connect(self.conninfo, seconds, self.row_factory)
+            else:
+                session.connection = await self.io.borrow(self.pool, seconds)
+        except BaseException:
+            if session.connection is None:
+                slot.session = None
+            raise
         await session.adopt()
         return session
 
@@ -75,7 +80,7 @@ class Source:
 
     async def dispose(self, session: Session) -> None:
         """Part with a session: close its connection, or give it back to the pool, which replaces a closed one."""
-        if session.owned or session.disowned:
+        if session.owned or session.disowned or session.connection is None:
             session.abandon()
             return
         if not session.returning:  # once that has begun, the connection may be somebody else's
@@ -155,7 +160,7 @@ class Checkouts:
         gate = self._usable()
         lease = Lease(gate, work.owner, work.asked, place_here(work.attempt.fn))
         # From here on the lease is the work's: whatever comes, giving the work back gives the slot back.
-        work.lease = lease
+        work.lease = work.attempt.lease = lease
         if until <= work.asked:
             raise self._no_time(seconds)
         if not gate.enter(lease, self.source.io.bell):
@@ -278,7 +283,7 @@ class Checkouts:
         self._note_return(work, session, lease.slot)
         lease.leave()
         work.session = None
-        work.lease = None
+        work.lease = work.attempt.lease = None
         if self.emitter.is_heard:
             self._tell(PoolReturned, used=work.held, age=self._age_of(session))
         return True
@@ -299,7 +304,7 @@ class Checkouts:
                     self._tell(ConnectionClosed, reason=reason, age=self._age_of(session))
         lease.leave()
         work.session = None
-        work.lease = None
+        work.lease = work.attempt.lease = None
         if session is None:
             self._tell(PoolChanged)  # it waited in vain, or could not connect
         else:

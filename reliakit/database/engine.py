@@ -62,10 +62,12 @@ class Entered:
     lock_timeout: float | None = None  # the outer block's
     savepoint: str = ""
     hooks: tuple[int, int] = (0, 0)  # how many after a commit and after a rollback there were
+    undone: bool = False  # it was a savepoint, and was rolled back to
 
     def __init__(self, step: Step, transaction: Handle, work: Work) -> None:
         self.step: Step = step
         self.transaction: Handle = transaction
+        self.outer: Handle = transaction  # what a block inside was entered in
         self.work: Work = work
 
     def remaining(self) -> float:
@@ -176,29 +178,41 @@ class Engine:
         while True:
             number += 1
             attempt = Attempt(number, until, retry or self.retry, fn, repeatable=repeatable)
-            error: BaseException
             try:
-                entered = await self.enter(options, attempt)
-            except Exception as failed:  # noqa: BLE001 - returned below, unless it is tried again
-                error = failed
-            else:
-                if flow is None:
-                    assert fn is not None
-                    given = (entered.transaction, *args) if with_transaction else args
-                    outcome = await self.io.call(fn, given, entered.remaining())
-                else:
-                    outcome = await flow(entered)
-                left = await self.leave(entered, outcome.error)
-                if left is None:
-                    return outcome
-                error = left
-            if attempt.pause is None:
-                if number > 1:
+                outcome = await self._once(options, attempt, args, flow, with_transaction=with_transaction)
+            except BaseException:
+                attempt.let_go()
+                raise
+            error = outcome.error
+            if error is None or attempt.pause is None:
+                if error is not None and number > 1:
                     spent = self.clock.monotonic() - began
                     error.add_note(f"reliakit: gave up after {number} attempts in {spent:.3f} s")
-                return Outcome(error=error)
+                return outcome
             self.teller.tried_again(number, attempt.pause, error)
             await self.io.sleep(self.clock, attempt.pause)
+
+    async def _once(
+        self,
+        options: TransactionOptions,
+        attempt: Attempt,
+        args: tuple[Any, ...],
+        flow: Flow | None,
+        *,
+        with_transaction: bool,
+    ) -> Outcome[Any]:
+        try:
+            entered = await self.enter(options, attempt)
+        except Exception as failed:  # noqa: BLE001 - raised by the shell, unless it is tried again
+            return Outcome(error=failed)
+        if flow is None:
+            assert attempt.fn is not None
+            given = (entered.transaction, *args) if with_transaction else args
+            outcome = await self.io.call(attempt.fn, given, entered.remaining())
+        else:
+            outcome = await flow(entered)
+        left = await self.leave(entered, outcome.error)
+        return outcome if left is None else Outcome(error=left)
 
     async def own(
         self, options: TransactionOptions, flow: Callable[[Entered], Awaitable[T]], until: float | None = None
@@ -364,7 +378,8 @@ class Engine:
         try:
             if error is None and not work.bare:
                 error = ending.objection_to_commit(work, transaction, session)
-            if session.ended and error is not None:
+            out_of_hand = session.ended
+            if out_of_hand and error is not None:
                 ending.tell_out_of_hand(work, error)
             if error is not None or transaction.deliberate or work.bare:
                 error = ending.as_timeout(session, error)
@@ -385,7 +400,7 @@ class Engine:
             self._name(error, work)
             swallowed = isinstance(error, TransactionRolledBackError) and failed in machine.CONFLICTS
             conflict = swallowed or machine.conflict_state(error) is not None
-            repeatable = work.attempt.repeatable
+            repeatable = work.attempt.repeatable and not out_of_hand
             undecided = repeatable and verdict == "unknown"
             if undecided or verdict == "rolled_back":
                 self._plan_retry(work, error, began=not (repeatable and lost), conflict=conflict or undecided)
@@ -400,13 +415,15 @@ class Engine:
 
     async def give_back(self, work: Work) -> BaseException | None:
         """Give the connection back; return a cancellation or Ctrl-C that came meanwhile."""
-        try:
-            if not work.checkouts.put_back(work):
-                await work.checkouts.give_back(work)
-        except BaseException as interrupt:  # noqa: BLE001 - leaves the block, with the outcome told on it
-            await work.checkouts.give_back(work)  # goes on where the first one was interrupted
-            return interrupt
-        return None
+        first: BaseException | None = None
+        while True:
+            try:
+                if not work.checkouts.put_back(work):
+                    await work.checkouts.give_back(work)  # goes on where the last one was interrupted
+            except BaseException as interrupt:  # noqa: BLE001 - the first one leaves the block
+                first = first or interrupt
+            else:
+                return first
 
     async def _leave_inner(self, entered: Entered, error: BaseException | None) -> BaseException | None:
         work, transaction, session = entered.work, entered.transaction, entered.work.session
@@ -421,13 +438,13 @@ class Engine:
         if entered.step is Step.SAVEPOINT:
             error = await self._leave_savepoint(entered, session, error)
             transaction.finished = True
-        elif error is not None:
-            transaction.doomed = True
         if work.lock_timeout != entered.lock_timeout:
             work.lock_timeout = entered.lock_timeout
             if session.alive and not session.in_failed_transaction:
                 answer = await session.command(_lock_timeout(work.lock_timeout).encode("ascii"), session.until)
                 error = error or answer.interrupt or answer.error
+        if error is not None and not entered.undone:
+            entered.outer.doomed = True
         return error
 
     async def _leave_savepoint(
@@ -450,6 +467,7 @@ class Engine:
         session.failed = None
         command = f"ROLLBACK TO SAVEPOINT {entered.savepoint}; RELEASE SAVEPOINT {entered.savepoint}"
         answer = await session.command(command.encode("ascii"), self.clock.monotonic() + GRACE, GRACE)
+        entered.undone = answer.error is None and not answer.broken
         if answer.interrupt is not None and not _is_interrupt(error):
             return answer.interrupt
         return error or answer.error

@@ -120,6 +120,14 @@ class Lease:
         """Give the slot back, or leave the queue. May be called any number of times."""
         self._gate.leave(self)
 
+    def let_go(self) -> None:
+        """Leave with the connection closed, which ends its transaction in whatever state it is. Never waits."""
+        slot = self.slot
+        if slot is not None and slot.holder == self.number and slot.session is not None:
+            session, slot.session = slot.session, None
+            session.let_go()
+        self.leave()
+
     def __del__(self) -> None:
         slot = getattr(self, "slot", None)  # an interrupted __init__ leaves none
         if slot is not None and slot.holder == self.number:

@@ -150,9 +150,18 @@ class Session:
     def abandon(self) -> None:
         """Close the connection at once, without a word to anybody. Never blocks or raises."""
         self.broken = True
+        if self.connection is None:
+            return
         self.connection.__dict__.pop("wait", None)
         if not self.disowned:
             self.connection.pgconn.finish()  # where a Ctrl-C came first, it was not adopted yet
+
+    def let_go(self) -> None:
+        """Close the connection at once; one that was borrowed gets to its pool by itself. Never waits."""
+        self.abandon()
+        if self.connection is not None and not (self.owned or self.disowned or self.returning):
+            self.returning.append(None)
+            self._io.give_back_later(self._pool, self.connection)
 
     def disown(self) -> None:
         """Never touch the connection again: it is the parent process's, and even closing it would end it there."""

@@ -67,6 +67,7 @@ class Attempt:
     """
 
     pause: float | None = None  # seconds before the next one, None when this is the last
+    lease: Lease | None = None  # while it has a connection, or waits for one
 
     def __init__(
         self,
@@ -82,6 +83,12 @@ class Attempt:
         self.until: float | None = until
         self.retry: TransactionRetry | None = retry
         self.repeatable: bool = repeatable
+
+    def let_go(self) -> None:
+        """Take the connection from a block that was interrupted between two lines. Nothing after an orderly end."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.let_go()
 
 
 class Work:
@@ -410,7 +417,9 @@ class Frame:
     def running(self) -> Handle | None:
         """Return the transaction while it runs; one that is over is nobody's, though a task may outlive its block."""
         transaction = self.transaction()
-        return None if transaction is None or transaction.finished else transaction
+        if transaction is None or transaction.finished or transaction.work.attempt.lease is None:
+            return None
+        return transaction
 
 
 _frame: ContextVar[Frame | None] = ContextVar("reliakit_transaction", default=None)

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from database_drivers import SIZE, SOURCES, Injected, all_obtainable, opened, verdict_of
 
-from reliakit.core.errors import TransactionTimeoutError
+from reliakit.core.errors import TransactionRolledBackError, TransactionTimeoutError
 from reliakit.database import AsyncDatabase, AsyncTransaction, Propagation
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("source", SOURCES)]
@@ -174,20 +174,20 @@ def cancel_too_late(waited_for: Any) -> None:
         task.cancel()
 
 
+async def drive(work: Injected) -> Any:
+    return await work
+
+
 Faults = Mapping[int, Callable[[Any], object]]
 
 
 async def judged(db: AsyncDatabase, work: Work, item: int, faults: Faults, kept: list[BaseException]) -> int:
     """Do the work with these faults, judge what is left behind, and return how often it was suspended."""
     driver = Injected(work(db, item), faults)
-
-    async def drive() -> None:
-        await driver
-
     error = None
     try:
         async with around(db, work):
-            await asyncio.create_task(drive())
+            await asyncio.create_task(drive(driver))
     except (asyncio.CancelledError, LookupError) as raised:
         error = raised
         kept.append(raised)
@@ -265,3 +265,63 @@ async def test_timed_out_by_the_caller_at_any_await(reliakit_dsn: str, source: s
             assert asyncio.current_task().cancelling() == 0
             await judge(db, work, item, error.__cause__ if isinstance(error, TimeoutError) else error)
         assert any(isinstance(error, TimeoutError) for error in kept)
+
+
+@pytest.mark.parametrize("propagation", [Propagation.NESTED, Propagation.REQUIRED])
+@pytest.mark.parametrize("lock_timeout", [None, 1.0])
+async def test_a_block_inside_that_was_cancelled_leaves_nothing_behind_that_commits(
+    reliakit_dsn: str, source: str, propagation: Propagation, lock_timeout: float | None
+) -> None:
+    async def work(db: AsyncDatabase, item: int) -> bool:
+        async with db.transaction():
+            try:
+                async with db.transaction(propagation=propagation, lock_timeout=lock_timeout) as inner:
+                    await inner.execute("INSERT INTO item VALUES (%s)", (item,))
+            except asyncio.CancelledError:
+                return False
+        return True
+
+    async with database(reliakit_dsn, source) as db:
+        driver = Injected(work(db, 0), {})
+        await driver
+        kept = 0
+        for at in range(1, driver.suspensions + 1):
+            for fault in (cancel, cancel_too_late):
+                inside = Injected(work(db, item := 10 * at + (fault is cancel)), {at: fault})
+                succeeded = None
+                with contextlib.suppress(asyncio.CancelledError, TransactionRolledBackError):
+                    succeeded = await asyncio.create_task(drive(inside))
+                count = await db.fetch_value("SELECT count(*) FROM item WHERE id = %s", (item,))
+                assert count == 0 or succeeded is not False, (at, fault)
+                kept += count
+                await all_obtainable(db)
+        assert kept < 2 * driver.suspensions
+
+
+@pytest.mark.parametrize("cancels", [1, 2, 3])
+async def test_cancelled_while_the_pool_takes_its_connection_back(
+    reliakit_dsn: str, source: str, cancels: int
+) -> None:
+    if source != "a pool":
+        return
+    async with database(reliakit_dsn, source) as db:
+        pool = db._engine.checkouts.source.pool
+
+        async def work() -> None:
+            async with db.transaction() as tx:
+                await tx.execute("INSERT INTO item VALUES (1)")
+                await pool._lock.acquire()
+
+        task = asyncio.create_task(work())
+        for _ in range(cancels):
+            while not pool._lock._waiters and not task.done():
+                await asyncio.sleep(0.001)  # noqa: TID251 - until it is parked there
+            task.cancel()
+            await asyncio.sleep(0)  # noqa: TID251 - a bare yield
+            await asyncio.sleep(0)  # noqa: TID251
+        assert not task.done()
+        pool._lock.release()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert verdict_of(caught.value) == "committed"
+        await all_obtainable(db)

@@ -284,11 +284,12 @@ def work(db: Database, item: int) -> None:
             nested.fetch_value("SELECT 1")
 
 
-def interrupted(db: Database, item: int, at: int) -> str:
+def interrupted(db: Database, item: int, at: int, kept: list[BaseException]) -> str:
     with CtrlC(at):
         try:
             work(db, item)
         except KeyboardInterrupt as error:
+            kept.append(error)
             if isinstance(error.__cause__, CommitUnknownError):
                 return "unknown"
             if any("was committed" in note for note in getattr(error, "__notes__", ())):
@@ -302,12 +303,20 @@ def interrupted(db: Database, item: int, at: int) -> str:
 @pytest.mark.timeout(120)
 def test_ctrl_c_at_any_line_of_a_transaction_loses_no_connection(db: Database) -> None:
     said: dict[int, str] = {}
-    at = 1
-    while said.get(at - 3) != "done":
-        said[at] = interrupted(db, at, at)
+    kept: list[BaseException] = []
+    lost = 0
+    at, step = 1, 1 if db._engine.checkouts.source.pool is None else 3
+    while said.get(at - step) != "done":
+        said[at] = interrupted(db, at, at, kept)
+        # Held by its traceback alone: on the way into `__exit__`, and where a pool has just given a connection.
+        if db.stats().in_use:
+            lost += 1
+            kept.clear()
         assert obtainable(db) == SIZE, f"line {at}"
-        at += 3
+        at += step
     assert len(said) > 100
+    assert lost <= 2
+    kept.clear()
     gc.collect()
     assert obtainable(db) == SIZE
     assert db.stats().in_use == 0
