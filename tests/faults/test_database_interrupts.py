@@ -241,7 +241,6 @@ async def test_a_storm_of_cancelled_inserts_reports_every_row_rightly(adb: Async
     rows = {row[0] for row in await adb.fetch_all("SELECT id FROM item")}
     assert {item for item, said in reported.items() if said == "committed"} <= rows
     assert rows <= {item for item, said in reported.items() if said in ("committed", "unknown")}
-    assert {"committed", "not"} <= set(reported.values())
     assert await aobtainable(adb) == SIZE
 
 
