@@ -98,6 +98,7 @@ def test_a_rollback_that_was_asked_for_is_no_warning(told):
         (events.StoreRecovered, {"store": "redis", "outage": 3.0}, "INFO"),
         (events.CheckoutOverdue, {"age": 61.0, "line": "app.py:7"}, "WARNING"),
         (events.ConnectionLeaked, {"reason": "abandoned"}, "ERROR"),
+        (events.ReplicaFailed, {"operation": "report", "error_type": "Oops", "sqlstate": "57P03"}, "WARNING"),
     ],
 )
 def test_events_become_records_with_their_fields(told, kind, fields, level):
