@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from test_database_interrupts import CancelledAt, CtrlC
 
 from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.events import CircuitChanged, ReplicaFailed
@@ -101,3 +104,70 @@ async def test_a_reader_that_is_cancelled_on_its_way_to_a_replica_leaves_nothing
                 assert [stats.in_use for stats in (db.stats(), *db.stats().replicas)] == [0, 0]
         assert recording_listener.of(ReplicaFailed) == recording_listener.of(CircuitChanged) == []
         assert await read() == "replica"
+
+
+def nothing_is_held(db: Database | AsyncDatabase) -> bool:
+    return all(stats.in_use == stats.leaked == stats.waiting == 0 for stats in (db.stats(), *db.stats().replicas))
+
+
+def read(db: Database) -> None:
+    with db.transaction(read_only=True) as tx:
+        tx.fetch_value(WHERE)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("dead", [False, True])
+def test_ctrl_c_at_any_line_on_the_way_to_a_replica_loses_no_connection(
+    primary: str, replica: FaultProxy, dead: bool
+) -> None:
+    with Database(primary, replicas=[replica.dsn()], max_size=1) as db, contextlib.ExitStack() as stack:
+        if dead:
+            replica.reset()
+            stack.enter_context(replica.refuse())
+        breaker = db._replicas._replicas[0].breaker
+        ended = 0
+        at = 1
+        while ended < 3:
+            with CtrlC(at):
+                try:
+                    read(db)
+                    ended += 1
+                except KeyboardInterrupt:
+                    ended = 0
+            gc.collect()
+            assert nothing_is_held(db), f"line {at}"
+            breaker.reset()
+            assert where(db) == ("primary" if dead else "replica")
+            breaker.reset()
+            with db.transaction():  # the primary's one connection is there
+                pass
+            at += 12
+        assert at > 100
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("dead", [False, True])
+async def test_a_cancellation_at_any_await_on_the_way_to_a_replica_loses_no_connection(
+    primary: str, replica: FaultProxy, dead: bool
+) -> None:
+    async with AsyncDatabase(primary, replicas=[replica.dsn()], max_size=1) as db:
+        breaker = db._replicas._replicas[0].breaker
+
+        async def read() -> str:
+            async with db.transaction(read_only=True) as tx:
+                return await tx.fetch_value(WHERE)
+
+        async def drive(work: CancelledAt) -> str:
+            return await work
+
+        with replica.refuse() if dead else contextlib.nullcontext():
+            for first, second in [(at, at + more) for at in range(1, 12) for more in (0, 1)]:
+                if dead:
+                    replica.reset()
+                task = asyncio.create_task(drive(CancelledAt(read(), {first, second})))
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                assert nothing_is_held(db), (first, second)
+                breaker.reset()
+                assert await read() == ("primary" if dead else "replica")
+                breaker.reset()
