@@ -71,7 +71,8 @@ class Source:
         """Open a connection that is no part of any pool, or return None where a pool does not tell how to."""
         if self.pool is None:
             return await self.io.connect(self.conninfo, seconds, None)
-        conninfo, settings = getattr(self.pool, "conninfo", None), getattr(self.pool, "kwargs", None) or {}
+        conninfo: Any = getattr(self.pool, "conninfo", None)
+        settings: Any = getattr(self.pool, "kwargs", None) or {}
         if not isinstance(conninfo, str) or not isinstance(settings, dict):
             return None  # functions that make them, or somebody else's pool
         known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
