@@ -98,6 +98,16 @@ def test_a_rollback_that_was_asked_for_is_no_warning(told):
         (events.StoreRecovered, {"store": "redis", "outage": 3.0}, "INFO"),
         (events.CheckoutOverdue, {"age": 61.0, "line": "app.py:7"}, "WARNING"),
         (events.ConnectionLeaked, {"reason": "abandoned"}, "ERROR"),
+        (
+            events.OutboxFailed,
+            {"message_id": 7, "topic": "mail", "attempt": 2, "delay": 1.5, "error_type": "Oops"},
+            "WARNING",
+        ),
+        (
+            events.OutboxFailed,
+            {"message_id": 7, "topic": "mail", "attempt": 9, "delay": None, "error_type": "Oops"},
+            "ERROR",
+        ),
         (events.ReplicaFailed, {"operation": "report", "error_type": "Oops", "sqlstate": "57P03"}, "WARNING"),
     ],
 )

@@ -19,6 +19,8 @@ from reliakit.core.events import (
     Event,
     LimitDecided,
     LogDropped,
+    OutboxFailed,
+    OutboxRelayed,
     PoolWaited,
     RequestEnded,
     RequestStarted,
@@ -154,6 +156,16 @@ class TestTransactions:
             assert value(metrics, "transaction_retries_total", **LOGIN, reason=reason) == times
         for state in ("40001", "40P01", "57xxx", "55xxx", "23505", "42xxx"):
             assert value(metrics, "db_errors_total", sqlstate=state) == 1
+
+    def test_an_outbox_counts_what_it_hands_over_and_what_fails(self, metrics):
+        outbox = Emitter("mail")
+        outbox.emit(OutboxRelayed, count=3, lag=0.5)
+        for delay in (1.0, 2.0, None):
+            outbox.emit(OutboxFailed, message_id=1, topic="t", attempt=1, delay=delay, error_type="Oops")
+        assert value(metrics, "outbox_relayed_total", outbox="mail") == 3
+        assert value(metrics, "outbox_lag_seconds_sum", outbox="mail") == 0.5
+        assert value(metrics, "outbox_failures_total", outbox="mail", outcome="retried") == 2
+        assert value(metrics, "outbox_failures_total", outbox="mail", outcome="dead") == 1
 
     def test_only_a_deadlock_that_reached_the_caller_breaches(self, metrics):
         db = Emitter("main")

@@ -257,6 +257,20 @@ def _replica_failed(event: events.ReplicaFailed) -> Told:
     return logging.WARNING, "replica could not be reached, so the primary is read", fields, None
 
 
+def _outbox_failed(event: events.OutboxFailed) -> Told:
+    fields = {
+        "outbox": event.name,
+        "message_id": event.message_id,
+        "topic": event.topic,
+        "attempt": event.attempt,
+        "delay": event.delay,
+        "error_type": event.error_type,
+    }
+    if event.delay is None:
+        return logging.ERROR, "outbox message set aside as dead", fields, None
+    return logging.WARNING, "outbox message failed and is tried again", fields, None
+
+
 def _leaked(event: events.ConnectionLeaked) -> Told:
     return logging.ERROR, "connection leaked", {"database": event.name, "reason": event.reason}, None
 
@@ -297,6 +311,7 @@ _RECORDS: dict[type[events.Event], tuple[logging.Logger, Callable[[Any], Told]]]
     events.CheckoutOverdue: (logging.getLogger("reliakit.database"), _overdue),
     events.ConnectionLeaked: (logging.getLogger("reliakit.database"), _leaked),
     events.ReplicaFailed: (logging.getLogger("reliakit.database"), _replica_failed),
+    events.OutboxFailed: (logging.getLogger("reliakit.outbox"), _outbox_failed),
     events.HookFailed: (logging.getLogger("reliakit.transaction"), _hook),
     events.CircuitChanged: (logging.getLogger("reliakit.breaker"), _circuit),
     events.DeadlineOverrun: (logging.getLogger("reliakit.deadline"), _overrun),

@@ -139,6 +139,20 @@ _POOLS = (
     _gauge("db_pool_checkout_age_seconds", "Age of the oldest checkout.", _POOL, unit="seconds"),
 )
 
+_OUTBOX = _named("outbox", 50)
+_OUTBOXES = (
+    _counter("outbox_relayed_total", "Messages that a relay has handed over.", _OUTBOX),
+    _counter(
+        "outbox_failures_total",
+        "Tries of a relay that failed; `dead` messages are set aside and not tried again.",
+        _OUTBOX,
+        Label.one_of("outcome", "retried", "dead"),
+    ),
+    _timing(
+        "outbox_lag_seconds", "Time from publishing a message to handing it over, the oldest of each batch.", _OUTBOX
+    ),
+)
+
 _RESILIENCE = (
     _gauge(
         "circuit_breaker_state", "1 for the state that the breaker is in.", _named("name"), _only("state", *STATES)
@@ -284,6 +298,7 @@ _OURSELVES = (
 CATALOGUE: tuple[Metric, ...] = (
     *_TRANSACTIONS,
     *_POOLS,
+    *_OUTBOXES,
     *_RESILIENCE,
     *_TROUBLE,
     *_WEB,

@@ -21,6 +21,8 @@ from reliakit.core.events import (
     Event,
     LimitDecided,
     LogDropped,
+    OutboxFailed,
+    OutboxRelayed,
     PoolChanged,
     PoolReturned,
     PoolWaited,
@@ -85,6 +87,8 @@ class Feed:
             ConnectionOpened: self._connection_opened,
             ConnectionClosed: self._connection_closed,
             ReplicaFailed: self._replica_failed,
+            OutboxRelayed: self._outbox_relayed,
+            OutboxFailed: self._outbox_failed,
             CheckoutOverdue: self._checkout_overdue,
             ConnectionLeaked: self._connection_leaked,
             CircuitChanged: self._circuit_changed,
@@ -181,6 +185,14 @@ class Feed:
 
     def _replica_failed(self, event: ReplicaFailed) -> None:
         self._counter("db_replica_fallbacks_total").labels(event.name).inc()
+
+    def _outbox_relayed(self, event: OutboxRelayed) -> None:
+        self._counter("outbox_relayed_total").labels(event.name).inc(event.count)
+        self._histogram("outbox_lag_seconds").labels(event.name).observe(event.lag)
+
+    def _outbox_failed(self, event: OutboxFailed) -> None:
+        outcome = "dead" if event.delay is None else "retried"
+        self._counter("outbox_failures_total").labels(event.name, outcome).inc()
 
     def _checkout_overdue(self, event: CheckoutOverdue) -> None:
         self._counter("db_pool_overdue_checkouts_total").labels(event.name).inc()
