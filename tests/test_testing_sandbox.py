@@ -25,7 +25,15 @@ from reliakit.core.errors import (
     TransactionUsageError,
 )
 from reliakit.core.events import CheckoutOverdue, TransactionEnded
-from reliakit.database import AsyncDatabase, Database, Isolation, Propagation, Repository, transactional
+from reliakit.database import (
+    AsyncDatabase,
+    Database,
+    Isolation,
+    Outbox,
+    Propagation,
+    Repository,
+    transactional,
+)
 from reliakit.integrations.sqlalchemy import EnginePool, connection, session
 from reliakit.testing import rolled_back
 
@@ -402,6 +410,30 @@ def test_replicas_are_left_out_because_they_would_not_see_the_test(db: Database,
                 assert tx.fetch_value("SELECT count(*) FROM item") == 1
         with split.transaction(read_only=True):
             assert split.stats().replicas[0].in_use == 1
+
+
+def test_an_advisory_lock_is_real_and_leaves_the_one_connection_free(db: Database, outside: Database) -> None:
+    with rolled_back(db):
+        with db.advisory_lock("nightly report"):
+            insert(db, 1)
+            with pytest.raises(TransactionTimeoutError), outside.advisory_lock("nightly report", timeout=0):
+                pass
+        with outside.advisory_lock("nightly report", timeout=0):
+            pass
+        assert items(db) == [1]
+    assert (db.stats().in_use, items(db)) == (0, [])
+
+
+def test_messages_are_published_and_relayed(db: Database) -> None:
+    outbox, seen = Outbox(), []
+    with rolled_back(db):
+        outbox.create(db)
+        with db.transaction() as tx:
+            outbox.publish(tx, "mail", {"to": "ada"})
+        outbox.relay(db, lambda message: seen.append(message.payload)).drain()
+        assert outbox.stats(db).pending == 0
+    assert seen == [{"to": "ada"}]
+    assert db.fetch_value("SELECT to_regclass('outbox')") is None
 
 
 def test_methods_are_transactional_as_outside(db: Database) -> None:

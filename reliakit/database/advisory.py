@@ -87,10 +87,10 @@ class _Lock:
             attempt=Attempt(),
             asked=engine.clock.monotonic(),
             bare=True,
-            checkouts=engine.checkouts,
+            checkouts=engine.standing,
         )
         try:
-            await engine.checkouts.take(work, until, seconds)
+            await engine.standing.take(work, until, seconds)
             if not await self._wait(work, until):
                 raise self._not_free(seconds)
         except BaseException:
@@ -103,7 +103,7 @@ class _Lock:
     async def _wait(self, work: Work, until: float) -> bool:
         """Take the lock, replacing a pooled connection that proves dead; return whether it was free in time."""
         engine = self._engine
-        replacements = engine.checkouts.size + 1
+        replacements = engine.standing.size + 1
         while True:
             session = work.session
             assert session is not None
@@ -113,7 +113,7 @@ class _Lock:
                 if session.alive or session.fresh or replacements == 0:
                     raise
             replacements -= 1
-            await engine.checkouts.replace(work, until)
+            await engine.standing.replace(work, until)
 
     async def _lock(self, session: Session, until: float) -> bool:
         # The lock outlives the transaction it is taken in, whose lock_timeout bounds the server's wait even if this

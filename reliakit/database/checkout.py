@@ -341,7 +341,7 @@ class Checkouts:
         until = self._clock.monotonic() + seconds
         leases: list[Lease] = []
         try:
-            for _ in range(min(self._keep, self.size) if self.source.pool is None else 0):
+            for _ in range(self._keep if self.source.pool is None else 0):
                 lease = Lease(gate, owner_here(), self._clock.monotonic(), place_here())
                 leases.append(lease)
                 if not gate.enter(lease, self.source.io.bell):
@@ -352,6 +352,15 @@ class Checkouts:
         finally:
             for lease in leases:
                 lease.leave()
+
+    def held(self) -> list[Slot]:
+        """Return the slots that are in use, the oldest checkout first."""
+        return self._gate.held()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self._gate.closed
 
     async def close(self) -> None:
         """Let nobody in any more and close what nobody uses; what is in use is closed when it comes back."""
@@ -365,14 +374,19 @@ class Checkouts:
         await self.source.close()
         self._tell(PoolChanged)
 
-    def exchange(self, source: Source, gate: Gate) -> tuple[Source, Gate]:
-        """Take connections from another source through another gate, and return those that were used until now.
-
-        For test kits: nothing may be in use, and who exchanges them exchanges them back.
-        """
-        former = self.source, self._gate
-        self.source, self._gate, self.size = source, gate, gate.capacity
-        return former
+    def over(self, source: Source, *, name: str, size: int) -> Checkouts:
+        """Return checkouts of another source that are as these, for test kits."""
+        return Checkouts(
+            source,
+            name=name,
+            size=size,
+            keep=0,
+            max_lifetime=self._max_lifetime,
+            max_idle=self._max_idle,
+            leak_after=self._leak_after,
+            clock=self._clock,
+            emitter=self.emitter,
+        )
 
     def disown(self) -> None:
         """Leave all connections to the parent process; called in its child."""

@@ -102,6 +102,8 @@ class Engine:
         self.retry = retry
         self.io = io
         self.checkouts = checkouts
+        # For what keeps a connection beside its transactions: a test kit exchanges those of transactions alone.
+        self.standing = checkouts
         self.replicas = replicas
         self.teller = teller
         self.clock = clock

@@ -294,11 +294,6 @@ class Gate:
                 slot.session.disown()
 
     @property
-    def capacity(self) -> int:
-        """How many connections there may be."""
-        return len(self._slots)
-
-    @property
     def size(self) -> int:
         """How many connections are open."""
         return sum(slot.session is not None for slot in self._slots)

@@ -26,7 +26,7 @@ from reliakit.core.flow import run_blocking
 from reliakit.database import AsyncDatabase, Database, ending
 from reliakit.database.checkout import Source
 from reliakit.database.driver import INTERVAL, WaitTimeout
-from reliakit.database.gate import Gate, Slot, owner_here
+from reliakit.database.gate import Slot, owner_here
 from reliakit.database.replicas import Replicas
 from reliakit.database.session import GRACE, Answer, Session
 from reliakit.database.settings import TransactionOptions
@@ -78,6 +78,7 @@ def rolled_back(db: Any) -> Any:
     database as always: COMMIT and its answer, retries, `after_commit` hooks, limits, `read_only`, savepoints and
     deferred constraints work, and nobody outside ever sees a row of it, so tests may run beside each other. Threads
     and tasks queue for the one connection; REQUIRES_NEW inside a transaction would wait for itself and is refused.
+    `advisory_lock()` takes a connection beside it, and holds for other tests too.
 
     Not as outside: all transactions have the database's default isolation and share its first snapshot; NOTIFY never
     arrives; sequences do not go back; locks are held until the block ends; `outcome()` says "in progress"; statements
@@ -240,6 +241,9 @@ class _OneConnection(Source):
     async def dispose(self, session: Session) -> None:
         """Leave the session alone: the block itself ends it."""
 
+    async def connect_apart(self, seconds: float) -> Any:
+        """Return None: whoever would listen on it for NOTIFY would hear nothing."""
+
 
 class _Sandbox:
     """What both colours of the block do."""
@@ -250,13 +254,13 @@ class _Sandbox:
         self._work: Work | None = None
         self._session: _SandboxSession | None = None
         self._replicas = self._engine.replicas
-        self._former: tuple[Source, Gate] | None = None
+        self._real = self._engine.standing
 
     async def begin(self) -> None:
-        engine, checkouts = self._engine, self._engine.checkouts
+        engine, checkouts = self._engine, self._real
         if self._work is not None:
             raise ConfigurationError("a rolled_back() is for one block: call it again for the next one")
-        if checkouts.stats().in_use or not checkouts.source.lasting:
+        if engine.checkouts is not checkouts or checkouts.held():
             raise TransactionUsageError(
                 f"{engine.name}: rolled_back() begins where no transaction runs: end them, and do not nest it",
                 name=engine.name,
@@ -290,26 +294,28 @@ class _Sandbox:
         assert work.lease is not None
         assert work.lease.slot is not None
         work.lease.slot.reported = True  # a test may take its time
-        gate = Gate(f"{engine.name} inside rolled_back(), on one connection", 1)
         # A replica would not see what the test has written.
         self._replicas, engine.replicas = engine.replicas, Replicas(())
-        self._former = checkouts.exchange(_OneConnection(self._session, engine), gate)
+        source = _OneConnection(self._session, engine)
+        engine.checkouts = checkouts.over(
+            source, name=f"{engine.name} inside rolled_back(), on one connection", size=1
+        )
 
     async def end(self) -> TransactionUsageError | None:
         """Roll everything back and return what the test did wrong, if anything."""
-        engine, checkouts, work, session = self._engine, self._engine.checkouts, self._work, self._session
-        assert self._former is not None
-        assert session is not None
+        engine, work, session = self._engine, self._work, self._session
         assert work is not None
-        _, gate = checkouts.exchange(*self._former)
-        engine.replicas = self._replicas
-        closed, running = gate.closed, gate.held()
-        gate.close()
-        if running:
-            session.abandon()  # the server rolls back, and whoever runs gets an error
-        await self._roll_back(work)
+        assert session is not None
+        sandbox, engine.checkouts, engine.replicas = engine.checkouts, self._real, self._replicas
+        closed, running = sandbox.closed, sandbox.held()
+        try:
+            await sandbox.close()
+            if running:
+                session.abandon()  # the server rolls back, and whoever runs gets an error
+        finally:
+            await self._roll_back(work)
         if closed:
-            await checkouts.close()
+            await self._real.close()
         if running:
             wrong = f"a transaction still ran, begun at {running[0].line}: wait for what the test has started"
         elif session.escaped:
