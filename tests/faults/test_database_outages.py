@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -271,45 +270,3 @@ def test_a_lost_checkout_is_told_once(db: Database, recording_listener: Recordin
     with contextlib.suppress(TransactionUsageError, TransactionRolledBackError):
         block.__exit__(None, None, None)
     assert db.stats().leaked == 0
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("isolation", [Isolation.READ_COMMITTED, Isolation.REPEATABLE_READ])
-def test_sixteen_workers_on_ten_hot_accounts_conserve_money(
-    reliakit_dsn: str, isolation: Isolation, recording_listener: RecordingListener
-) -> None:
-    workers, each, accounts = 16, 25, 10
-    surfaced: list[BaseException] = []
-    with psycopg.connect(reliakit_dsn, autocommit=True) as admin:
-        # The server looks for deadlocks after a second by default, which would only make the test long.
-        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET deadlock_timeout = '10ms'")
-    with Database(reliakit_dsn, max_size=workers, isolation=isolation, timeout=30) as db:
-        db.execute("CREATE TABLE account (id int PRIMARY KEY, balance int NOT NULL)")
-        db.execute("INSERT INTO account SELECT i, 100 FROM generate_series(1, %s) i", (accounts,))
-
-        @db.transactional()
-        def transfer(source: int, target: int, amount: int) -> None:
-            db.execute("UPDATE account SET balance = balance - %s WHERE id = %s", (amount, source))
-            db.execute("UPDATE account SET balance = balance + %s WHERE id = %s", (amount, target))
-
-        def work(seed: int) -> None:
-            chance = random.Random(seed)
-            for _ in range(each):
-                source, target = chance.sample(range(1, accounts + 1), 2)
-                try:
-                    transfer(source, target, chance.randint(1, 5))
-                except psycopg.Error as error:
-                    surfaced.append(error)
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(workers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert db.fetch_value("SELECT sum(balance) FROM account") == 100 * accounts
-        assert (db.stats().in_use, db.stats().leaked) == (0, 0)
-    statuses = [event.status for event in recording_listener.events if isinstance(event, TransactionEnded)]
-    assert "retry" in statuses
-    assert len(surfaced) <= workers * each // 100
-    if isolation is Isolation.READ_COMMITTED:
-        assert surfaced == []
