@@ -93,10 +93,11 @@ class _Lock:
             await engine.standing.take(work, until, seconds)
             if not await self._wait(work, until):
                 raise self._not_free(seconds)
-        except BaseException:
-            if work.session is not None:
-                await self._let_go(work.session)
-            await engine.give_back(work)
+        except BaseException as error:
+            interrupt = None if work.session is None else await self._let_go(work.session)
+            interrupt = await engine.give_back(work) or interrupt
+            if interrupt is not None and isinstance(error, Exception):
+                raise interrupt from error
             raise
         self._work = work
 

@@ -227,10 +227,10 @@ class Database(DatabaseBase):
         operation = operation or operation_of(fn)
         options = options_of(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation)
         if idempotency_key is None:
-            flow = self._engine.run(options, retry, fn, args, with_transaction=True)
+            outcome = run_blocking(self._engine.run(options, retry, fn, args, with_transaction=True))
         else:
-            flow = self._keys.run(idempotency_key, options, retry, fn, args)
-        return cast("R", run_blocking(flow).unwrap())
+            outcome = run_blocking(self._keys.run(idempotency_key, options, retry, fn, args))
+        return cast("R", outcome.unwrap())
 
     def advisory_lock(self, key: int | str, *, shared: bool = False, timeout: float | None = None) -> AdvisoryLock:
         """Return a block that holds a lock that all processes share: `with db.advisory_lock("report"): ...`.
