@@ -144,7 +144,7 @@ class _Lock:
         command = b"" if session.reusable else b"ROLLBACK; "
         command += b"SELECT pg_advisory_unlock_all()"
         answer = await session.command(command, session.clock.monotonic() + 2 * GRACE, 2 * GRACE)
-        if answer.late or answer.error is not None:
+        if answer.tag != b"SELECT 1":  # it failed, or an interrupt came before it was sent
             session.broken = True
         return answer.interrupt
 
