@@ -121,4 +121,9 @@ HARMLESS = [
     '{"name": "region", "type": "s", "value": "eu-west-1"}',
     "http POST returned 201 -a ok",
     "host:8080:a:b",
+    "mac a8:20:66:4d:9a:11",
+    "a8:20:66:4d:9a:11",
+    "2001:1234:5678:9abc:def0:1:2:3",
+    "AssertionError: assert token == expected",
+    "secretKeyRef: name",
 ]

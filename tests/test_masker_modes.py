@@ -10,7 +10,7 @@ import pytest
 from masker_cases import CARD, PASSWORD
 
 from reliakit.core.errors import ConfigurationError
-from reliakit.logs import DEFAULT, Detector, Masker
+from reliakit.logs import DEFAULT, HIGH_ENTROPY, IP_ADDRESSES, Detector, Masker
 from reliakit.testing import ManualClock
 
 KEY = "k" * 16
@@ -208,3 +208,26 @@ def test_a_detector_of_your_own_sees_texts_that_show_no_sign_of_anything():
         detectors=[*DEFAULT, Detector("hero", lambda text, hide, _: text.replace("Zorro", hide("Zorro")))]
     )
     assert by_hand.mask_text("it is Zorro") == "it is ***"
+
+
+RANDOM = "q8Zr4Xw2Lm9Tn7Kc"
+
+
+def test_words_that_look_random_are_hidden_on_request_only():
+    eager = Masker(detectors=[*DEFAULT, HIGH_ENTROPY], modes={"entropy": "last4"})
+    assert Masker().mask_text(f"seen {RANDOM} here") == f"seen {RANDOM} here"
+    assert eager.mask_text(f"seen {RANDOM} here") == "seen ***n7Kc here"
+    for text in (
+        "commit 2fd4e1c67a2d28fced849ee1bb76e7391b93eb12",
+        "order 550e8400-e29b-41d4-a716-446655440000",
+        "GET /api/v1/customers/Orders2024/items",
+        "reliakit.logs.MaskingFormatter2 failed",
+        "AAAAAAAAAAAAAAAAaaaaaaaaaaaaaaaa1111111111",
+    ):
+        assert eager.mask_text(text) == text
+
+
+def test_addresses_are_hidden_on_request_wherever_they_stand():
+    eager = Masker(detectors=[*DEFAULT, IP_ADDRESSES])
+    assert eager.mask_text("peer 10.0.0.1") == "peer ***"
+    assert eager.mask({"ip": "10.0.0.1", "peer": "fe80::1"}) == {"ip": "***", "peer": "***"}

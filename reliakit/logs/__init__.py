@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from reliakit.logs.configure import LoggingHandle, configure_logging
 from reliakit.logs.context import log_context
-from reliakit.logs.detectors import DEFAULT, IP_ADDRESSES, Detector
+from reliakit.logs.detectors import DEFAULT, HIGH_ENTROPY, IP_ADDRESSES, Detector
 from reliakit.logs.filter import MaskingFilter
 from reliakit.logs.formatter import MaskingFormatter
 from reliakit.logs.groups import ErrorGroup, ErrorSample
@@ -21,6 +21,7 @@ from reliakit.logs.tracker import ErrorTracker
 
 __all__ = [
     "DEFAULT",
+    "HIGH_ENTROPY",
     "IP_ADDRESSES",
     "Detector",
     "ErrorGroup",

@@ -73,6 +73,8 @@ def _hide_named(text: str, hide: Hide, rules: KeyRules) -> str:
             begin, stop = _extent(text, found, name)
             value = text[begin:stop]
             is_value = not is_prose(text, found, value, stop) and not _is_name(text, value, stop, rules)
+            if found[2][:2] == "==" and _IDENTIFIER.fullmatch(value):
+                is_value = False  # a comparison in a line of code
             if is_value and is_hidden(verdict, value):
                 parts += (text[at:begin], hide(value, name))
                 at = end = stop

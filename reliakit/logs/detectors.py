@@ -15,11 +15,11 @@ from functools import partial
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
-from reliakit.logs import bodies, commands, national, personal, statements, vendors
+from reliakit.logs import bodies, commands, entropy, national, personal, statements, vendors
 from reliakit.logs.markers import MARKER, Hide
 from reliakit.logs.words import KeyRules
 
-__all__ = ["BUILT_IN", "DEFAULT", "IP_ADDRESSES", "Detector", "Find"]
+__all__ = ["BUILT_IN", "DEFAULT", "HIGH_ENTROPY", "IP_ADDRESSES", "Detector", "Find"]
 
 Find = Callable[[str, Hide, KeyRules], str]
 
@@ -159,7 +159,7 @@ _AUTHORITY = re.compile(r"(?<=://)[^\s\"'<>`\\]++")
 # `jdbc:oracle:thin:user/password@host`, and a line of PostgreSQL's password file: `host:port:database:user:password`.
 _THIN = re.compile(r"(:thin:[^\s/@:]{1,128}/)([^\s@]{1,256}+)(?=@)")
 _PASSWORD_FILE = re.compile(
-    r"(?m:^)((?:[\w.\-*]{1,255}):(?:[0-9]{2,5}|\*):[\w.\-*]{1,63}:[\w.\-*]{1,63}:)(\S++)(?m:$)"
+    r"^([\w.\-*]{1,255}:(?:[0-9]{4,5}|\*):[\w.\-*]{1,63}:[\w.\-*]{1,63}:)(?![0-9a-fA-F:]*+$)(\S++)$", re.MULTILINE
 )
 
 
@@ -239,4 +239,7 @@ DEFAULT: tuple[Detector, ...] = (
 IP_ADDRESSES = Detector("ip", _ip_addresses)
 """Masks IP addresses; not among the defaults, because operators need them more often than not."""
 
-BUILT_IN: tuple[Detector, ...] = (*DEFAULT, IP_ADDRESSES)
+HIGH_ENTROPY = Detector("entropy", entropy.mask_random_words)
+"""Masks words that look drawn at random; not among the defaults, because many ids look so, too."""
+
+BUILT_IN: tuple[Detector, ...] = (*DEFAULT, IP_ADDRESSES, HIGH_ENTROPY)

@@ -92,6 +92,11 @@ COMPOUNDS = frozenset(
     subscription key
     function key
     webhook key
+    stripe key
+    openai key
+    anthropic key
+    maps key
+    server key
     wep key
     wpa key
     sas key
@@ -255,7 +260,7 @@ AFTER = word_set(
     parameter url uri endpoint path file filename dir directory folder location host port provider issuer
     iss audience aud scope scopes role class model family group category store manager bucket ring index position
     offset level match matches matched mismatch consent banner domain samesite httponly secure same site
-    supported support page link form input placeholder
+    supported support page link form input placeholder ref refs reference
     """
 )
 # Before a sensitive word, directly.
