@@ -128,7 +128,8 @@ class DatabaseBase:
 
     def __repr__(self) -> str:
         in_use, engine = self._engine.checkouts.stats().in_use, self._engine
-        replicas = f"{len(self._replicas)} replicas, " if len(self._replicas) else ""
+        count = len(self._replicas)
+        replicas = f"{count} replica{'s' if count > 1 else ''}, " if count else ""
         return (
             f"<{type(self).__name__} {self._name!r} at {self._where}, {in_use} of {engine.checkouts.size} in use, "
             f"{replicas}{engine.isolation.value}, timeout={engine.timeout:g}>"

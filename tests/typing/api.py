@@ -362,7 +362,7 @@ def measured() -> None:
 # Transactions
 
 db = Database("dbname=shop", name="main", isolation=Isolation.SERIALIZABLE, retry=TransactionRetry(max_attempts=3))
-adb = AsyncDatabase("dbname=shop", timeout=2.0)
+adb = AsyncDatabase("dbname=shop", timeout=2.0, replicas=["dbname=copy"], slow_after=None)
 
 
 @db.transactional
@@ -424,6 +424,7 @@ async def transactions() -> None:
     async with adb.advisory_lock(7, shared=True) as alock:
         assert_type(alock.key, int | str)
     assert_type(db.stats(), DatabaseStats)
+    assert_type(db.stats().replicas, tuple[DatabaseStats, ...])
     assert_type(bare(1), str)
     assert_type(with_settings(1), str)
     assert_type(await awaited(1), str)
