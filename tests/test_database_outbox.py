@@ -19,6 +19,7 @@ import pytest
 from reliakit.core.backoff import Backoff
 from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.errors import (
+    CircuitOpenError,
     ConfigurationError,
     DeadlineExceededError,
     TransactionTimeoutError,
@@ -206,6 +207,25 @@ def test_a_message_that_fails_too_often_is_set_aside_and_its_key_goes_on(
     assert [e.delay for e in recording_listener.events if isinstance(e, OutboxFailed)] == [0.0, None]
     stats = OUTBOX.stats(db)
     assert (stats.pending, stats.dead, stats.oldest) == (0, 1, None)
+
+
+def test_a_rejection_is_no_try_and_says_when_to_come_again(
+    db: Database, recording_listener: RecordingListener
+) -> None:
+    publish(db, 1)
+
+    def refuse(message: OutboxMessage) -> None:
+        raise CircuitOpenError("mail is down", name="mail", retry_after=30.0)
+
+    relay = OUTBOX.relay(db, refuse, max_attempts=1, backoff=AT_ONCE)
+    assert (relay.drain(), relay.drain()) == (0, 0)
+    (failed,) = [event for event in recording_listener.events if isinstance(event, OutboxFailed)]
+    assert (failed.attempt, failed.delay) == (0, 30.0)
+    assert OUTBOX.dead(db) == []
+    db.execute("UPDATE outbox SET not_before = now()")
+    seen: list[int] = []
+    assert OUTBOX.relay(db, lambda message: seen.append(message.attempt)).drain() == 1
+    assert seen == [1]
 
 
 def test_dead_messages_can_be_tried_again(db: Database) -> None:

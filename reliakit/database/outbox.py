@@ -244,7 +244,8 @@ class Outbox:
             timeout: Seconds that a handler may take: an async one is cut then, a plain one cannot be, and loses its
                 batch's claim after about twice as long. Also for how long a batch goes on to begin with new messages.
             max_attempts: How often a message is tried before it is set aside as dead; None for ever, during which the
-                other messages of its key wait.
+                other messages of its key wait. A RejectedError, such as a breaker's or a limiter's, is no try: the
+                message comes again after its `retry_after`.
             backoff: The pauses before a failed message is tried again.
             listeners: Called with this relay's events, besides the process-wide listeners.
 

@@ -23,6 +23,7 @@ from reliakit.core.errors import (
     CommitUnknownError,
     ConfigurationError,
     DeadlineExceededError,
+    RejectedError,
     TransactionRolledBackError,
     TransactionTimeoutError,
 )
@@ -88,10 +89,10 @@ class _Statements:
         self.done = f"DELETE FROM {table} WHERE id = ANY(%s::bigint[])".encode("ascii")  # noqa: S608
         # A message whose handler outlived its claim may be another relay's by now.
         self.failed = f"""
-            UPDATE {table} o SET attempts = o.attempts + 1, error = f.error,
+            UPDATE {table} o SET attempts = f.attempts, error = f.error,
                 not_before = clock_timestamp() + make_interval(secs => coalesce(f.delay, 0)),
                 dead_at = CASE WHEN f.delay IS NULL THEN clock_timestamp() END
-            FROM unnest(%s::bigint[], %s::float8[], %s::text[]) AS f (id, delay, error)
+            FROM unnest(%s::bigint[], %s::integer[], %s::float8[], %s::text[]) AS f (id, attempts, delay, error)
             WHERE o.id = f.id AND o.id IN (
                 SELECT id FROM {table} WHERE id = ANY(%s::bigint[]) FOR UPDATE SKIP LOCKED)""".encode("ascii")  # noqa: S608
 
@@ -99,11 +100,12 @@ class _Statements:
 class _Failure:
     """One message whose handler raised."""
 
-    __slots__ = ("delay", "error", "message")
+    __slots__ = ("attempts", "delay", "error", "message")
 
-    def __init__(self, message: OutboxMessage, error: Exception, delay: float | None) -> None:
+    def __init__(self, message: OutboxMessage, error: Exception, attempts: int, delay: float | None) -> None:
         self.message = message
         self.error = error
+        self.attempts = attempts  # how often it was tried so far
         self.delay = delay  # seconds until the next try, None for none
 
 
@@ -320,14 +322,18 @@ class Shipping:
         failures = batch.failures
         if failures:
             ids = [failure.message.id for failure in failures]
+            attempts = [failure.attempts for failure in failures]
             delays = [failure.delay for failure in failures]
             errors = [type(failure.error).__name__ for failure in failures]
             session = entered.transaction.session()
-            await session.query(self._statements.failed, (ids, delays, errors, ids))
+            await session.query(self._statements.failed, (ids, attempts, delays, errors, ids))
 
     def _failure(self, message: OutboxMessage, error: Exception) -> _Failure:
+        delay = self._backoff.delay(message.attempt, self._clock.random)
+        if isinstance(error, RejectedError):  # it was not tried, and there may be a time at which it makes sense
+            return _Failure(message, error, message.attempt - 1, max(delay, error.retry_after or 0.0))
         last = self._max_attempts is not None and message.attempt >= self._max_attempts
-        return _Failure(message, error, None if last else self._backoff.delay(message.attempt, self._clock.random))
+        return _Failure(message, error, message.attempt, None if last else delay)
 
     def _too_long(self) -> DeadlineExceededError:
         return DeadlineExceededError(
@@ -340,7 +346,7 @@ class Shipping:
             OutboxFailed,
             message_id=message.id,
             topic=message.topic,
-            attempt=message.attempt,
+            attempt=failure.attempts,
             delay=failure.delay,
             error_type=type(error).__name__,
         )
