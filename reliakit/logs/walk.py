@@ -150,7 +150,8 @@ class Walk(Scan):
         keys_change = False
         for key, item in value.items():
             kind = type(item)  # pyright: ignore[reportUnknownVariableType]  # likewise
-            if verdict_of(key) is Verdict.SAFE:
+            known = verdict_of(key)
+            if known is Verdict.SAFE:
                 # What most entries are: a name and a text that have been seen before, or a small number.
                 if kind is str:
                     if item in clean:
@@ -160,6 +161,8 @@ class Walk(Scan):
                     continue
                 else:
                     masked = self.value(item, depth)
+            elif known is not None:
+                masked = self.sensitive(known, item, depth, key)
             else:
                 shown, verdict = self._key(key)
                 keys_change = keys_change or shown is not key
