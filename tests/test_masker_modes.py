@@ -231,3 +231,28 @@ def test_addresses_are_hidden_on_request_wherever_they_stand():
     eager = Masker(detectors=[*DEFAULT, IP_ADDRESSES])
     assert eager.mask_text("peer 10.0.0.1") == "peer ***"
     assert eager.mask({"ip": "10.0.0.1", "peer": "fe80::1"}) == {"ip": "***", "peer": "***"}
+
+
+@pytest.mark.parametrize(
+    ("value", "hidden"),
+    [
+        ({"api": {"key": PASSWORD, "version": 2}}, {"api": {"key": "***", "version": 2}}),
+        ({"session": {"id": PASSWORD, "age": 3}}, {"session": {"id": "***", "age": 3}}),
+        ({"card": {"number": "12", "brand": "visa"}}, {"card": {"number": "***", "brand": "visa"}}),
+        ({"x": [{"recovery": {"codes": ["a1"]}}]}, {"x": [{"recovery": {"codes": "***"}}]}),
+    ],
+)
+def test_a_name_that_goes_on_inside_is_read_as_one(value, hidden):
+    own = Masker()
+    for _ in range(2):
+        assert own.mask(value) == hidden
+
+
+def test_a_name_that_goes_on_inside_as_something_harmless_is_kept():
+    value = {
+        "api": {"version": "2", "id": "a"},
+        "order": {"number": "12"},
+        "primary": {"key": "id"},
+        "key": {"id": 1},
+    }
+    assert Masker().mask(value) == value

@@ -13,6 +13,7 @@ __all__ = [
     "BEFORE_TOKENS",
     "COMPOUNDS",
     "DRAWN_TAILS",
+    "FIRST_WORDS",
     "FOLDER_TAILS",
     "LAST_WORDS",
     "LONGEST_COMPOUND",
@@ -232,6 +233,7 @@ COMPOUNDS = frozenset(
 )
 LONGEST_COMPOUND = max(map(len, COMPOUNDS))
 LAST_WORDS = frozenset(words[-1] for words in COMPOUNDS)
+FIRST_WORDS = frozenset(words[0] for words in COMPOUNDS if len(words) == 2)
 
 # At the end of a name only: what comes after decides what the name is about. `KeyRules` says what each set means.
 WEAK_TAILS = word_set(

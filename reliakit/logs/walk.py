@@ -21,6 +21,7 @@ from reliakit.logs.objects import fields_of, safe_text
 from reliakit.logs.personal import is_card
 from reliakit.logs.scan import FAILED, REMEMBERED, Scan, remembers
 from reliakit.logs.spared import is_spared
+from reliakit.logs.vocabulary import FIRST_WORDS, LAST_WORDS
 from reliakit.logs.words import Verdict
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ class Walk(Scan):
                     masked: Any = self.text(item)
                 elif kind is int and _MOST_INT > item > -_MOST_INT:
                     continue
+                elif kind is dict and key in FIRST_WORDS:
+                    masked = self._under(key, item, depth)
                 else:
                     masked = self.value(item, depth)
             elif known is not None:
@@ -179,7 +182,10 @@ class Walk(Scan):
         """Return what a field holds without its secrets, by its name and, where patterns ask for it, by its place."""
         name = key if type(key) is str else _name_of(key)
         if self._paths is None:
-            return self.value(item, depth) if verdict is Verdict.SAFE else self.sensitive(verdict, item, depth, name)
+            if verdict is not Verdict.SAFE:
+                return self.sensitive(verdict, item, depth, name)
+            is_begun = type(item) is dict and name in FIRST_WORDS
+            return self._under(name, item, depth) if is_begun else self.value(item, depth)
         self._path.append(name)
         try:
             decided = self._paths.is_sensitive(self._path)
@@ -188,6 +194,19 @@ class Walk(Scan):
             return self.value(item, depth) if verdict is Verdict.SAFE else self.sensitive(verdict, item, depth, name)
         finally:
             self._path.pop()
+
+    def _under(self, name: str, value: Any, depth: int) -> Any:
+        """Return a mapping in which a field's name may go on from its own: `{"api": {"key": ...}}` is an API key."""
+        masked: Any = self.value(value, depth)
+        if type(masked) is not dict or self._paths is not None:
+            return masked  # pyright: ignore[reportUnknownVariableType]  # likewise
+        changes: dict[str, Any] = {}
+        for key in value:
+            if type(key) is str and key in masked and key.lower() in LAST_WORDS:
+                verdict = self.verdict(f"{name} {key}")
+                if verdict is not Verdict.SAFE and self.verdict(key) is Verdict.SAFE:
+                    changes[key] = self.sensitive(verdict, value[key], depth, f"{name} {key}")
+        return {**masked, **changes} if changes else masked  # pyright: ignore[reportUnknownVariableType]  # likewise
 
     def _key(self, key: Any) -> tuple[Any, Verdict]:
         """Return a key without secrets, as JSON has it, and what it says about its value."""
@@ -287,7 +306,7 @@ class Walk(Scan):
             return marker if self._plain else marker.encode()
         if verdict not in (Verdict.SECRET, Verdict.TALLY) and issubclass(kind, Mapping):
             # `session={...}` is a record about a session; what is in it has names of its own.
-            return self.value(value, depth)
+            return self._under(name, value, depth)
         self.found += 1
         return MARKER
 
