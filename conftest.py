@@ -22,7 +22,15 @@ def stop_listening(_namespace: dict[str, object]) -> None:
     spine._everybody.routes = ()  # noqa: SLF001
 
 
-WITH_POSTGRES = ["README.md", "docs/index.md", "docs/start.md", "docs/transactions.md", "docs/testing.md"]
+WITH_POSTGRES = [
+    "README.md",
+    "docs/index.md",
+    "docs/start.md",
+    "docs/transactions.md",
+    "docs/outbox.md",
+    "docs/sqlalchemy.md",
+    "docs/testing.md",
+]
 
 pytest_collect_file = snippets_in_pytest.pytest_integration(
     Sybil(
