@@ -325,3 +325,34 @@ async def test_cancelled_while_the_pool_takes_its_connection_back(
             await task
         assert verdict_of(caught.value) == "committed"
         await all_obtainable(db)
+
+
+async def test_abandoned_generators_give_their_connections_back(reliakit_dsn: str, source: str) -> None:
+    async with database(reliakit_dsn, source) as db:
+
+        async def rows() -> AsyncIterator[int]:
+            async with db.transaction() as tx:
+                for (number,) in await tx.fetch_all("SELECT generate_series(1, 3)"):
+                    yield number
+
+        async def begin(numbers: AsyncIterator[int]) -> None:
+            assert await anext(numbers) == 1
+
+        async for _ in rows():
+            break
+        await nobody_holds_one(db)
+        # Begun in one task, and closed or forgotten in another.
+        closed, forgotten = rows(), rows()
+        await asyncio.create_task(begin(closed))
+        await asyncio.create_task(begin(forgotten))
+        await closed.aclose()
+        del forgotten
+        await nobody_holds_one(db)
+
+
+async def nobody_holds_one(db: AsyncDatabase) -> None:
+    """Let asyncio close what was forgotten, and fail unless everything comes back."""
+    async with asyncio.timeout(10):
+        while db.stats().in_use:
+            await asyncio.sleep(0.001)  # noqa: TID251 - the server takes part in it
+    await all_obtainable(db)
