@@ -100,48 +100,6 @@ def test_run_waits_out_a_server_that_comes_back(
     assert any(isinstance(event, AttemptFailed) for event in recording_listener.events)
 
 
-@pytest.mark.parametrize("statement", ["SELECT 1", "COMMIT"])
-def test_a_dead_network_surfaces_within_the_timeout_and_three_seconds(
-    proxied: tuple[Database, FaultProxy], db: Database, statement: str
-) -> None:
-    far, proxy = proxied
-    hole = None
-    started = 0.0
-    with pytest.raises((TransactionTimeoutError, CommitUnknownError)) as caught:
-        with far.transaction(timeout=0.5) as tx:
-            tx.execute("INSERT INTO item VALUES (1)")
-            started = time.monotonic()  # noqa: TID251 - real time, in a test of real faults
-            hole = proxy.black_hole()
-            if statement != "COMMIT":
-                tx.execute("SELECT 1")
-    assert time.monotonic() - started < 3.5  # noqa: TID251
-    assert isinstance(caught.value, CommitUnknownError) is (statement == "COMMIT")
-    assert far.stats().size == 0
-    assert hole is not None
-    hole.heal()
-    assert far.fetch_value("SELECT 1") == 1
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("statement", ["SELECT 1", "COMMIT"])
-async def test_a_dead_network_surfaces_in_tasks_too(
-    db: Database, reliakit_dsn: str, fault_proxy: Proxy, statement: str
-) -> None:
-    proxy = fault_proxy(reliakit_dsn)
-    async with AsyncDatabase(proxy.dsn(), max_size=2) as far:
-        with pytest.raises((TransactionTimeoutError, CommitUnknownError)) as caught:
-            async with far.transaction(timeout=0.5) as tx:
-                await tx.execute("INSERT INTO item VALUES (1)")
-                started = time.monotonic()  # noqa: TID251
-                hole = proxy.black_hole()
-                if statement != "COMMIT":
-                    await tx.execute("SELECT 1")
-        assert time.monotonic() - started < 3.5  # noqa: TID251
-        assert isinstance(caught.value, CommitUnknownError) is (statement == "COMMIT")
-        hole.heal()
-        assert await far.fetch_value("SELECT 1") == 1
-
-
 @pytest.mark.parametrize(("after", "committed"), [(False, 0), (True, 1)])
 def test_a_connection_cut_at_commit_is_an_unknown_outcome_and_never_tried_again(
     proxied: tuple[Database, FaultProxy],
