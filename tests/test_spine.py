@@ -462,9 +462,11 @@ def test_only_the_class_s_own_call_decides_and_a_plain_answer_is_ignored(caplog:
 
 
 def test_every_event_is_a_frozen_value_with_slots() -> None:
-    for name in events.__all__:
-        kind = getattr(events, name)
-        assert issubclass(kind, Event)
+    kinds = [getattr(events, name) for name in events.__all__]
+    assert [kind for kind in kinds if not issubclass(kind, Event)] == [events.StatementTimed]  # a part of one
+    for kind in kinds:
+        if kind is events.StatementTimed:
+            continue
         assert is_dataclass(kind)
         assert not hasattr(kind, "__dict__") or "__dict__" not in dir(object.__new__(kind))
         assert [own.name for own in fields(kind)][:3] == ["name", "at", "sequence"]

@@ -32,9 +32,9 @@ _TOKEN = re.compile(
     r"""
       (?P<blank>   [ \t\n\r\f\v]+ | --[^\n\r]* )
     | (?P<comment> /\* )
-    | (?P<escaped> [eE]'(?:[^'\\]|\\.|'')*+(?P<escaped_end>')? )
-    | (?P<text>    (?:[bBxXnN]|[uU]&)?'(?:[^']|'')*+(?P<text_end>')? )
-    | (?P<quoted>  (?:[uU]&)?"(?P<name>(?:[^"]|"")*+)(?P<quoted_end>")? )
+    | (?P<escaped> [eE]'(?:[^'\\]|\\.|'')*(?P<escaped_end>')? )
+    | (?P<text>    (?:[bBxXnN]|[uU]&)?'(?:[^']|'')*(?P<text_end>')? )
+    | (?P<quoted>  (?:[uU]&)?"(?P<name>(?:[^"]|"")*)(?P<quoted_end>")? )
     | (?P<dollar>  \$(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*)?\$ )
     | (?P<number>  \$?\.?\d(?:[eE][+-]\d|[\w.])* )
     | (?P<given>   %\([A-Za-z_]\w*\)[sbt] | %[sbt%] )
