@@ -29,7 +29,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -124,7 +124,7 @@ class Working:
     def __init__(self, dsn: str) -> None:
         mine = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         with psycopg.connect(dsn) as connection:
-            self._connections = [Path(f"/proc/{pid}/schedstat") for (pid,) in connection.execute(mine)]
+            self._spent = {Path(f"/proc/{pid}/schedstat"): 0 for (pid,) in connection.execute(mine)}
 
     def start(self) -> None:
         self._server = self._of_the_server()
@@ -136,7 +136,10 @@ class Working:
         return own + self._of_the_server() - self._server
 
     def _of_the_server(self) -> int:
-        return sum(int(connection.read_text("ascii").split()[0]) for connection in self._connections)
+        for connection in self._spent:
+            with suppress(OSError):  # closed since, and so at rest
+                self._spent[connection] = int(connection.read_text("ascii").split()[0])
+        return sum(self._spent.values())
 
 
 def one_by_one(cases: Threads | Tasks, rounds: int, batch: int, watch: Passing | Working) -> dict[str, list[float]]:
