@@ -19,6 +19,7 @@ from examples.auth.passwords import Passwords
 from examples.auth.tokens import InvalidTokenError, Tokens
 from reliakit import (
     AsyncDatabase,
+    ErrorTracker,
     Metrics,
     Problem,
     RateLimiter,
@@ -83,17 +84,18 @@ REFUSALS = {LoginRefusedError: 401, InvalidTokenError: 401, EmailTakenError: 409
 
 def create_app(settings: Settings) -> ASGIApp:
     db = AsyncDatabase(settings.database_url, name="auth", service="auth", min_size=2, max_size=8, timeout=3.0)
-    metrics = Metrics()
+    metrics, tracker = Metrics(), ErrorTracker()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with db:
-            await migrate(db)
-            yield
+        with tracker:
+            async with db:
+                await migrate(db)
+                yield
 
     app = FastAPI(title="auth", lifespan=lifespan)
-    add_accounts(app, settings, db, metrics)
-    add_operations(app, db, metrics)
+    add_accounts(app, settings, db)
+    add_operations(app, db, metrics, tracker)
     for kind in (HTTPException, *REFUSALS):
         app.add_exception_handler(kind, answer_refusal)
     app.add_exception_handler(RequestValidationError, answer_validation)
@@ -107,7 +109,7 @@ def create_app(settings: Settings) -> ASGIApp:
     )
 
 
-def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase, metrics: Metrics) -> None:
+def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase) -> None:
     """What the service is for: registering, logging in, and reading tokens."""
     accounts = Accounts(db)
     passwords = Passwords(settings.hashes_at_once)
@@ -121,8 +123,7 @@ def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase, metrics: M
         stored = account.password_hash if account else None
         fits = await passwords.fits(stored, login.password.get_secret_value())
         if account is None or not fits:
-            metrics.increment("security", event="failed_login", source=source)
-            log.warning("Login refused", email=login.email, password=login.password, source=source)
+            log.security("failed_login", source=source, email=login.email, password=login.password)
             raise LoginRefusedError("the address or the password is wrong")
         return account.id
 
@@ -149,13 +150,11 @@ def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase, metrics: M
         try:
             return tokens.read(authorization)
         except InvalidTokenError:
-            source = source_of(request.scope)
-            metrics.increment("security", event="invalid_token", source=source)
-            log.warning("Token refused", authorization=authorization, source=source)
+            log.security("invalid_token", source=source_of(request.scope), authorization=authorization)
             raise
 
 
-def add_operations(app: FastAPI, db: AsyncDatabase, metrics: Metrics) -> None:
+def add_operations(app: FastAPI, db: AsyncDatabase, metrics: Metrics, tracker: ErrorTracker) -> None:
     """What the people who run the service look at."""
     app.mount("/metrics", metrics.asgi_app)
 
@@ -168,6 +167,10 @@ def add_operations(app: FastAPI, db: AsyncDatabase, metrics: Metrics) -> None:
     @app.get("/slo")
     async def slo() -> list[dict[str, Any]]:
         return [asdict(verdict) for verdict in metrics.slo()]
+
+    @app.get("/errors")
+    async def errors() -> list[dict[str, Any]]:
+        return [asdict(group) for group in tracker.snapshot()]
 
 
 async def answer_refusal(_: Request, error: Exception) -> Response:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Figures:
-    """The samples of all services' /metrics, and their verdicts on their own objectives."""
+    """The samples of all services' /metrics, and their verdicts on their objectives, and their errors by cause."""
 
     samples: list[tuple[str, Mapping[str, str], float]] = field(default_factory=list)
     verdicts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
 
     def total(self, name: str, **labels: str) -> float:
         """Sum a metric over all services and all labels but those given."""
@@ -61,6 +62,7 @@ async def read(client: httpx2.AsyncClient, urls: Mapping[str, str]) -> Figures:
         for family in text_string_to_metric_families(metrics.raise_for_status().text):
             figures.samples += [(sample.name, sample.labels, sample.value) for sample in family.samples]
         figures.verdicts[name] = (await client.get(f"{urls[name]}/slo")).raise_for_status().json()
+        figures.errors += (await client.get(f"{urls[name]}/errors")).raise_for_status().json()
     return figures
 
 

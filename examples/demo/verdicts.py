@@ -75,6 +75,7 @@ def _requests(run: Run) -> list[Row]:
         Row("failed", f"{failed} ({failed / tally.requests:.2%}){_list(tally.problems)}"),
         _row("failed by a defect", defects, "0", defects == 0),
         _tracked(run.figures),
+        _grouped(run.figures),
         Row("errors by type", _list(_whole(run.figures.by("reliakit_error_total", "type")), none="none")),
         Row("pages shown without names", str(tally.incomplete_pages)),
     ]
@@ -131,6 +132,14 @@ def _tracked(figures: Figures) -> Row:
     errors = figures.total("reliakit_error_total")
     missed = figures.total("reliakit_error_untracked_total")
     return _row("errors not tracked", f"{missed:.0f} of {errors + missed:.0f}", "0", missed == 0)
+
+
+def _grouped(figures: Figures) -> Row:
+    errors = figures.total("reliakit_error_total")
+    grouped = sum(group["count"] for group in figures.errors)
+    is_open = sum(group["state"] == "open" for group in figures.errors)
+    text = f"{grouped} of {errors:.0f}, {len(figures.errors)} causes, {is_open} of them open"
+    return _row("errors grouped by cause", text, f"{errors:.0f}", grouped == errors)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

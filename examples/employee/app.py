@@ -14,7 +14,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from examples.employee import schemas
 from examples.employee.identity import InvalidTokenError, subject_of
 from examples.employee.staff import RefusedError, Staff
-from reliakit import Database, Metrics, current_request, deadline, get_logger
+from reliakit import Database, ErrorTracker, Metrics, current_request, deadline, get_logger
 from reliakit.web.client_ip import client_ip
 from reliakit.web.wsgi import protect
 
@@ -36,13 +36,14 @@ REFUSALS = {InvalidTokenError: 401, MissingError: 404, RefusedError: 409}
 
 
 def create_app(settings: Settings, db: Database) -> WSGIApplication:
-    metrics = Metrics()
+    metrics, tracker = Metrics(), ErrorTracker()
+    tracker.attach()
     app = Flask(__name__)
     app.config["PROPAGATE_EXCEPTIONS"] = True  # protect() answers them
     for kind in (HTTPException, *REFUSALS):
         app.register_error_handler(kind, answer_refusal)
-    app.register_blueprint(staff_pages(settings, Staff(db), metrics))
-    app.register_blueprint(operations(db, metrics))
+    app.register_blueprint(staff_pages(settings, Staff(db)))
+    app.register_blueprint(operations(db, metrics, tracker))
     return protect(
         DispatcherMiddleware(app, {"/metrics": metrics.wsgi_app}),
         service="employee",
@@ -53,7 +54,7 @@ def create_app(settings: Settings, db: Database) -> WSGIApplication:
     )
 
 
-def staff_pages(settings: Settings, staff: Staff, metrics: Metrics) -> Blueprint:
+def staff_pages(settings: Settings, staff: Staff) -> Blueprint:
     """What the service is for. Everything here asks for a token."""
     pages = Blueprint("staff", __name__)
     source_of = client_ip(trusted=settings.trusted_proxies)
@@ -64,9 +65,7 @@ def staff_pages(settings: Settings, staff: Staff, metrics: Metrics) -> Blueprint
         try:
             g.subject = subject_of(authorization, settings.jwt_secret)
         except InvalidTokenError:
-            source = source_of(request.environ)
-            metrics.increment("security", event="invalid_token", source=source)
-            log.warning("Token refused", authorization=authorization, source=source)
+            log.security("invalid_token", source=source_of(request.environ), authorization=authorization)
             raise
 
     @pages.post("/departments")
@@ -132,7 +131,7 @@ def staff_pages(settings: Settings, staff: Staff, metrics: Metrics) -> Blueprint
     return pages
 
 
-def operations(db: Database, metrics: Metrics) -> Blueprint:
+def operations(db: Database, metrics: Metrics, tracker: ErrorTracker) -> Blueprint:
     """What the people who run the service look at."""
     pages = Blueprint("operations", __name__)
 
@@ -145,6 +144,10 @@ def operations(db: Database, metrics: Metrics) -> Blueprint:
     @pages.get("/slo")
     def slo() -> Response:
         return jsonify([asdict(verdict) for verdict in metrics.slo()])
+
+    @pages.get("/errors")
+    def errors() -> Response:
+        return jsonify([asdict(group) for group in tracker.snapshot()])
 
     return pages
 

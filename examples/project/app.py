@@ -24,6 +24,7 @@ from reliakit import (
     Backoff,
     CircuitOpenError,
     DeadlineExceededError,
+    ErrorTracker,
     Metrics,
     current_request,
     deadline,
@@ -58,7 +59,7 @@ class Pages:
         self.db = AsyncDatabase(
             settings.database_url, name="project", service="project", min_size=2, max_size=8, timeout=3.0
         )
-        self.metrics = Metrics()
+        self.metrics, self.tracker = Metrics(), ErrorTracker()
         self.projects = Projects(self.db)
         self.employees = Employees(
             settings.employee_url,
@@ -71,12 +72,13 @@ class Pages:
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self.tracker.attach()
         async with self.db:
             await migrate(self.db)
             await ASSIGNMENTS.acreate(self.db)
             # Short batches, because each holds a connection for as long as the employee service takes to answer.
             relay = ASSIGNMENTS.relay(
-                self.db, self.employees.tell_assignment, batch=8, backoff=Backoff(base=0.2, cap=2.0)
+                self.db, self.employees.tell_assignment, batch=2, backoff=Backoff(base=0.2, cap=2.0)
             )
             relaying = asyncio.create_task(relay.arun())
             yield
@@ -84,6 +86,7 @@ class Pages:
             with suppress(asyncio.CancelledError):
                 await relaying
         await self.employees.aclose()
+        self.tracker.close()
 
     def routes(self) -> list[Route | Mount]:
         return [
@@ -94,6 +97,7 @@ class Pages:
             Route("/transfers", self.transfer, methods=["POST"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/slo", self.slo, methods=["GET"]),
+            Route("/errors", self.errors, methods=["GET"]),
             Mount("/metrics", self.metrics.asgi_app),
         ]
 
@@ -147,14 +151,15 @@ class Pages:
     async def slo(self, _: Request) -> Response:
         return JSONResponse([asdict(verdict) for verdict in self.metrics.slo()])
 
+    async def errors(self, _: Request) -> Response:
+        return JSONResponse([asdict(group) for group in self.tracker.snapshot()])
+
     def identify(self, request: Request) -> str:
         authorization = request.headers.get("Authorization", "")
         try:
             return subject_of(authorization, self._secret)
         except InvalidTokenError:
-            source = self._source_of(request.scope)
-            self.metrics.increment("security", event="invalid_token", source=source)
-            log.warning("Token refused", authorization=authorization, source=source)
+            log.security("invalid_token", source=self._source_of(request.scope), authorization=authorization)
             raise
 
 

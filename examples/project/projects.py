@@ -62,7 +62,7 @@ class Projects(AsyncRepository):
             return False
         if current is not None:
             raise RefusedError("the employee works on another project: make a transfer")
-        await self._count(project_id, 1)
+        await self._count({project_id: 1})
         await self.db.execute(
             "INSERT INTO assignment (employee_id, project_id) VALUES (%s, %s)", (employee_id, project_id)
         )
@@ -87,18 +87,13 @@ class Projects(AsyncRepository):
         )
 
     async def _transfer(self, tx: AsyncTransaction, transfer: dict[str, Any], made_by: str) -> bool:
-        """Move an employee, changing both projects in the order of their ids.
-
-        In the order of the transfer, two opposite ones would each hold what the other waits for.
-        """
+        """Move an employee; the head counts come last, so that nobody waits for them longer than need be."""
         employee_id = transfer["employee_id"]
         where = await self.db.fetch_value(
             "SELECT project_id FROM assignment WHERE employee_id = %s FOR UPDATE", (employee_id,)
         )
         if where != transfer["source"]:
             return False
-        for project_id, heads in sorted([(transfer["source"], -1), (transfer["target"], 1)]):
-            await self._count(project_id, heads)
         await self.db.execute(
             "UPDATE assignment SET project_id = %s, since = now() WHERE employee_id = %s",
             (transfer["target"], employee_id),
@@ -108,15 +103,20 @@ class Projects(AsyncRepository):
             (transfer["id"], employee_id, transfer["source"], transfer["target"], made_by),
         )
         await self._announce(tx, employee_id, transfer["target"])
+        await self._count({transfer["source"]: -1, transfer["target"]: 1})
         return True
 
     async def _announce(self, tx: AsyncTransaction, employee_id: UUID | str, project_id: int) -> None:
         assignment = {"employee_id": str(employee_id), "project_id": project_id}
         await ASSIGNMENTS.apublish(tx, "assigned", assignment, key=str(employee_id))
 
-    async def _count(self, project_id: int, heads: int) -> None:
+    async def _count(self, heads: dict[int, int]) -> None:
+        """Change head counts in the order of their ids: two transfers would else hold what the other waits for."""
         cursor = await self.db.execute(
-            "UPDATE project SET head_count = head_count + %s WHERE id = %s", (heads, project_id)
+            "UPDATE project SET head_count = head_count + change"
+            " FROM (SELECT id, change FROM project JOIN unnest(%s::int[], %s::int[]) AS wish (id, change) USING (id)"
+            "       ORDER BY id FOR NO KEY UPDATE OF project) AS ordered WHERE project.id = ordered.id",
+            (list(heads), list(heads.values())),
         )
-        if cursor.rowcount == 0:
+        if cursor.rowcount < len(heads):
             raise RefusedError("there is no such project")
