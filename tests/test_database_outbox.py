@@ -25,7 +25,7 @@ from reliakit.core.errors import (
     TransactionTimeoutError,
     TransactionUsageError,
 )
-from reliakit.core.events import ErrorSeen, OutboxFailed, OutboxRelayed
+from reliakit.core.events import ErrorSeen, OutboxFailed, OutboxRelayed, TransactionEnded, TransactionStarted
 from reliakit.database import (
     AsyncDatabase,
     Database,
@@ -226,6 +226,19 @@ def test_a_rejection_is_no_try_and_says_when_to_come_again(
     seen: list[int] = []
     assert OUTBOX.relay(db, lambda message: seen.append(message.attempt)).drain() == 1
     assert seen == [1]
+
+
+def test_a_relays_own_transactions_are_not_told_among_the_others(
+    db: Database, recording_listener: RecordingListener
+) -> None:
+    publish(db, 1)
+    recording_listener.clear()
+    with db.transaction(operation="mine"):
+        pass
+    assert OUTBOX.relay(db, lambda message: None).drain() == 1
+    told = [event for event in recording_listener.events if isinstance(event, TransactionStarted | TransactionEnded)]
+    assert {event.operation for event in told} == {"mine", "relay outbox"}  # drain asks for the time first
+    assert [event.operation for event in told].count("relay outbox") == 2
 
 
 def test_dead_messages_can_be_tried_again(db: Database) -> None:

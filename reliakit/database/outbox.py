@@ -232,7 +232,8 @@ class Outbox:
     ) -> Relay | AsyncRelay:
         """Return what hands messages to `handler`; it starts nothing by itself. Several share the work.
 
-        While a batch is handed over, a transaction of the relay's holds one connection. What the handler does in the
+        While a batch is handed over, a transaction of the relay's holds one connection; it is told as OutboxRelayed,
+        and not among the transactions, whose latency it would spoil. What the handler does in the
         database is its own: it may use the same `db`, with a `max_size` of 2 at least.
 
         Args:

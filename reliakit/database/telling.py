@@ -42,7 +42,7 @@ class Teller:
     def started(self, work: Work) -> None:
         """Tell that BEGIN was answered, and have statements noted if somebody wants to hear of slow transactions."""
         emitter = work.checkouts.emitter
-        if not emitter.is_heard:
+        if not emitter.is_heard or not work.attempt.told:
             return
         if self._slow_after < inf and work.session is not None and emitter.hears(TransactionSlow):
             work.journal = Journal()
@@ -73,7 +73,8 @@ class Teller:
         again = work.attempt.pause is not None
         if error is None and not emitter.is_heard:
             return
-        if not work.bare and (emitter.hears(TransactionEnded) or emitter.hears(TransactionSlow)):
+        is_told = work.attempt.told and not work.bare
+        if is_told and (emitter.hears(TransactionEnded) or emitter.hears(TransactionSlow)):
             status = _STATUS[verdict]
             if again and verdict != "unknown":  # an unknown outcome is told, whatever follows
                 status = "retry"

@@ -64,6 +64,7 @@ class Attempt:
         fn: What is going to be called, None for a block.
         repeatable: Whether doing it twice comes to doing it once, so that it may be tried again also where it is not
             known what became of it.
+        told: Whether it is told as a transaction. One that waits for somebody else by design is not.
     """
 
     pause: float | None = None  # seconds before the next one, None when this is the last
@@ -77,12 +78,14 @@ class Attempt:
         fn: Callable[..., object] | None = None,
         *,
         repeatable: bool = False,
+        told: bool = True,
     ) -> None:
         self.fn: Callable[..., object] | None = fn
         self.number: int = number
         self.until: float | None = until
         self.retry: TransactionRetry | None = retry
         self.repeatable: bool = repeatable
+        self.told: bool = told
 
     def let_go(self) -> None:
         """Take the connection from a block that was interrupted between two lines. Nothing after an orderly end."""
