@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -67,6 +67,25 @@ class Io(Protocol):
 
     async def give_back(self, pool: Any, connection: Any, under_way: list[Any]) -> None:
         """Return a connection to its pool, whatever comes in between."""
+        ...
+
+    async def execute(
+        self, connection: Any, query: Any, params: Any, options: Mapping[str, Any], row_factory: Any
+    ) -> Any:
+        """Run one statement on the connection, with a row factory if one is given, and return its cursor."""
+        ...
+
+    async def pipelined(  # noqa: PLR0917 - what a statement is made of
+        self,
+        connection: Any,
+        commands: Iterable[bytes],
+        heads: list[Any],
+        query: Any,
+        params: Any,
+        options: Mapping[str, Any],
+        row_factory: Any,
+    ) -> Any:
+        """Send commands, whose cursors are put into `heads`, and a statement in one go; return its cursor."""
         ...
 
     async def open_pool(self, pool: Any) -> None:
@@ -205,6 +224,27 @@ class BlockingIo:
         """Have a thread of its own do it: the collector may run while this thread holds the pool's lock."""
         threading.Thread(target=pool.putconn, args=(connection,), name="reliakit-putconn", daemon=True).start()
 
+    async def execute(
+        self, connection: Any, query: Any, params: Any, options: Mapping[str, Any], row_factory: Any
+    ) -> Any:
+        """See `Io`."""
+        return _cursor(connection, row_factory).execute(query, params, **options)
+
+    async def pipelined(  # noqa: PLR0917 - what a statement is made of
+        self,
+        connection: Any,
+        commands: Iterable[bytes],
+        heads: list[Any],
+        query: Any,
+        params: Any,
+        options: Mapping[str, Any],
+        row_factory: Any,
+    ) -> Any:
+        """See `Io`."""
+        with connection.pipeline():
+            heads.extend(connection.execute(command, prepare=False) for command in commands)
+            return _cursor(connection, row_factory).execute(query, params, **options)
+
     async def open_pool(self, pool: Any) -> None:
         """See `Io`."""
         pool.open()
@@ -248,6 +288,8 @@ class BlockingIo:
         pgconn = session.pgconn
 
         def wait(exchange: PQGen[T], interval: float = INTERVAL, timeout: float | None = None, **_more: object) -> T:
+            if session.held is not None:
+                run_blocking(session.held.begin(session, in_wait=True))
             seconds = session.admit(timeout)
             try:
                 result = waiting.wait(exchange, pgconn.socket, interval, seconds)
@@ -324,6 +366,27 @@ class SuspendingIo:
         if asyncio._get_running_loop() is not None:  # noqa: SLF001 - see gate.owner_here
             self._keep(asyncio.create_task(pool.putconn(connection)))
 
+    async def execute(
+        self, connection: Any, query: Any, params: Any, options: Mapping[str, Any], row_factory: Any
+    ) -> Any:
+        """See `Io`."""
+        return await _cursor(connection, row_factory).execute(query, params, **options)
+
+    async def pipelined(  # noqa: PLR0917 - what a statement is made of
+        self,
+        connection: Any,
+        commands: Iterable[bytes],
+        heads: list[Any],
+        query: Any,
+        params: Any,
+        options: Mapping[str, Any],
+        row_factory: Any,
+    ) -> Any:
+        """See `Io`."""
+        async with connection.pipeline():
+            heads.extend([await connection.execute(command, prepare=False) for command in commands])
+            return await _cursor(connection, row_factory).execute(query, params, **options)
+
     async def open_pool(self, pool: Any) -> None:
         """See `Io`."""
         await pool.open()
@@ -385,6 +448,8 @@ class SuspendingIo:
         async def wait(
             exchange: PQGen[T], interval: float = INTERVAL, timeout: float | None = None, **_more: object
         ) -> T:
+            if session.held is not None:
+                await session.held.begin(session, in_wait=True)
             seconds = session.admit(timeout)
             try:
                 result = await waiting.wait_async(exchange, pgconn.socket, interval, seconds)
@@ -402,6 +467,10 @@ class SuspendingIo:
     def _keep(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _cursor(connection: Any, row_factory: Any) -> Any:
+    return connection.cursor() if row_factory is None else connection.cursor(row_factory=row_factory)
 
 
 def _whole(seconds: float) -> int:

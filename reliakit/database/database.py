@@ -147,6 +147,7 @@ class Database(DatabaseBase):
         lock_timeout: float | None = None,
         propagation: Propagation = Propagation.REQUIRED,
         operation: str | None = None,
+        pipeline: bool = False,
     ) -> TransactionBlock:
         """Return a block that is a transaction: `with db.transaction() as tx: ...`. One attempt, three round trips.
 
@@ -162,6 +163,8 @@ class Database(DatabaseBase):
             lock_timeout: Seconds that one lock may be waited for.
             propagation: What to do inside a running transaction.
             operation: Its name in events and metrics: few, short, without ids.
+            pipeline: Hold BEGIN back and send it along with the first statement: one round trip less, for servers
+                that are not near. It costs processor time, so it does not pay over a Unix socket.
 
         Raises:
             TransactionTimeoutError: Its time was spent; nothing was committed.
@@ -172,7 +175,7 @@ class Database(DatabaseBase):
         """
         return TransactionBlock(
             self._engine,
-            options_of(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation),
+            options_of(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation, pipeline),
         )
 
     def run(
@@ -187,6 +190,7 @@ class Database(DatabaseBase):
         lock_timeout: float | None = None,
         propagation: Propagation = Propagation.REQUIRED,
         operation: str | None = None,
+        pipeline: bool = False,
         retry: TransactionRetry | None = None,
         idempotency_key: str | None = None,
     ) -> R:
@@ -213,6 +217,7 @@ class Database(DatabaseBase):
             lock_timeout: See there.
             propagation: See there.
             operation: Its name in events and metrics; the function's qualified name by default.
+            pipeline: See there.
             retry: The policy, the database's by default.
             idempotency_key: 1 to 255 characters that name this very call, such as a request's id and what it asks
                 for. Never shared by two operations.
@@ -225,7 +230,9 @@ class Database(DatabaseBase):
         """
         self._refuse_colour(fn)
         operation = operation or operation_of(fn)
-        options = options_of(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation)
+        options = options_of(
+            isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation, pipeline
+        )
         if idempotency_key is None:
             outcome = run_blocking(self._engine.run(options, retry, fn, args, with_transaction=True))
         else:
@@ -294,6 +301,7 @@ class Database(DatabaseBase):
         lock_timeout: float | None = None,
         propagation: Propagation = Propagation.REQUIRED,
         operation: str | None = None,
+        pipeline: bool = False,
         retry: TransactionRetry | None = None,
     ) -> Decorator: ...
     def transactional(
@@ -308,6 +316,7 @@ class Database(DatabaseBase):
         lock_timeout: float | None = None,
         propagation: Propagation = Propagation.REQUIRED,
         operation: str | None = None,
+        pipeline: bool = False,
         retry: TransactionRetry | None = None,
     ) -> Any:
         """Make a function a transaction of this database, tried again as by `run`. Arguments as there.

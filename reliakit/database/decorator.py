@@ -40,6 +40,7 @@ def transactional(
     lock_timeout: float | None = None,
     propagation: Propagation = Propagation.REQUIRED,
     operation: str | None = None,
+    pipeline: bool = False,
     retry: TransactionRetry | None = None,
 ) -> Decorator: ...
 def transactional(
@@ -53,6 +54,7 @@ def transactional(
     lock_timeout: float | None = None,
     propagation: Propagation = Propagation.REQUIRED,
     operation: str | None = None,
+    pipeline: bool = False,
     retry: TransactionRetry | None = None,
 ) -> Any:
     """Run a method in a transaction of its object's `db`, again where it lost a race.
@@ -69,6 +71,7 @@ def transactional(
         lock_timeout: Seconds that one lock may be waited for.
         propagation: What to do inside a running transaction.
         operation: Its name in events and metrics; the method's qualified name by default.
+        pipeline: Whether BEGIN travels with the first statement, see `Database.transaction`.
         retry: The policy, the database's by default.
 
     Raises:

@@ -66,6 +66,9 @@ def tell_out_of_hand(work: Work, error: BaseException) -> None:
 
 async def commit(work: Work, session: Session) -> BaseException | None:
     """Send COMMIT, note what became of the transaction, and return the error that says so. Never guessed."""
+    if session.held is not None:  # BEGIN was never sent: there was no statement
+        work.verdict = "committed"
+        return None
     # Whoever hung up before COMMIT was sent cannot have read it.
     gone = session.hung_up()
     session.inside = False

@@ -22,6 +22,7 @@ from reliakit.core.flow import Outcome, attempt_async
 from reliakit.database import ending, machine
 from reliakit.database.driver import Late
 from reliakit.database.gate import owner_here
+from reliakit.database.holding import Held
 from reliakit.database.machine import Inside, Step
 from reliakit.database.replicas import FAILURES, moment
 from reliakit.database.session import GRACE, Session
@@ -245,7 +246,9 @@ class Engine:
             if trial is None or not await self._begin_on_replica(work, trial, attempt.until, seconds):
                 if not self.checkouts.claim(work, attempt.until, seconds):
                     await self.checkouts.fetch(work, attempt.until, seconds)
-                if not work.bare:
+                if options.pipeline and not work.bare and work.session is not None and work.session.may_hold:
+                    work.session.held = Held(self, work)
+                elif not work.bare:
                     await self.send_begin(work, attempt.until)
         except BaseException as error:
             await self._did_not_begin(work, error)
@@ -253,7 +256,7 @@ class Engine:
         transaction = self._handle(work, self.clock, self.name)
         entered = Entered(step, transaction, work)
         entered.frame = push(self, transaction, owner)
-        if not work.bare:
+        if not work.bare and work.session is not None and work.session.held is None:
             self.teller.started(work)
         return entered
 
@@ -284,9 +287,9 @@ class Engine:
         work.checkouts = self.checkouts
         return False
 
-    async def send_begin(self, work: Work, within: float) -> None:
+    async def send_begin(self, work: Work, within: float, *, replaceable: bool = True) -> None:
         """Open the transaction. A pooled connection that proves dead is replaced, silently and at most so often."""
-        replacements = work.checkouts.size + 1
+        replacements = work.checkouts.size + 1 if replaceable else 0
         while True:
             session = work.session
             assert session is not None
@@ -345,6 +348,9 @@ class Engine:
         entered.lock_timeout = work.lock_timeout
         entered.hooks = (len(work.after_commit or ()), len(work.after_rollback or ()))
         commands: list[str] = []
+        if session.held is not None and (step is Step.SAVEPOINT or options.lock_timeout is not None):
+            await session.held.begin(session)
+            session = outer.session()  # it may have been replaced
         if step is Step.SAVEPOINT:
             work.savepoints += 1
             entered.savepoint = f"reliakit_{work.savepoints}"
@@ -393,6 +399,7 @@ class Engine:
         finally:
             transaction.finished = session.ended = True
             statements, failed, lost = session.statements, session.failed, not session.alive
+            unsent, session.held = session.held is not None, None
             late_interrupt = await self.give_back(work)
         interrupt = interrupt or late_interrupt
         if interrupt is not None and not _is_interrupt(error):
@@ -405,8 +412,11 @@ class Engine:
             repeatable = work.attempt.repeatable and not out_of_hand
             undecided = repeatable and verdict == "unknown"
             if undecided or verdict == "rolled_back":
-                self._plan_retry(work, error, began=not (repeatable and lost), conflict=conflict or undecided)
-        self.teller.ended(work, error, verdict, statements=statements, deliberate=transaction.deliberate)
+                began = not (lost and (repeatable or unsent))
+                self._plan_retry(work, error, began=began, conflict=conflict or undecided)
+        self.teller.ended(
+            work, error, verdict, statements=statements, deliberate=transaction.deliberate, began=not unsent
+        )
         if verdict == "unknown":
             return error
         hooks = work.after_commit if verdict == "committed" else work.after_rollback

@@ -12,7 +12,7 @@ statement ─▶ wait ──▶ answer in time
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
 from psycopg import generators, pq
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.database.adapters import Io
+    from reliakit.database.holding import Held
     from reliakit.database.journal import Journal
 
 __all__ = ["GRACE", "Answer", "Session"]
@@ -80,11 +81,14 @@ class Session:
         "ended",
         "failed",
         "fresh",
+        "held",
         "idle_since",
+        "in_wait",
         "inside",
         "journal",
         "mark",
         "name",
+        "opening",
         "owned",
         "pgconn",
         "returning",
@@ -93,7 +97,10 @@ class Session:
         "until",
     )
 
+    may_hold: ClassVar[bool] = True  # whether BEGIN may travel with the first statement
+
     def __init__(self, io: Io, clock: Clock, name: str, *, pool: Any) -> None:
+        self.in_wait: bool = False  # psycopg holds the connection's lock for us
         self.connection: Any = None  # an idle psycopg connection, put here as soon as there is one
         self.pgconn: Any = None  # its libpq side
         self._pool = pool
@@ -117,6 +124,8 @@ class Session:
         self.until: float = until
         self.seconds: float = seconds
         self.statements: int = 0
+        self.held: Held | None = None  # BEGIN, as long as it was not sent
+        self.opening: bool = False  # it is on its way, with the first statement
         self.inside: bool = False  # between BEGIN and its end
         self.mark: bytes | None = None  # what the marker says as long as this very transaction runs
         self.ended: bool = False  # the caller's code ended it, or it is over
@@ -177,7 +186,8 @@ class Session:
     @property
     def reusable(self) -> bool:
         """Whether the next transaction can have the connection."""
-        return not self.broken and self.pgconn.transaction_status == _IDLE
+        # An interrupt may have left it in the middle of a pipeline, idle as it looks.
+        return not self.broken and self.pgconn.transaction_status == _IDLE and not self.pgconn.pipeline_status
 
     @property
     def alive(self) -> bool:
@@ -239,7 +249,7 @@ class Session:
 
     def notice_end(self) -> None:
         """Note it down if the caller's code has ended the transaction. A few lookups, no round trip."""
-        if not self.inside:
+        if not self.inside or self.opening:
             return
         status = self.pgconn.transaction_status
         # A failed transaction has lost its mark too, so one that was chained and then failed looks the same.
@@ -256,7 +266,7 @@ class Session:
         """
         answer = Answer()
         pgconn = self.pgconn
-        if pgconn.transaction_status == _ACTIVE or self.connection.lock.locked():
+        if pgconn.transaction_status == _ACTIVE or (self.connection.lock.locked() and not self.in_wait):
             # Another thread or task must have started it.
             self.broken = answer.broken = True
             answer.error = psycopg.InterfaceError("another statement is still running on this connection")

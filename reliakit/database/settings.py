@@ -93,13 +93,15 @@ class TransactionOptions:
     lock_timeout: float | None = None
     propagation: Propagation = Propagation.REQUIRED
     operation: str | None = None
+    pipeline: bool = False
 
     def __post_init__(self) -> None:
         if self.isolation is not None and not isinstance(self.isolation, Isolation):
             raise ConfigurationError(f"isolation must be an Isolation, got {self.isolation!r}")
         if not isinstance(self.propagation, Propagation):
             raise ConfigurationError(f"propagation must be a Propagation, got {self.propagation!r}")
-        for argument, claim in (("read_only", self.read_only), ("deferrable", self.deferrable)):
+        claims = (("read_only", self.read_only), ("deferrable", self.deferrable), ("pipeline", self.pipeline))
+        for argument, claim in claims:
             if not isinstance(claim, bool):
                 raise ConfigurationError(f"{argument} must be True or False, got {claim!r}")
         if self.timeout is not None:
@@ -142,9 +144,12 @@ def options_of(  # noqa: PLR0917
     lock_timeout: float | None,
     propagation: Propagation,
     operation: str | None,
+    pipeline: bool,
 ) -> TransactionOptions:
     """Return checked options, made once for each set of wishes: 0.3 instead of 2 microseconds a transaction."""
-    return TransactionOptions(isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation)
+    return TransactionOptions(
+        isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation, pipeline
+    )
 
 
 def milliseconds(seconds: float) -> int:

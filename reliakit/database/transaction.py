@@ -21,6 +21,7 @@ from psycopg import rows, sql
 
 from reliakit.core import guard
 from reliakit.core.errors import ConfigurationError, TransactionUsageError
+from reliakit.core.flow import run_blocking
 from reliakit.database import locking
 from reliakit.database.gate import owner_here
 
@@ -263,6 +264,15 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
 
     __slots__ = ()
 
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The psycopg connection. See the base; a BEGIN that was held back is sent first."""
+        session = self.session()
+        if session.held is not None:
+            run_blocking(session.held.begin(session))
+            session = self.session()  # it may have been replaced
+        return session.connection  # type: ignore[no-any-return]  # of whatever class the pool makes
+
     def execute(self, query: Query, params: Params | None = None, **options: Any) -> psycopg.Cursor[Any]:
         """Run a statement and return its cursor, with the rows already fetched from the server. One round trip.
 
@@ -276,7 +286,11 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
             TransactionUsageError: The transaction is over, or this is another thread.
             psycopg.Error: What the server says.
         """
-        cursor = self.session().connection.execute(query, params, **options)
+        session = self.session()
+        if session.held is not None:
+            cursor = run_blocking(session.held.first(query, params, options, None))
+        else:
+            cursor = session.connection.execute(query, params, **options)
         self._noted(cursor.rowcount)
         return cursor  # type: ignore[no-any-return]
 
@@ -290,7 +304,11 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
 
     def fetch_value(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
-        cursor = self.session().connection.cursor(row_factory=rows.scalar_row).execute(query, params)
+        session = self.session()
+        if session.held is not None:
+            cursor = run_blocking(session.held.first(query, params, {}, rows.scalar_row))
+        else:
+            cursor = session.connection.cursor(row_factory=rows.scalar_row).execute(query, params)
         self._noted(cursor.rowcount)
         return cursor.fetchone()
 
@@ -343,7 +361,11 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
             TransactionUsageError: The transaction is over, or this is another task.
             psycopg.Error: What the server says.
         """
-        cursor = await self.session().connection.execute(query, params, **options)
+        session = self.session()
+        if session.held is not None:
+            cursor = await session.held.first(query, params, options, None)
+        else:
+            cursor = await session.connection.execute(query, params, **options)
         self._noted(cursor.rowcount)
         return cursor  # type: ignore[no-any-return]
 
@@ -357,8 +379,11 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
 
     async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
-        connection = self.session().connection
-        cursor = await connection.cursor(row_factory=rows.scalar_row).execute(query, params)
+        session = self.session()
+        if session.held is not None:
+            cursor = await session.held.first(query, params, {}, rows.scalar_row)
+        else:
+            cursor = await session.connection.cursor(row_factory=rows.scalar_row).execute(query, params)
         self._noted(cursor.rowcount)
         return await cursor.fetchone()
 

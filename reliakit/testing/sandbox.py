@@ -104,6 +104,7 @@ class _SandboxSession(Session):
     """A session whose transactions are savepoints. At rest the innermost one is set, so no failure goes beyond it."""
 
     __slots__ = ("_bare", "_open", "_outer", "escaped")
+    may_hold = False  # a BEGIN is limits here, and they are sent at once
 
     def __init__(self, outer: Session, engine: Engine) -> None:
         super().__init__(engine.io, engine.clock, engine.name, pool=None)

@@ -135,13 +135,17 @@ async def judged(db: AsyncDatabase, work: Coroutine[Any, Any, Any], item: int, a
     return isinstance(error, asyncio.CancelledError), driver.suspensions
 
 
-async def insert(db: AsyncDatabase, item: int, *, fail: bool = False) -> None:
-    async with db.transaction() as tx:
+async def insert(db: AsyncDatabase, item: int, *, fail: bool = False, pipeline: bool = False) -> None:
+    async with db.transaction(pipeline=pipeline) as tx:
         await tx.execute("INSERT INTO item VALUES (%s)", (item,))
         async with db.transaction(propagation=Propagation.NESTED) as nested:
             await nested.fetch_value("SELECT 1")
         if fail:
             raise LookupError
+
+
+async def insert_in_a_pipeline(db: AsyncDatabase, item: int, *, fail: bool = False) -> None:
+    await insert(db, item, fail=fail, pipeline=True)
 
 
 async def insert_behind_a_queue(db: AsyncDatabase, item: int, *, fail: bool = False) -> None:
@@ -167,7 +171,7 @@ async def insert_behind_a_queue(db: AsyncDatabase, item: int, *, fail: bool = Fa
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("fail", [False, True], ids=["commit", "rollback"])
-@pytest.mark.parametrize("work", [insert, insert_behind_a_queue])
+@pytest.mark.parametrize("work", [insert, insert_in_a_pipeline, insert_behind_a_queue])
 async def test_cancelled_once_or_twice_at_any_await_nothing_is_lost_and_nothing_is_a_lie(
     adb: AsyncDatabase, work: Callable[..., Coroutine[Any, Any, None]], fail: bool
 ) -> None:
@@ -276,8 +280,8 @@ class CtrlC:
         sys.settrace(self.previous)
 
 
-def work(db: Database, item: int) -> None:
-    with db.transaction() as tx:
+def work(db: Database, item: int, *, pipeline: bool) -> None:
+    with db.transaction(pipeline=pipeline) as tx:
         tx.execute("INSERT INTO item VALUES (%s)", (item,))
         with db.transaction(propagation=Propagation.NESTED) as nested:
             nested.fetch_value("SELECT 1")
@@ -286,7 +290,7 @@ def work(db: Database, item: int) -> None:
 def interrupted(db: Database, item: int, at: int, kept: list[BaseException]) -> str:
     with CtrlC(at):
         try:
-            work(db, item)
+            work(db, item, pipeline=pipeline)
         except KeyboardInterrupt as error:
             kept.append(error)
             if isinstance(error.__cause__, CommitUnknownError):
@@ -300,7 +304,8 @@ def interrupted(db: Database, item: int, at: int, kept: list[BaseException]) -> 
 
 
 @pytest.mark.timeout(120)
-def test_ctrl_c_at_any_line_of_a_transaction_loses_no_connection(db: Database) -> None:
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_ctrl_c_at_any_line_of_a_transaction_loses_no_connection(db: Database, pipeline: bool) -> None:
     said: dict[int, str] = {}
     kept: list[BaseException] = []
     lost = 0
