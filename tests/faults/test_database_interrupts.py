@@ -287,7 +287,7 @@ def work(db: Database, item: int, *, pipeline: bool) -> None:
             nested.fetch_value("SELECT 1")
 
 
-def interrupted(db: Database, item: int, at: int, kept: list[BaseException]) -> str:
+def interrupted(db: Database, item: int, at: int, kept: list[BaseException], *, pipeline: bool) -> str:
     with CtrlC(at):
         try:
             work(db, item, pipeline=pipeline)
@@ -311,7 +311,7 @@ def test_ctrl_c_at_any_line_of_a_transaction_loses_no_connection(db: Database, p
     lost = 0
     at, step = 1, 1 if db._engine.checkouts.source.pool is None else 3
     while said.get(at - step) != "done":
-        said[at] = interrupted(db, at, at, kept)
+        said[at] = interrupted(db, at, at, kept, pipeline=pipeline)
         # Held by its traceback alone: on the way into `__exit__`, and where a pool has just given a connection.
         if db.stats().in_use:
             lost += 1
