@@ -94,7 +94,7 @@ async def test_the_block_is_cut_wherever_it_awaits(db: AsyncDatabase) -> None:
             async with db.transaction(timeout=0.1, operation="slow") as tx:
                 await tx.execute("INSERT INTO item VALUES (1)")
                 await slow()
-        assert (caught.value.name, caught.value.attempts) == ("slow", 1)
+        assert (caught.value.name, caught.value.attempts) == (db.name, 1)
 
     async def wait(tx: AsyncTransaction) -> None:
         await asyncio.Event().wait()

@@ -126,7 +126,7 @@ def test_a_swallowed_error_raises_rolled_back_instead_of_pretending(db: Database
             tx.execute("INSERT INTO item VALUES (1)")
             with contextlib.suppress(psycopg.Error):
                 tx.execute("INSERT INTO item VALUES (NULL)")
-    assert (caught.value.name, caught.value.attempts) == ("import", 1)
+    assert (caught.value.name, caught.value.attempts) == (db.name, 1)
     assert ids(db) == []
 
 
@@ -205,7 +205,7 @@ def test_a_statement_is_cut_when_the_time_is_spent_and_the_connection_is_whole(d
     with pytest.raises(TransactionTimeoutError) as caught, db.transaction(timeout=0.2, operation="slow") as tx:
         tx.execute("INSERT INTO item VALUES (1)")
         tx.execute("SELECT pg_sleep(30)")
-    assert (caught.value.name, caught.value.attempts, caught.value.seconds) == ("slow", 1, 0.2)
+    assert (caught.value.name, caught.value.attempts, caught.value.seconds) == (db.name, 1, 0.2)
     assert ids(db) == []
     assert db.stats().size == 1
 
@@ -777,6 +777,10 @@ def test_a_checkout_whose_thread_has_ended_is_counted_as_leaked(db: Database) ->
     [
         ({"min_size": 5, "max_size": 2}, "min_size"),
         ({"max_size": 0}, "max_size"),
+        ({"timeout": None}, "timeout"),
+        ({"isolation": None}, "isolation"),
+        ({"service": ""}, "service"),
+        ({"service": 3}, "service"),
         ({"timeout": 0}, "timeout"),
         ({"isolation": "serializable"}, "isolation"),
         ({"name": ""}, "name"),
@@ -870,3 +874,19 @@ def test_old_connections_are_replaced_and_idle_ones_closed(reliakit_dsn: str, ma
         manual_clock.advance(3601)
         assert db.fetch_value("SELECT pg_backend_pid()") != first
         assert db.stats().size == 1
+
+
+def test_errors_name_the_database_they_come_from(reliakit_dsn: str) -> None:
+    with Database(reliakit_dsn, name="bank") as bank, Database(reliakit_dsn, name="mail") as mail:
+        for caught in (cut_short(bank), cut_short(bank, operation="transfer"), cut_short(bank, read_only=True)):
+            assert (caught.name, caught.attempts) == ("bank", 1)
+        with pytest.raises(TransactionUsageError) as refused, bank.transaction(operation="transfer"):
+            mail.current()
+        assert (refused.value.name, refused.value.attempts) == ("mail", 0)
+
+
+def cut_short(db: Database, **options: object) -> TransactionRolledBackError:
+    with pytest.raises(TransactionRolledBackError) as caught, db.transaction(**options) as tx:
+        with contextlib.suppress(psycopg.Error):
+            tx.execute("SELECT 1 / 0")
+    return caught.value

@@ -128,7 +128,7 @@ class TransactionError(ReliakitError):
     """A transaction did not end as its caller asked.
 
     Attributes:
-        name: The operation or the database.
+        name: The database; which operation it was stands in the message.
         attempts: How many attempts were made, at least 1 once one began.
     """
 

@@ -62,6 +62,11 @@ class DatabaseBase:
         conninfo, pool = _origin(conninfo, pool, asynchronous=io.asynchronous)
         # One place checks whatever a transaction can also be given.
         TransactionOptions(isolation=isolation, timeout=timeout, lock_timeout=lock_timeout)
+        checks.seconds("timeout", timeout)
+        if isolation is None:
+            raise ConfigurationError("isolation must be an Isolation, got None")
+        if service is not None:
+            checks.named("service", service)
         if retry is None:
             retry = TransactionRetry(max_attempts=1)
         if not isinstance(retry, TransactionRetry):

@@ -45,7 +45,7 @@ def objection_to_commit(work: Work, transaction: Handle, session: Session) -> Ba
         return TransactionUsageError(
             f"{session.name}: the code inside this block ran COMMIT or ROLLBACK itself, so what came before is out "
             "of the block's hands and what came after was in no transaction: leave both to the block",
-            name=work.operation,
+            name=session.name,
         )
     if session.clock.monotonic() >= session.until:
         return session.timed_out()
@@ -113,9 +113,9 @@ def with_verdict(interrupt: BaseException, work: Work, error: BaseException | No
 
 def _unknown(work: Work, cause: BaseException | None) -> CommitUnknownError:
     unknown = CommitUnknownError(
-        f"COMMIT was sent and its answer never came, so {work.operation!r} happened wholly or not "
-        "at all: look before trying it again",
-        name=work.operation,
+        f"{work.checkouts.name}: COMMIT was sent and its answer never came, so {work.operation!r} happened wholly "
+        "or not at all: look before trying it again",
+        name=work.checkouts.name,
         attempts=work.attempt.number,
         transaction_id=work.transaction_id,
     )
@@ -140,7 +140,7 @@ def rolled_back(work: Work, session: Session, why: str) -> TransactionRolledBack
     return TransactionRolledBackError(
         f"{session.name}: {work.operation!r} reached its end and was rolled back, because {why}{state} and the error "
         "was swallowed: let it leave the block, or put what may fail into a block with propagation=NESTED",
-        name=work.operation,
+        name=session.name,
         attempts=work.attempt.number,
     )
 

@@ -340,9 +340,7 @@ class Engine:
                 options, isolation=work.isolation, read_only=work.read_only, deferrable=work.deferrable
             )
         if objection is not None:
-            raise TransactionUsageError(
-                f"{self.name}: {objection}", name=work.operation, attempts=work.attempt.number
-            )
+            raise TransactionUsageError(f"{self.name}: {objection}", name=self.name, attempts=work.attempt.number)
         entered = Entered(step, outer, work)
         entered.until, entered.seconds = session.until, session.seconds
         entered.lock_timeout = work.lock_timeout
@@ -380,7 +378,7 @@ class Engine:
         if error is None and work.owner is not owner_here():
             error = TransactionUsageError(
                 f"{self.name}: a transaction of {work.owner!r} was left elsewhere, so it was rolled back",
-                name=work.operation,
+                name=self.name,
             )
         interrupt: BaseException | None = None
         try:
@@ -506,9 +504,9 @@ class Engine:
             )
 
     def _name(self, error: BaseException, work: Work) -> None:
-        """Complete one of our own errors: those that are made near the wire do not know the operation."""
-        if isinstance(error, TransactionError) and not error.attempts:
-            error.name, error.attempts = work.operation, work.attempt.number
+        """Complete one of our own errors: those made near the wire know their connection's place and no attempt."""
+        if isinstance(error, TransactionError) and error.name == work.checkouts.name:
+            error.name, error.attempts = self.name, error.attempts or work.attempt.number
 
     def _inherited(self, transaction: Handle) -> TransactionUsageError:
         return TransactionUsageError(

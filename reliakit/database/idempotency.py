@@ -155,13 +155,13 @@ def _recalled(name: str, key: str, operation: str, known: str, result: str | Non
         raise TransactionUsageError(
             f"{name}: the idempotency key {key!r} was used for {known!r} and cannot stand for {operation!r} too: put "
             "what the call does into the key, or name both with operation=",
-            name=operation,
+            name=name,
         )
     if result is None:
         raise TransactionUsageError(
             f"{name}: the idempotency key {key!r} belongs to a call without a result: one that still runs in this "
             "very transaction, or one whose code ran COMMIT by itself",
-            name=operation,
+            name=name,
         )
     return json.loads(result)
 
@@ -173,5 +173,5 @@ def _as_json(name: str, operation: str, value: object) -> str:
         raise TransactionUsageError(
             f"{name}: {operation!r} has an idempotency_key, so its result is kept as JSON, and "
             f"{type(value).__name__} is none ({error}); it was rolled back: return a JSON value, such as an id",
-            name=operation,
+            name=name,
         ) from error
