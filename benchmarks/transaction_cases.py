@@ -115,6 +115,7 @@ class Threads:
             "psycopg, pipeline by hand": pipelined,
             "reliakit transaction()": transaction,
             "reliakit run()": lambda key: db.run(work, key),
+            "reliakit run(pipeline=True)": lambda key: db.run(work, key, pipeline=True),
             "reliakit @transactional": decorated,
         }
 
@@ -220,6 +221,9 @@ class Tasks:
         async def run(key: int) -> object:
             return await db.run(work, key)
 
+        async def run_pipelined(key: int) -> object:
+            return await db.run(work, key, pipeline=True)
+
         @db.transactional
         async def decorated(key: int) -> object:
             return await work(db, key)
@@ -233,6 +237,7 @@ class Tasks:
             "psycopg, pipeline by hand": pipelined,
             "reliakit transaction()": transaction,
             "reliakit run()": run,
+            "reliakit run(pipeline=True)": run_pipelined,
             "reliakit @transactional": decorated,
         }
 

@@ -154,6 +154,7 @@ async def _asyncpg(dsn: str, stack: AsyncExitStack, *, write: bool) -> dict[str,
             ssl=False,
             min_size=1,
             max_size=CONNECTIONS,
+            max_queries=10**9,  # a connection is not replaced while it is measured
         )
     )
 
