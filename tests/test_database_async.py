@@ -191,6 +191,35 @@ async def test_a_nested_checkout_that_must_deadlock_is_refused_at_once(reliakit_
         assert sorted(outcomes) == ["got one", "refused"]
 
 
+async def test_a_task_cancelled_in_a_hook_does_not_try_again_and_knows_what_became_of_it(db: AsyncDatabase) -> None:
+    here = asyncio.Event()
+    attempts: list[int] = []
+
+    async def wait() -> None:
+        here.set()
+        await asyncio.Event().wait()
+
+    async def lose(tx: AsyncTransaction) -> None:
+        attempts.append(tx.attempt)
+        tx.after_rollback(wait)
+        raise psycopg.errors.SerializationFailure
+
+    async def win(tx: AsyncTransaction) -> None:
+        await tx.execute("INSERT INTO item VALUES (1)")
+        tx.after_commit(wait)
+
+    for fn, known in ((lose, "rolled back"), (win, "committed")):
+        here.clear()
+        task = asyncio.create_task(db.run(fn))
+        await here.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await task
+        assert f"was {known}" in cancelled.value.__notes__[0]
+    assert attempts == [1]
+    assert await ids(db) == [1]
+
+
 async def test_hooks_may_be_plain_or_async_and_run_in_order(
     db: AsyncDatabase, recording_listener: RecordingListener
 ) -> None:

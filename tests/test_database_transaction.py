@@ -524,6 +524,29 @@ def test_a_hook_that_raises_changes_nothing_and_is_told(db: Database, recording_
     assert "bad" in failed.hook
 
 
+def test_ctrl_c_in_a_hook_leaves_at_once_and_says_what_became_of_the_transaction(db: Database) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    attempts: list[int] = []
+
+    def lose(tx: Transaction) -> None:
+        attempts.append(tx.attempt)
+        tx.after_rollback(stop)
+        raise psycopg.errors.SerializationFailure
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        db.run(lose)
+    assert attempts == [1]
+    assert "was rolled back" in stopped.value.__notes__[0]
+
+    with pytest.raises(KeyboardInterrupt) as stopped, db.transaction() as tx:
+        tx.execute("INSERT INTO item VALUES (1)")
+        tx.after_commit(stop)
+    assert "was committed" in stopped.value.__notes__[0]
+    assert ids(db) == [1]
+
+
 def test_hooks_of_a_savepoint_are_dropped_with_it(db: Database) -> None:
     seen: list[str] = []
     with db.transaction() as outer:

@@ -417,11 +417,15 @@ class Engine:
         )
         if verdict == "unknown":
             return error
-        hooks = work.after_commit if verdict == "committed" else work.after_rollback
-        if hooks:
-            interrupt = await self.teller.run_hooks(work, hooks)
-            error = error if interrupt is None or _is_interrupt(error) else interrupt
-        return error
+        return await self._run_hooks(work, error)
+
+    async def _run_hooks(self, work: Work, error: BaseException | None) -> BaseException | None:
+        hooks = work.after_commit if work.verdict == "committed" else work.after_rollback
+        interrupt = await self.teller.run_hooks(work, hooks) if hooks else None
+        if interrupt is None or _is_interrupt(error):
+            return error
+        work.attempt.pause = None  # who is cancelled or stopped in a hook does not try again
+        return ending.with_verdict(interrupt, work)
 
     async def give_back(self, work: Work) -> BaseException | None:
         """Give the connection back; return a cancellation or Ctrl-C that came meanwhile."""
