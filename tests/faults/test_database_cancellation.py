@@ -31,6 +31,11 @@ async def commit(db: AsyncDatabase, item: int) -> None:
         await tx.execute("INSERT INTO item VALUES (%s)", (item,))
 
 
+async def pipelined(db: AsyncDatabase, item: int) -> None:
+    async with db.transaction(pipeline=True) as tx:
+        await tx.execute("INSERT INTO item VALUES (%s)", (item,))
+
+
 async def rollback(db: AsyncDatabase, item: int) -> None:
     async with db.transaction() as tx:
         await tx.execute("INSERT INTO item VALUES (%s)", (item,))
@@ -147,6 +152,7 @@ def around(db: AsyncDatabase, work: Work) -> contextlib.AbstractAsyncContextMana
 
 WORKS: list[Work] = [
     commit,
+    pipelined,
     rollback,
     savepoints,
     two_connections,
@@ -200,7 +206,7 @@ async def judge(db: AsyncDatabase, work: Work, item: int, error: BaseException |
     said = verdict_of(error)
     # Nothing is wrong with the server, so every outcome can be learnt.
     assert said != "unknown"
-    if work in (commit, retried, with_a_cursor, reconnecting, dead_at_begin, savepoints, behind_a_queue):
+    if work in (commit, pipelined, retried, with_a_cursor, reconnecting, dead_at_begin, savepoints, behind_a_queue):
         assert count == (said == "committed")
     elif error is None:
         assert count == 1

@@ -148,30 +148,9 @@ async def insert_in_a_pipeline(db: AsyncDatabase, item: int, *, fail: bool = Fal
     await insert(db, item, fail=fail, pipeline=True)
 
 
-async def insert_behind_a_queue(db: AsyncDatabase, item: int, *, fail: bool = False) -> None:
-    release = asyncio.Event()
-    held = [asyncio.Event() for _ in range(SIZE)]
-
-    async def hold(taken: asyncio.Event) -> None:
-        async with db.transaction():
-            taken.set()
-            await release.wait()
-
-    async with asyncio.TaskGroup() as group:
-        for taken in held:
-            group.create_task(hold(taken))
-        for taken in held:
-            await taken.wait()
-        asyncio.get_running_loop().call_soon(release.set)
-        with contextlib.suppress(LookupError):  # a group would wrap it
-            await insert(db, item, fail=fail)
-    if fail:
-        raise LookupError
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize("fail", [False, True], ids=["commit", "rollback"])
-@pytest.mark.parametrize("work", [insert, insert_in_a_pipeline, insert_behind_a_queue])
+@pytest.mark.parametrize("work", [insert, insert_in_a_pipeline])
 async def test_cancelled_once_or_twice_at_any_await_nothing_is_lost_and_nothing_is_a_lie(
     adb: AsyncDatabase, work: Callable[..., Coroutine[Any, Any, None]], fail: bool
 ) -> None:

@@ -55,15 +55,16 @@ async def rows(db: Any) -> list[int]:
     return [row[0] for row in await got(db.fetch_all("SELECT id FROM item ORDER BY id"))]
 
 
+@pytest.mark.parametrize("pipeline", [False, True])
 @pytest.mark.parametrize("use", [by_execute, by_connection, by_cursor, by_libpq])
 def test_the_callers_own_commit_is_noticed_however_it_is_sent(
-    reliakit_dsn: str, colour: str, use: Use, recording_listener: RecordingListener
+    reliakit_dsn: str, colour: str, use: Use, pipeline: bool, recording_listener: RecordingListener
 ) -> None:
     async def script(db: Any) -> list[int]:
         await table(db)
         for item, text in enumerate(ENDINGS):
             with pytest.raises(TransactionUsageError):
-                async with block(db, operation="own") as tx:
+                async with block(db, operation="own", pipeline=pipeline) as tx:
                     tx.after_commit(hooks.append)
                     tx.after_rollback(hooks.append)
                     await got(tx.execute("INSERT INTO item VALUES (%s)", (item,)))

@@ -77,12 +77,16 @@ FORKED = """
                 assert db.fetch_value("SELECT pg_backend_pid()") != pid
         del tx
         gc.collect()
+        if pool is not None:
+            os._exit(0)  # its threads stayed with the parent, and psycopg would wait for them
         sys.exit(0)
     assert not is_child
     assert db.fetch_value("SELECT id FROM item") == 1
     with db.transaction(), db.transaction(propagation=Propagation.REQUIRES_NEW):
         assert db.stats().in_use == 2
     assert db.stats().leaked == 0
+    if pool is not None:
+        pool.close()
     print("the parent is unharmed")
 """
 
