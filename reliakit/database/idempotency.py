@@ -39,7 +39,11 @@ CREATE INDEX IF NOT EXISTS reliakit_idempotency_created_at ON reliakit_idempoten
 """
 
 _TABLE = "reliakit_idempotency"
-_CLAIM = b"INSERT INTO reliakit_idempotency (key, operation) VALUES (%s, %s) ON CONFLICT (key) DO NOTHING RETURNING 1"
+# The transaction's id comes along, for a CommitUnknownError to carry: asked for by itself it is a round trip.
+_CLAIM = (
+    b"INSERT INTO reliakit_idempotency (key, operation) VALUES (%s, %s) ON CONFLICT (key) DO NOTHING "
+    b"RETURNING pg_current_xact_id()::text"
+)
 _RECALL = b"SELECT operation, result::text FROM reliakit_idempotency WHERE key = %s"
 _KEEP = b"UPDATE reliakit_idempotency SET result = %s::text::json WHERE key = %s"
 _EXISTS = b"SELECT to_regclass('reliakit_idempotency') IS NOT NULL"
@@ -97,11 +101,12 @@ class Keys:
     ) -> Outcome[Any]:
         transaction, name = entered.transaction, self._engine.name
         session = transaction.session()
-        while not await session.query(_CLAIM, (key, operation)):
+        while not (claimed := await session.query(_CLAIM, (key, operation))):
             rows = await session.query(_RECALL, (key,))
             if rows:
                 return Outcome(_recalled(name, key, operation, *rows[0]))
             # Forgotten between the two statements, so it is free again.
+        entered.work.transaction_id = claimed[0][0]
         outcome = await self._engine.io.call(fn, (transaction, *args), entered.remaining())
         if outcome.error is not None:
             return outcome

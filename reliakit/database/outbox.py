@@ -15,7 +15,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from reliakit.core import checks
 from reliakit.core.backoff import Backoff
@@ -175,7 +175,7 @@ class Outbox:
         if not isinstance(tx, Transaction):
             raise _wrong_transaction("publish", Transaction, tx)
         query, params = self._publication(tx, topic, payload, key, headers)
-        return cast("int", tx.fetch_value(query, params))
+        return _published(tx, tx.fetch_value(query, params))
 
     async def apublish(
         self,
@@ -190,7 +190,7 @@ class Outbox:
         if not isinstance(tx, AsyncTransaction):
             raise _wrong_transaction("apublish", AsyncTransaction, tx)
         query, params = self._publication(tx, topic, payload, key, headers)
-        return cast("int", await tx.fetch_value(query, params))
+        return _published(tx, await tx.fetch_value(query, params))
 
     @overload
     def relay(
@@ -357,8 +357,14 @@ def _insert(table: str, *, keyed: bool, notify: bool) -> bytes:
         WITH {turn}message AS (
             INSERT INTO {table} (topic, key, payload, headers)
             SELECT %s::text, %s::text, %s::text::json, %s::text::json{source} RETURNING id
-        ) SELECT id{ring} FROM message"""  # noqa: S608 - the table's name was checked
+        ) SELECT concat_ws(' ', id, pg_current_xact_id()){ring} FROM message"""  # noqa: S608 - the table's name was checked
     return statement.encode("ascii")
+
+
+def _published(tx: Transaction | AsyncTransaction, both: str) -> int:
+    """Return the message's number, and note the transaction's id, for a CommitUnknownError to carry."""
+    number, tx.work.transaction_id = both.split()  # one value, whatever the connection's rows are
+    return int(number)
 
 
 def _message(  # noqa: PLR0917 - a row's columns

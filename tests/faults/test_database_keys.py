@@ -15,7 +15,7 @@ from reliakit.core.backoff import Backoff
 from reliakit.core.deadline import deadline
 from reliakit.core.errors import CommitUnknownError, TransactionError, TransactionTimeoutError
 from reliakit.core.events import AttemptFailed, TransactionEnded
-from reliakit.database import AsyncDatabase, AsyncTransaction, Database, Transaction, TransactionRetry
+from reliakit.database import AsyncDatabase, AsyncTransaction, Database, Outbox, Transaction, TransactionRetry
 from reliakit.testing import FaultProxy, RecordingListener
 
 Proxy = Callable[[str], FaultProxy]
@@ -62,6 +62,22 @@ def test_the_outcome_of_an_unknown_commit_can_be_asked_for(
             tx.transaction_id()
     assert wait_for_outcome(db, caught.value.transaction_id) == expected
     assert wait_for_outcome(far, caught.value.transaction_id) == expected
+
+
+@pytest.mark.parametrize(("after", "expected"), [(False, "aborted"), (True, "committed")])
+def test_a_key_and_a_message_bring_the_transactions_id_along(
+    proxied: tuple[Database, FaultProxy], db: Database, after: bool, expected: str
+) -> None:
+    far, proxy = proxied
+    outbox = Outbox()
+    outbox.create(db)
+    with proxy.cut_on(b"COMMIT\0", after=after), pytest.raises(CommitUnknownError) as keyed:
+        far.run(insert, idempotency_key="a", retry=TransactionRetry(max_attempts=1))
+    assert wait_for_outcome(db, keyed.value.transaction_id) == expected
+    with proxy.cut_on(b"COMMIT\0", after=after), pytest.raises(CommitUnknownError) as published:
+        with far.transaction() as tx:
+            outbox.publish(tx, "topic", 1)
+    assert wait_for_outcome(db, published.value.transaction_id) == expected
 
 
 @pytest.mark.parametrize(("after", "ran"), [(False, 2), (True, 1)])
