@@ -403,12 +403,12 @@ async def acount_users(tx: AsyncTransaction, least: int) -> int:
 async def transactions() -> None:
     with db:
         assert_type(db, Database)
-    with db.transaction(timeout=1.0) as tx:
+    with db.transaction(timeout=1.0, pipeline=True) as tx:
         assert_type(tx, Transaction)
         assert_type(tx.remaining(), float)
         tx.after_commit(lambda: None)
         tx.set_rollback_only()
-    async with adb, adb.transaction(lock_timeout=0.5) as atx:
+    async with adb, adb.transaction(lock_timeout=0.5, pipeline=True) as atx:
         assert_type(atx, AsyncTransaction)
     assert_type(db.run(count_users, 7, read_only=True), int)
     assert_type(await adb.run(acount_users, 7), int)
