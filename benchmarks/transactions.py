@@ -1,6 +1,6 @@
 """What a transaction costs, beside psycopg alone and beside other layers: in threads and in tasks, near and far.
 
-    python benchmarks/transactions.py            about four minutes
+    python benchmarks/transactions.py            about six minutes
     python benchmarks/transactions.py --quick    a smoke test, below 25 seconds
 
 A transaction is one SELECT by key, or that and an UPDATE of the row; the latter also by 16 workers at once. `near` is
