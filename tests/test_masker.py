@@ -508,3 +508,53 @@ def test_masking_works_near_the_recursion_limit():
         except RecursionError:
             continue
         assert PASSWORD not in repr(out)
+
+
+@pytest.mark.parametrize("mode", ["full", "hmac", "last4"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'raise ValueError("password=" + secret)',
+        "raise ValueError('token: ' + secret)",
+        'raise ValueError("bad password " + secret)',
+        'log("host=x password=" +secret, 3)',
+        "text = 'api_key=%s' % secret",
+    ],
+)
+def test_a_line_of_code_that_ends_a_text_with_a_name_does_not_take_the_lines_behind_it_along(line, mode):
+    masker = Masker(mode=mode, hmac_key=b"k" * 32 if mode == "hmac" else None)
+    frames = f'  File "app.py", line 3, in pay\n    {line}\n  File "app.py", line 9, in "run"\nKeyError: \'x\''
+    first, second, *rest = masker.mask_text(frames).split("\n")
+    assert first == '  File "app.py", line 3, in pay'
+    assert second.startswith("    " + line[:10])
+    assert rest == ['  File "app.py", line 9, in "run"', "KeyError: 'x'"]
+
+
+@pytest.mark.parametrize("text", ["it's password='+{}'", 'said "x" password="+{}"', "don't: token='{}\n{}' end"])
+def test_a_quote_that_only_seems_to_close_another_still_hides_what_follows_on_its_line(text):
+    assert "abc12xyz" not in Masker().mask_text(text.format("abc12xyz", "abc12xyz"))
+
+
+@pytest.mark.parametrize("setting", [{"keys": 5}, {"allow_keys": None}, {"detectors": 5}])
+def test_a_setting_that_is_not_several_things_is_refused_by_its_name(setting):
+    with pytest.raises(ConfigurationError, match=next(iter(setting))):
+        Masker(**setting)
+
+
+def test_a_placeholder_in_angle_brackets_is_no_secret():
+    assert Masker().mask_text("api_key: <not set>") == "api_key: <not set>"
+
+
+def test_the_verifier_that_postgresql_keeps_of_a_password_is_hidden():
+    verifier = (
+        "SCRAM-SHA-256$4096:" + "c2FsdHNhbHRzYWx0" + "==$" + "U3RvcmVkS2V5" * 3 + "=:" + "U2VydmVyS2V5" * 3 + "="
+    )
+    assert Masker().mask_text(f"rolpassword {verifier} ok") == "rolpassword *** ok"
+
+
+@pytest.mark.parametrize(
+    "text", ["New password for bob: {}", "the token for user 7 is {}", "password for ada@x.org: {}"]
+)
+def test_a_secret_is_hidden_behind_the_one_it_is_for(text):
+    assert "a8f3k2m9z" not in Masker().mask_text(text.format("a8f3k2m9z"))
+    assert Masker().mask_text("password for bob: expired") == "password for bob: expired"

@@ -145,6 +145,7 @@ _HASH = re.compile(
     r"\$(?:2[abxy]|argon2(?:id|i|d)|scrypt|bcrypt-sha256|pbkdf2(?:-[a-z0-9]{1,8})?|[156y]|apr1|P)\$[A-Za-z0-9./+=,$\-]{16,}+"
     r"|(?<![A-Za-z0-9])(?:pbkdf2_sha(?:1|256|512)|scrypt|argon2|bcrypt_sha256|pbkdf2:sha256|scrypt:\d{1,8}:\d{1,4}:\d{1,4})"
     r"[:$][A-Za-z0-9./+=,$:\-]{16,}+"
+    r"|(?<![A-Za-z0-9])SCRAM-SHA-(?:1|256|512)\$[0-9]{1,8}:[A-Za-z0-9./+=$:]{16,}+"
 )
 
 

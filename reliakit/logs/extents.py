@@ -18,6 +18,13 @@ _INSIDE = {
     "'": re.compile(r"(?:[^'\\]++|\\.)*", re.DOTALL),
     "`": re.compile(r"[^`]*+"),
 }
+# A line of code in a traceback: `raise ValueError("password=" + secret)`. What is quoted there ends where it seems to
+# begin, and what follows are the lines of further frames. A marker: it has been hidden already.
+_CODE_GOES_ON = re.compile(
+    r"[ \t]*+(?:[+%][ \t]*+[A-Za-z_(]|[,.)\]}]|[\r\n]|\Z|(?:\*{3}[^\s]{0,4}|hmac:[0-9a-f]{8})(?:[\r\n]|\Z))"
+)
+_LINE = re.compile(r"[^\r\n]*+")
+_LONGEST_LINE = 200
 _BRACKETS = re.compile(r"[\"'()\[\]{}]")
 _OPEN, _CLOSE = "([{", ")]}"
 
@@ -36,12 +43,20 @@ def end_of(pattern: re.Pattern[str], text: str, start: int) -> int:
 def quoted_end(text: str, start: int, opening: str) -> int:
     """Return where the closing quote stands, or the end of a text that was cut."""
     if opening in _INSIDE:
+        if _CODE_GOES_ON.match(text, start) and _closes(text, start - 1):
+            return end_of(_LINE, text, start)
         return end_of(_INSIDE[opening], text, start)
     if opening == "%22":
         end = text.find("%22", start)
         return end if end >= 0 else len(text)
     closing = _escaped_closing(opening).search(text, start)
     return closing.start() if closing else len(text)
+
+
+def _closes(text: str, at: int) -> bool:
+    """Return whether the quote at a place closes what another one opened on the same line."""
+    line = max(text.rfind("\n", max(0, at - _LONGEST_LINE), at) + 1, at - _LONGEST_LINE, 0)
+    return text.count(text[at], line, at) % 2 == 1
 
 
 def balanced_end(text: str, start: int) -> int:

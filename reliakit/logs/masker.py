@@ -75,7 +75,7 @@ class Masker:
         timeout: float = 1.0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.detectors: tuple[Detector, ...] = tuple(map(_as_detector, detectors))
+        self.detectors: tuple[Detector, ...] = _as_detectors(detectors)
         names = {detector.name for detector in self.detectors} | {detector.name for detector in BUILT_IN}
         self.markers: Markers = Markers(mode, modes, hmac_key, names)
         self.rules: KeyRules = KeyRules(keys, allow_keys, self.markers.new_names)
@@ -150,6 +150,14 @@ class Masker:
             f"Masker({self.rules!r}, detectors={len(self.detectors)}, mode={self.markers!r}, "
             f"registered={len(self.registered)} forms, scan_budget={self.scan_budget})"
         )
+
+
+def _as_detectors(given: Iterable[DetectorLike]) -> tuple[Detector, ...]:
+    try:
+        several = list(given)
+    except TypeError:
+        raise ConfigurationError(f"detectors must be several, got {given!r}: write [{given!r}]") from None
+    return tuple(map(_as_detector, several))
 
 
 def _as_detector(given: object) -> Detector:

@@ -18,7 +18,8 @@ __all__ = ["is_prose", "longer_name", "mask_prose"]
 
 _SPOKEN = re.compile(
     rf"(?<![\w.\-{MARKS}])(-{{0,2}}[^\W\d_][\w.\-{MARKS}]*+)[ \t]++"
-    r"((?:(?:is:?|was|has|been|set|changed|reset|updated|now|to|by|of|as|are|->|-)[ \t]++){0,4})(?=[^\s=:\-])"
+    r"(for[ \t]++(?:[\w.@*\-]{1,64}[ \t]++){0,2}[\w.@*\-]{1,64}(?::|[ \t]++is)[ \t]++"
+    r"|(?:(?:is:?|was|has|been|set|changed|reset|updated|now|to|by|of|as|are|->|-)[ \t]++){0,4})(?=[^\s=:\-])"
 )
 _STEMS = re.compile(
     r"[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Kk]ey|KEY|[Pp]in\b|PIN|[Oo]tp|OTP|[Cc]red|CRED|[Cc]ode|CODE"

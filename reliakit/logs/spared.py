@@ -20,6 +20,7 @@ _TYPES = frozenset(
 )
 _MASKED = re.compile(
     r"\*{3}[\w.+/=\-]{0,4}|\*++|hmac:[0-9a-f]{8}|[\[<(]?(?:redacted|REDACTED|masked|MASKED|[Ff]iltered|FILTERED|hidden|removed)[\]>)]?"
+    r"|<(?:not[ _](?:set|given|provided)|unset|none|null|empty|missing)>"
     r"|%s|%\(\w{1,40}\)s|\$\d{1,2}|\?|\{\}|\$\{[A-Z_]{1,40}\}?|\[masking failed\]"
 )
 _MARKER = "***"

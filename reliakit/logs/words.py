@@ -203,7 +203,10 @@ def names_in(argument: str, names: Iterable[str]) -> list[str]:
     """
     if isinstance(names, str | bytes):
         raise ConfigurationError(f"{argument} must be several names, got one text {names!r}: write [{names!r}]")
-    found = list(names)
+    try:
+        found = list(names)
+    except TypeError:
+        raise ConfigurationError(f"{argument} must be several names, got {names!r}") from None
     for name in found:
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(f"{argument} must hold names of fields, got {name!r}")
