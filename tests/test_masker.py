@@ -558,3 +558,23 @@ def test_the_verifier_that_postgresql_keeps_of_a_password_is_hidden():
 def test_a_secret_is_hidden_behind_the_one_it_is_for(text):
     assert "a8f3k2m9z" not in Masker().mask_text(text.format("a8f3k2m9z"))
     assert Masker().mask_text("password for bob: expired") == "password for bob: expired"
+
+
+@pytest.mark.parametrize("name", ["contraseña", "пароль", "hasło", "비밀번호"])
+def test_a_name_of_another_language_is_known_in_json_and_in_bytes_that_were_escaped(name):
+    masker, body = Masker(), {name: "a8f3k2m9z", "año": 2024}
+    for text in (json.dumps(body), json.dumps(json.dumps(body)), repr(json.dumps(body, ensure_ascii=False).encode())):
+        masked = masker.mask_text(text)
+        assert "a8f3k2m9z" not in masked
+        assert "2024" in masked
+
+
+def test_a_name_right_behind_an_escaped_line_break_is_known():
+    masked = Masker().mask_text(json.dumps({"body": "[smtp]\nauthor=bob\ntotal=3\npassword = a8f3k2m9z\n"}))
+    assert "a8f3k2m9z" not in masked
+    assert r"\nauthor=bob\ntotal=3\npassword" in masked
+
+
+@pytest.mark.parametrize("text", [r"\ud83d: 3", r"\udc00name: x", r"\xff=1", r"\u12: 4", r"C:\new=1", "\\u005c: 1"])
+def test_escapes_that_mean_no_name_are_left(text):
+    assert Masker().mask_text(text) == text

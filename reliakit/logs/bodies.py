@@ -63,6 +63,9 @@ def _hide_named(text: str, hide: Hide, rules: KeyRules) -> str:
     while found is not None:
         name, end = _found_name(text, found), found.end()
         verdict = rules.verdict(name)
+        if verdict is Verdict.SAFE and text[found.start(1) - 1 : found.start(1)] == "\\":
+            name = _escaped_name(text, found.start(1), found[1])
+            verdict = rules.verdict(name)
         if verdict is Verdict.SAFE and _in_query(text, found.start(1), name):
             verdict = Verdict.RANDOM
         if verdict is Verdict.SAFE and name.lower() in LAST_WORDS:
@@ -136,6 +139,25 @@ def _found_name(text: str, found: re.Match[str]) -> str:
     if name.startswith("-D"):
         return name[2:]
     return "" if text[max(0, start - 3) : start] == "://" else name
+
+
+# Names of other languages in JSON and in Python's bytes: `contrase\u00f1a`, `contrase\xc3\xb1a`.
+_ESCAPED_RUN = re.compile(r"[\w.\-\\]++")
+_ESCAPED_UNITS = re.compile(r"\\{1,8}u([0-9a-fA-F]{4})")
+_ESCAPED_BYTES = re.compile(r"(?:\\{1,8}x[0-9a-f]{2}){1,64}")
+
+
+def _escaped_name(text: str, start: int, name: str) -> str:
+    """Return a name behind a backslash with its escapes read, or without the letter of a line break before it."""
+    if name[0] not in "ux":
+        return name[1:] if name[0] in "nrt" else name
+    whole = _ESCAPED_RUN.findall(text, max(0, start - 200), start + len(name))[-1]
+    read = _ESCAPED_UNITS.sub(lambda unit: chr(int(unit[1], 16)), whole)
+    return _ESCAPED_BYTES.sub(lambda run: _decoded(run[0]), read).rsplit("\\", 1)[-1]
+
+
+def _decoded(escaped: str) -> str:
+    return bytes.fromhex(escaped.replace("\\", "").replace("x", "")).decode("utf-8", "replace")
 
 
 _NAME = re.compile(r"[\w.\-]{1,64}")
