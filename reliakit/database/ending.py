@@ -66,7 +66,9 @@ def tell_out_of_hand(work: Work, error: BaseException) -> None:
 
 async def commit(work: Work, session: Session) -> BaseException | None:
     """Send COMMIT, note what became of the transaction, and return the error that says so. Never guessed."""
-    if session.held is not None:  # BEGIN was never sent: there was no statement
+    if session.held is not None:  # BEGIN was not sent, as there was no statement, or it came to nothing
+        if session.held.tried and (session.failed or session.hung_up()):
+            return rolled_back(work, session, "it could not begin")
         work.verdict = "committed"
         return None
     # Whoever hung up before COMMIT was sent cannot have read it.

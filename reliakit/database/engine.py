@@ -17,7 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reliakit.core import deadline
-from reliakit.core.errors import TransactionError, TransactionRolledBackError, TransactionUsageError
+from reliakit.core.errors import (
+    TransactionError,
+    TransactionRolledBackError,
+    TransactionTimeoutError,
+    TransactionUsageError,
+)
 from reliakit.core.flow import Outcome, attempt_async
 from reliakit.database import ending, machine
 from reliakit.database.driver import Late
@@ -137,9 +142,7 @@ class Engine:
     async def leave(self, entered: Entered, error: BaseException | None) -> BaseException | None:
         """End a block whose code raised `error`, or nothing; return what must leave the block, if anything."""
         if isinstance(error, Late):
-            session = entered.work.session
-            assert session is not None
-            error = session.timed_out()
+            error = self._timed_out(entered.work)
         if entered.step not in (Step.BEGIN, Step.BARE):
             return await self._leave_inner(entered, error)
         try:
@@ -246,7 +249,8 @@ class Engine:
             if trial is None or not await self._begin_on_replica(work, trial, attempt.until, seconds):
                 if not self.checkouts.claim(work, attempt.until, seconds):
                     await self.checkouts.fetch(work, attempt.until, seconds)
-                if options.pipeline and not work.bare and work.session is not None and work.session.may_hold:
+                if options.pipeline and not work.bare and self._may_hold(work, attempt.until):
+                    assert work.session is not None
                     work.session.held = Held(self, work)
                 elif not work.bare:
                     await self.send_begin(work, attempt.until)
@@ -259,6 +263,17 @@ class Engine:
         if not work.bare and work.session is not None and work.session.held is None:
             self.teller.started(work)
         return entered
+
+    def _may_hold(self, work: Work, until: float) -> bool:
+        """Return whether BEGIN may wait for the first statement: not if it would say that the time is spent."""
+        return work.session is not None and work.session.may_hold and self.clock.monotonic() < until
+
+    def _timed_out(self, work: Work) -> TransactionTimeoutError:
+        if work.session is not None:
+            return work.session.timed_out()
+        return TransactionTimeoutError(
+            f"{self.name}: the transaction's time was spent while it looked for a connection", name=self.name
+        )
 
     async def _begin_on_replica(self, work: Work, trial: Trial, until: float, seconds: float) -> bool:
         """Begin on a replica and return True, or leave the work as it was and return False."""
@@ -372,9 +387,10 @@ class Engine:
 
     async def _leave_outermost(self, entered: Entered, error: BaseException | None) -> BaseException | None:
         work, transaction, session = entered.work, entered.transaction, entered.work.session
-        assert session is not None
         assert entered.frame is not None
         pop(entered.frame)
+        if session is None:
+            return await self._leave_unbegun(work, transaction, error)
         if error is None and work.owner is not owner_here():
             error = TransactionUsageError(
                 f"{self.name}: a transaction of {work.owner!r} was left elsewhere, so it was rolled back",
@@ -417,6 +433,25 @@ class Engine:
         )
         if verdict == "unknown":
             return error
+        return await self._run_hooks(work, error)
+
+    async def _leave_unbegun(
+        self, work: Work, transaction: Handle, error: BaseException | None
+    ) -> BaseException | None:
+        """End a block whose first statement was to bring BEGIN along, and found no connection to do so."""
+        transaction.finished = True
+        if error is None:
+            error = TransactionRolledBackError(
+                f"{self.name}: {work.operation!r} lost its connection before it began, and the error was swallowed",
+                name=self.name,
+                attempts=work.attempt.number,
+            )
+        interrupt = await self.give_back(work)
+        if interrupt is not None and not _is_interrupt(error):
+            error = ending.with_verdict(interrupt, work)
+        self._name(error, work)
+        self._plan_retry(work, error, began=False, conflict=False)
+        self.teller.ended(work, error, "rolled_back", began=False)
         return await self._run_hooks(work, error)
 
     async def _run_hooks(self, work: Work, error: BaseException | None) -> BaseException | None:

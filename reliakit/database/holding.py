@@ -36,11 +36,12 @@ _OPEN = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 class Held:
     """The BEGIN of one transaction, not sent yet. Belongs to whoever has the transaction."""
 
-    __slots__ = ("_engine", "_work")
+    __slots__ = ("_engine", "_work", "tried")
 
     def __init__(self, engine: Engine, work: Work) -> None:
         self._engine = engine
         self._work = work
+        self.tried: bool = False  # a statement asked for it
 
     async def begin(self, session: Session, *, in_wait: bool = False) -> None:
         """Send it on its own, now.
@@ -49,11 +50,12 @@ class Held:
             session: Where it is held.
             in_wait: A statement of the caller's waits for it on this very connection, which so cannot be replaced.
         """
+        self.tried = True
         session.held, session.in_wait = None, in_wait
         try:
             await self._engine.send_begin(self._work, session.until, replaceable=not in_wait)
         except BaseException:
-            session.held = self
+            (self._work.session or session).held = self  # it may be another one now
             raise
         finally:
             session.in_wait = False
@@ -64,7 +66,7 @@ class Held:
 
         A connection that was dead before is replaced, silently: nothing that was sent on it can have been committed.
         """
-        work = self._work
+        work, self.tried = self._work, True
         replacements = work.checkouts.size + 1
         while True:
             session = work.session
@@ -86,6 +88,8 @@ class Held:
                 raise psycopg.OperationalError("the connection is closed")
             replacements -= 1
             await work.checkouts.replace(work, session.until)
+            assert work.session is not None
+            work.session.held = self
 
     async def _travel(self, session: Session, query: Any, params: Any, options: Any, row_factory: Any) -> Any:
         """Return the statement's cursor, or what was raised."""
