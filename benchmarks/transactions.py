@@ -18,7 +18,8 @@ programs on the machine do not count there, so it is the figure to look at while
 Client and server share one core unless told otherwise. On two, the system wakes a sleeping core for each message,
 which costs more than the transaction and varies. On a machine with two cores that was not idle, the middle half of
 the raw pool's own times spanned 6, 14 and 61 % of their median in three runs on one core, 22 to 74 % on a core each,
-and 75 to 114 % where the system chose. One core is also the hardest comparison: only work is measured, and none of it can hide behind waiting.
+and 75 to 114 % where the system chose. One core is also the hardest comparison: only work is measured, and none of
+it can hide behind waiting.
 """
 
 from __future__ import annotations
