@@ -423,6 +423,18 @@ class TestBounds:
         assert [(series.values, series.get()) for series in counter.series] == [((OTHER,), 10)]
         assert sum(samples(metrics)["reliakit_transaction_total"].values()) == 1
 
+    def test_a_flood_of_error_types_still_names_its_service_and_status(self):
+        metrics = Metrics(max_series=20)
+        for number in range(100):
+            metrics.increment("error", type=f"E{number}", service="auth", status=500)
+        for number in range(100):
+            metrics.increment("error", type="Late", service=f"s{number}", status=500)
+        counts = samples(metrics)["reliakit_error_total"]
+        assert value(metrics, "reliakit_error_total", type=OTHER, service="auth", status="500") >= 80
+        assert value(metrics, "reliakit_error_total", type=OTHER, service=OTHER, status=OTHER) >= 90
+        assert sum(counts.values()) == 200
+        assert len(counts) <= 20
+
     def test_a_status_that_does_not_exist_is_other(self):
         metrics = Metrics()
         metrics.increment("transaction", service="s", operation="o", status="comitted")

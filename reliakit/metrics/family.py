@@ -53,9 +53,13 @@ class Family(Generic[S]):
             itemgetter(*self.label_names) if len(self.label_names) > 1 else None
         )
         self._values = tuple(_Values(label) for label in metric.labels)
-        # Overflow keeps the few values that are known beforehand, so the sums by status stay right.
+        # Overflow keeps the few values that are known beforehand, so the sums by status stay right; and all but the
+        # labels without a bound, while a tenth of the room lasts, so that a flood of error types names its service.
         combinations = math.prod(len(label.values) + 1 for label in metric.labels if _survives(label))
-        self._places: Places[S] = Places(max(0, max_series - combinations) if metric.labels else 1)
+        is_mixed = len({label.limit is None for label in metric.labels}) > 1
+        reserve = max_series // 10 if is_mixed else 0
+        self._places: Places[S] = Places(max(0, max_series - combinations - reserve) if metric.labels else 1)
+        self._reserve: Places[S] = Places(reserve)
         self._overflow: Places[S] = Places(None)  # its keys are those combinations and no others
         self._lookup: dict[tuple[Any, ...], S] = {}
         self._lookup_cap = 2 * max_series
@@ -144,12 +148,14 @@ class Family(Generic[S]):
             self._full = True
             with contextlib.suppress(Exception):  # somebody's log handler may raise; counting never does
                 _log.warning("metric %s is full: further label values are counted as %s", self.name, OTHER)
-        spilled = tuple(
-            value if _survives(label) else OTHER for label, value in zip(self.metric.labels, key, strict=True)
-        )
-        series = self._overflow.find(spilled) or self._place(spilled, self._overflow)
-        assert series is not None, "overflow has room without limit"
-        return series
+        for places, keeps in ((self._reserve, _is_bounded), (self._overflow, _survives)):
+            spilled = tuple(
+                value if keeps(label) else OTHER for label, value in zip(self.metric.labels, key, strict=True)
+            )
+            series = places.find(spilled) or self._place(spilled, places)
+            if series is not None:
+                return series
+        raise AssertionError("overflow has room without limit")
 
     def _make(self, key: tuple[str, ...]) -> S:
         text = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(self.label_names, key, strict=True))
@@ -258,6 +264,11 @@ def _folded(fold: Callable[[str], str], text: str) -> str:
         return label_text(fold(text))
     except Exception:  # noqa: BLE001 - a fold of the user's own may raise; its values land in the overflow value
         return OTHER
+
+
+def _is_bounded(label: Label) -> bool:
+    """Return whether this label lets in so many values and no more."""
+    return label.limit is not None
 
 
 def _survives(label: Label) -> bool:
