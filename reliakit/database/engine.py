@@ -245,6 +245,10 @@ class Engine:
             checkouts=self.checkouts,
         )
         try:
+            if seconds <= 0:  # else a fast server might answer BEGIN all the same
+                raise TransactionTimeoutError(
+                    f"{self.name}: no time is left to begin a transaction", name=self.name, seconds=seconds
+                )
             trial = self.replicas.trial(work) if work.read_only else None
             if trial is None or not await self._begin_on_replica(work, trial, attempt.until, seconds):
                 if not self.checkouts.claim(work, attempt.until, seconds):
