@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -24,6 +25,12 @@ settings.load_profile("reliakit")
 # Begun in the background of a shell, the suite inherits SIGINT ignored, and so would the children it interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what lives as long as the suite: tests that collect garbage do so by the hundred."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
