@@ -276,7 +276,7 @@ class EmbeddedPostgres:
         return (self.folder / "server.log").read_text(errors="replace") if self.folder else ""
 
     def database(self, name: str = "reliakit", *, template: str | None = None, tcp: bool = False) -> str:
-        """Create an empty database and return its conninfo; about 20 ms.
+        """Create an empty database and return its conninfo; about 15 ms.
 
         Args:
             name: What its name begins with; a random suffix keeps it unique.
@@ -290,6 +290,9 @@ class EmbeddedPostgres:
         unique = f"{name}_{secrets.token_hex(6)}"
         source = str(conninfo_to_dict(template)["dbname"]) if template else "template0"
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(unique), sql.Identifier(source))
+        if self.version and int(self.version.split(".")[0]) >= 15:
+            # Twice as fast where nothing is flushed to a disk; it makes checkpoints, which others' servers may feel.
+            statement += sql.SQL(" STRATEGY file_copy")
         with connect(self.dsn, autocommit=True) as connection:
             connection.execute(statement)
         conninfo = make_conninfo(base, dbname=unique)
