@@ -167,7 +167,7 @@ class Shipping:
         self._clock = engine.clock
         self._handler = handler
         self._read = read
-        self.table = outbox.table
+        self.table: str = outbox.table
         self._statements = _Statements(".".join(f'"{part}"' for part in outbox.table.split(".")))
         self._emitter = Emitter(outbox.table, listeners, engine.clock)
         # Each statement sees what is committed when it begins: a claim must not rest on an older snapshot. The time
@@ -370,6 +370,8 @@ class Shipping:
 
 
 class _Stoppable:
+    """What both colours of a relay share."""
+
     def __init__(self, shipping: Shipping) -> None:
         self._shipping = shipping
 

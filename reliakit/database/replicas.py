@@ -52,7 +52,7 @@ class Replica:
 
     def __init__(self, checkouts: Checkouts, listeners: Iterable[Listener], clock: Clock) -> None:
         self.checkouts: Checkouts = checkouts
-        self.breaker = CircuitBreaker(
+        self.breaker: CircuitBreaker = CircuitBreaker(
             checkouts.name, failure_threshold=1, reset_timeout=_BREAK, listeners=listeners, clock=clock
         )
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from reliakit.core import checks
 from reliakit.core.backoff import Backoff
@@ -29,7 +30,8 @@ class Isolation(Enum):
     REPEATABLE_READ = "REPEATABLE READ"
     SERIALIZABLE = "SERIALIZABLE"
 
-    __hash__ = object.__hash__  # members are one of a kind; Enum's own is a Python function
+    if not TYPE_CHECKING:  # where it would hide the base's own signature
+        __hash__ = object.__hash__  # members are one of a kind; Enum's own costs three times as much
 
 
 class Propagation(Enum):
@@ -54,7 +56,8 @@ class Propagation(Enum):
     SUPPORTS = "supports"
     NEVER = "never"
 
-    __hash__ = object.__hash__  # as above
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # as above
 
 
 # Full jitter, so that the losers of one race do not meet again.

@@ -319,6 +319,8 @@ def session(tx: Handle, factory: Callable[..., Any] | None = None, **options: An
 
 
 class _Block(Generic[T, U]):
+    """What both colours of a session's block share."""
+
     def __init__(self, tx: T, factory: Callable[..., U], options: dict[str, Any]) -> None:
         self._tx = tx
         self._factory = factory

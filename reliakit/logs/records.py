@@ -47,7 +47,7 @@ class Kept:
     __slots__ = ("error",)
 
     def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
+        self.error: BaseException | None = error
 
     def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
         """Leave the exception behind when the record goes to another process, or is copied."""

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from reliakit.logs.encode import SmallNumber
-from reliakit.logs.markers import MARKER
 from reliakit.logs.objects import fields_of, safe_text
 from reliakit.logs.personal import is_card
 from reliakit.logs.scan import FAILED, REMEMBERED, Scan, remembers
@@ -307,8 +306,7 @@ class Walk(Scan):
         if verdict not in (Verdict.SECRET, Verdict.TALLY) and issubclass(kind, Mapping):
             # `session={...}` is a record about a session; what is in it has names of its own.
             return self._under(name, value, depth)
-        self.found += 1
-        return MARKER
+        return self.hide_as("full", "", name)
 
     def _other(self, value: Any, depth: int) -> Any:  # noqa: PLR0911, PLR0912 - likewise
         """Treat what is neither a plain scalar nor a plain container."""
