@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "as_timeout",
     "commit",
+    "is_interrupt",
     "objection_to_commit",
     "rollback",
     "rolled_back",
@@ -156,3 +157,8 @@ def as_timeout(session: Session, error: BaseException | None) -> BaseException |
     late = session.timed_out()
     late.__cause__ = error
     return late
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Return whether it is a cancellation or a Ctrl-C, which nothing may replace."""
+    return error is not None and not isinstance(error, Exception)

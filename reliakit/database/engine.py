@@ -24,18 +24,17 @@ from reliakit.core.errors import (
     TransactionUsageError,
 )
 from reliakit.core.flow import Outcome, attempt_async
-from reliakit.database import ending, machine
+from reliakit.database import ending, machine, nesting
 from reliakit.database.driver import Late
 from reliakit.database.gate import owner_here
 from reliakit.database.holding import Held
 from reliakit.database.machine import Inside, Step
+from reliakit.database.nesting import Entered
 from reliakit.database.replicas import FAILURES, moment
-from reliakit.database.session import GRACE, Session
 from reliakit.database.settings import Propagation, TransactionOptions, milliseconds
 from reliakit.database.transaction import (
     AsyncTransaction,
     Attempt,
-    Frame,
     Handle,
     Transaction,
     Work,
@@ -56,29 +55,6 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Entered", "Flow"]
 
 T = TypeVar("T")
-
-
-class Entered:
-    """One block that was entered: what it did, and what to put back when it is left."""
-
-    # Defaults of the class, for blocks that begin a transaction of their own; the others set these.
-    frame: Frame | None = None
-    until: float = 0.0  # the outer block's deadline, and of how many seconds
-    seconds: float = 0.0
-    lock_timeout: float | None = None  # the outer block's
-    savepoint: str = ""
-    hooks: tuple[int, int] = (0, 0)  # how many after a commit and after a rollback there were
-    undone: bool = False  # it was a savepoint, and was rolled back to
-
-    def __init__(self, step: Step, transaction: Handle, work: Work) -> None:
-        self.step: Step = step
-        self.transaction: Handle = transaction
-        self.outer: Handle = transaction  # what a block inside was entered in
-        self.work: Work = work
-
-    def remaining(self) -> float:
-        """Return the seconds that are left to the block."""
-        return self.transaction.remaining()
 
 
 Flow = Callable[[Entered], Awaitable[Outcome[Any]]]
@@ -113,7 +89,7 @@ class Engine:
         self.replicas = replicas
         self.teller = teller
         self.clock = clock
-        self._handle: type[Handle] = AsyncTransaction if io.asynchronous else Transaction
+        self.handle: type[Handle] = AsyncTransaction if io.asynchronous else Transaction
 
     def running(self) -> Handle | None:
         """Return the transaction that this thread or task is in, or None.
@@ -137,14 +113,14 @@ class Engine:
         step = machine.step(options.propagation, inside, self.name)
         if outer is None or step in (Step.BEGIN, Step.BARE):
             return await self._begin(step, options, attempt)
-        return await self._join(step, options, outer)
+        return await nesting.join(self, step, options, outer)
 
     async def leave(self, entered: Entered, error: BaseException | None) -> BaseException | None:
         """End a block whose code raised `error`, or nothing; return what must leave the block, if anything."""
         if isinstance(error, Late):
             error = self._timed_out(entered.work)
         if entered.step not in (Step.BEGIN, Step.BARE):
-            return await self._leave_inner(entered, error)
+            return await nesting.leave(self, entered, error)
         try:
             return await self._leave_outermost(entered, error)
         except BaseException as interrupt:
@@ -261,7 +237,7 @@ class Engine:
         except BaseException as error:
             await self._did_not_begin(work, error)
             raise
-        transaction = self._handle(work, self.clock, self.name)
+        transaction = self.handle(work, self.clock, self.name)
         entered = Entered(step, transaction, work)
         entered.frame = push(self, transaction, owner)
         if not work.bare and work.session is not None and work.session.held is None:
@@ -351,44 +327,6 @@ class Engine:
             interrupt = await self.give_back(work) or interrupt
         return interrupt
 
-    async def _join(self, step: Step, options: TransactionOptions, outer: Handle) -> Entered:
-        session, work = outer.session(), outer.work
-        objection = None
-        if not work.bare:
-            objection = machine.objection_to_join(
-                options, isolation=work.isolation, read_only=work.read_only, deferrable=work.deferrable
-            )
-        if objection is not None:
-            raise TransactionUsageError(f"{self.name}: {objection}", name=self.name, attempts=work.attempt.number)
-        entered = Entered(step, outer, work)
-        entered.until, entered.seconds = session.until, session.seconds
-        entered.lock_timeout = work.lock_timeout
-        entered.hooks = (len(work.after_commit or ()), len(work.after_rollback or ()))
-        commands: list[str] = []
-        if session.held is not None and (step is Step.SAVEPOINT or options.lock_timeout is not None):
-            await session.held.begin(session)
-            session = outer.session()  # it may have been replaced
-        if step is Step.SAVEPOINT:
-            work.savepoints += 1
-            entered.savepoint = f"reliakit_{work.savepoints}"
-            commands.append(f"SAVEPOINT {entered.savepoint}")
-        if options.lock_timeout not in (None, work.lock_timeout):
-            commands.append(_lock_timeout(options.lock_timeout))
-        if commands:
-            answer = await session.command("; ".join(commands).encode("ascii"), session.until)
-            failed = answer.interrupt or (session.timed_out() if answer.late else answer.error)
-            if failed is not None:
-                raise failed
-            work.lock_timeout = options.lock_timeout or work.lock_timeout
-        if options.timeout is not None:
-            until, seconds = self.budget(options)
-            if until < session.until:
-                session.until, session.seconds = until, seconds
-        if step is Step.SAVEPOINT:
-            entered.transaction = self._handle(work, self.clock, self.name)
-            entered.frame = push(self, entered.transaction, work.owner)
-        return entered
-
     async def _leave_outermost(self, entered: Entered, error: BaseException | None) -> BaseException | None:
         work, transaction, session = entered.work, entered.transaction, entered.work.session
         assert entered.frame is not None
@@ -420,7 +358,7 @@ class Engine:
             unsent, session.held = session.held is not None, None
             late_interrupt = await self.give_back(work)
         interrupt = interrupt or late_interrupt
-        if interrupt is not None and not _is_interrupt(error):
+        if interrupt is not None and not ending.is_interrupt(error):
             error = ending.with_verdict(interrupt, work, error)
         verdict = work.verdict
         if error is not None:
@@ -451,7 +389,7 @@ class Engine:
                 attempts=work.attempt.number,
             )
         interrupt = await self.give_back(work)
-        if interrupt is not None and not _is_interrupt(error):
+        if interrupt is not None and not ending.is_interrupt(error):
             error = ending.with_verdict(interrupt, work)
         self._name(error, work)
         self._plan_retry(work, error, began=False, conflict=False)
@@ -461,7 +399,7 @@ class Engine:
     async def _run_hooks(self, work: Work, error: BaseException | None) -> BaseException | None:
         hooks = work.after_commit if work.verdict == "committed" else work.after_rollback
         interrupt = await self.teller.run_hooks(work, hooks) if hooks else None
-        if interrupt is None or _is_interrupt(error):
+        if interrupt is None or ending.is_interrupt(error):
             return error
         work.attempt.pause = None  # who is cancelled or stopped in a hook does not try again
         return ending.with_verdict(interrupt, work)
@@ -477,53 +415,6 @@ class Engine:
                 first = first or interrupt
             else:
                 return first
-
-    async def _leave_inner(self, entered: Entered, error: BaseException | None) -> BaseException | None:
-        work, transaction, session = entered.work, entered.transaction, entered.work.session
-        if entered.frame is not None:
-            pop(entered.frame)
-        if session is None or session.ended:
-            return error
-        if error is None and self.clock.monotonic() >= session.until:
-            error = session.timed_out()
-        error = ending.as_timeout(session, error)
-        session.until, session.seconds = entered.until, entered.seconds
-        if entered.step is Step.SAVEPOINT:
-            error = await self._leave_savepoint(entered, session, error)
-            transaction.finished = True
-        if work.lock_timeout != entered.lock_timeout:
-            work.lock_timeout = entered.lock_timeout
-            if session.alive and not session.in_failed_transaction:
-                answer = await session.command(_lock_timeout(work.lock_timeout).encode("ascii"), session.until)
-                error = error or answer.interrupt or answer.error
-        if error is not None and not entered.undone:
-            entered.outer.doomed = True
-        return error
-
-    async def _leave_savepoint(
-        self, entered: Entered, session: Session, error: BaseException | None
-    ) -> BaseException | None:
-        transaction, work = entered.transaction, entered.work
-        if error is None and not transaction.deliberate:
-            if session.in_failed_transaction:
-                error = ending.rolled_back(work, session, "a statement in it failed")
-            elif transaction.doomed:
-                error = ending.rolled_back(work, session, "code that joined it failed")
-            else:
-                answer = await session.command(
-                    f"RELEASE SAVEPOINT {entered.savepoint}".encode("ascii"), session.until
-                )
-                return answer.interrupt or ending.as_timeout(session, answer.error)
-        for hooks, count in zip((work.after_commit, work.after_rollback), entered.hooks, strict=True):
-            if hooks is not None:
-                del hooks[count:]
-        session.failed = None
-        command = f"ROLLBACK TO SAVEPOINT {entered.savepoint}; RELEASE SAVEPOINT {entered.savepoint}"
-        answer = await session.command(command.encode("ascii"), self.clock.monotonic() + GRACE, GRACE)
-        entered.undone = answer.error is None and not answer.broken
-        if answer.interrupt is not None and not _is_interrupt(error):
-            return answer.interrupt
-        return error or answer.error
 
     def budget(self, options: TransactionOptions) -> tuple[float, float]:
         """Return until when, and how many seconds, a transaction that begins now may take."""
@@ -557,11 +448,3 @@ class Engine:
             "be shared: finish that transaction first, or use propagation=REQUIRES_NEW here",
             name=self.name,
         )
-
-
-def _lock_timeout(seconds: float | None) -> str:
-    return f"SET LOCAL lock_timeout = {'DEFAULT' if seconds is None else milliseconds(seconds)}"
-
-
-def _is_interrupt(error: BaseException | None) -> bool:
-    return error is not None and not isinstance(error, Exception)
