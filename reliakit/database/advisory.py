@@ -78,7 +78,7 @@ class _Lock:
             raise ConfigurationError("an advisory_lock() is for one block: call it again for the next one")
         self._used = True
         engine = self._engine
-        until, seconds = engine.budget(self._options)
+        until, seconds = engine.budget(self._options, engine.clock.monotonic())
         work = Work(
             self._options,
             isolation=engine.isolation,

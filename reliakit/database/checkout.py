@@ -7,7 +7,6 @@ With a pool of psycopg_pool it borrows for each checkout and gives back; the que
 from __future__ import annotations
 
 import itertools
-import os
 import secrets
 from typing import TYPE_CHECKING, Any, cast
 
@@ -142,7 +141,8 @@ class Checkouts:
         self._identity = secrets.token_hex(8)
         self._revisions = itertools.count(1)
         self._gate = Gate(name, size, self._revisions)
-        self._process: int | None = None
+        self._used = False
+        self._is_parents = False  # in a child of the process that used it
         self._next_sweep = 0.0
         tell_after_fork(self, "disown")
 
@@ -159,7 +159,7 @@ class Checkouts:
             TransactionUsageError: Closed, after a fork, or waiting could never end.
         """
         gate = self._usable()
-        lease = Lease(gate, work.owner, work.asked, place_here(work.attempt.fn))
+        lease = Lease(gate, work.owner, work.asked, place_here(work.attempt.fn, 3))  # whoever calls, that is us
         # From here on the lease is the work's: whatever comes, giving the work back gives the slot back.
         work.lease = work.attempt.lease = lease
         if until <= work.asked:
@@ -277,11 +277,12 @@ class Checkouts:
     def put_back(self, work: Work) -> bool:
         """Take a connection of ours back for the next one, or return False where `give_back` has to see to it."""
         session, lease = work.session, work.lease
-        if session is None or lease is None or lease.slot is None or lease.closed:
+        if session is None or lease is None:
             return False
-        if not (session.owned and session.reusable):
+        slot = lease.slot
+        if slot is None or lease.closed or not session.owned or not session.reusable:
             return False
-        self._note_return(work, session, lease.slot)
+        self._note_return(work, session, slot)
         lease.leave()
         work.session = None
         work.lease = work.attempt.lease = None
@@ -320,22 +321,20 @@ class Checkouts:
             self.emitter.emit(ConnectionLeaked, reason=f"the pool did not take it back: {error!r}")
 
     def _usable(self) -> Gate:
-        process = os.getpid()
-        if self._process is None:
-            self._process = process
-        elif self._process != process:
+        if self._is_parents:
             raise TransactionUsageError(
                 f"{self.name}: this process was forked after the database was opened, and connections cannot be "
                 "shared with the parent: open the database after the fork, or close() and open() it in the child",
                 name=self.name,
             )
+        self._used = True
         return self._gate
 
     async def open(self, seconds: float) -> None:
         """Connect as many as are to be kept. A closed database is opened again; an open one stays as it is."""
         if self._gate.closed:
             self._gate = Gate(self.name, self.size, self._revisions)
-            self._process = None
+            self._used = self._is_parents = False
         gate = self._usable()
         await self.source.open()
         until = self._clock.monotonic() + seconds
@@ -364,7 +363,7 @@ class Checkouts:
 
     async def close(self) -> None:
         """Let nobody in any more and close what nobody uses; what is in use is closed when it comes back."""
-        if self._process is not None and self._process != os.getpid():
+        if self._is_parents:
             # The connections are the parent's, and so may be whoever holds the gate's lock.
             self._gate = Gate(self.name, self.size, self._revisions)
             self._gate.closed = True
@@ -390,6 +389,7 @@ class Checkouts:
 
     def disown(self) -> None:
         """Leave all connections to the parent process; called in its child."""
+        self._is_parents = self._used
         self._gate.disown()
 
     async def _look_after(self, now: float) -> None:

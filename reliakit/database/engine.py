@@ -12,7 +12,7 @@ and what it raises goes out as the very object it raised.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -28,7 +28,7 @@ from reliakit.database import ending, machine, nesting
 from reliakit.database.driver import Late
 from reliakit.database.gate import owner_here
 from reliakit.database.holding import Held
-from reliakit.database.machine import Inside, Step
+from reliakit.database.machine import BARE, BEGIN, Inside, Step
 from reliakit.database.nesting import Entered
 from reliakit.database.replicas import FAILURES, moment
 from reliakit.database.settings import Propagation, TransactionOptions, milliseconds
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Entered", "Flow"]
 
 T = TypeVar("T")
+_REQUIRES_NEW = Propagation.REQUIRES_NEW  # see machine
 
 
 Flow = Callable[[Entered], Awaitable[Outcome[Any]]]
@@ -105,21 +106,21 @@ class Engine:
             raise self._inherited(transaction)
         return transaction
 
-    async def enter(self, options: TransactionOptions, attempt: Attempt) -> Entered:
+    def enter(self, options: TransactionOptions, attempt: Attempt) -> Coroutine[Any, Any, Entered]:
         """Do what a block asks for: begin, join, set a savepoint, or take a connection without a transaction."""
         # A new transaction touches nobody's connection, so even a task inside somebody's transaction may have one.
-        outer = None if options.propagation is Propagation.REQUIRES_NEW else self.running()
+        outer = None if options.propagation is _REQUIRES_NEW else self.running()
         inside: Inside = "nothing" if outer is None else "statements" if outer.is_bare else "transaction"
         step = machine.step(options.propagation, inside, self.name)
-        if outer is None or step in (Step.BEGIN, Step.BARE):
-            return await self._begin(step, options, attempt)
-        return await nesting.join(self, step, options, outer)
+        if outer is None or step is BEGIN or step is BARE:
+            return self._begin(step, options, attempt)
+        return nesting.join(self, step, options, outer)
 
     async def leave(self, entered: Entered, error: BaseException | None) -> BaseException | None:
         """End a block whose code raised `error`, or nothing; return what must leave the block, if anything."""
         if isinstance(error, Late):
             error = self._timed_out(entered.work)
-        if entered.step not in (Step.BEGIN, Step.BARE):
+        if entered.step is not BEGIN and entered.step is not BARE:
             return await nesting.leave(self, entered, error)
         try:
             return await self._leave_outermost(entered, error)
@@ -155,11 +156,13 @@ class Engine:
         """
         began = self.clock.monotonic()
         if until is None:
-            until, _ = self.budget(options)
+            until, _ = self.budget(options, began)
         number = 0
         while True:
             number += 1
-            attempt = Attempt(number, until, retry or self.retry, fn, repeatable=repeatable)
+            attempt = Attempt()
+            attempt.number, attempt.until, attempt.fn = number, until, fn
+            attempt.retry, attempt.repeatable = retry or self.retry, repeatable
             try:
                 outcome = await self._once(options, attempt, args, flow, with_transaction=with_transaction)
             except BaseException:
@@ -190,7 +193,8 @@ class Engine:
         if flow is None:
             assert attempt.fn is not None
             given = (entered.transaction, *args) if with_transaction else args
-            outcome = await self.io.call(attempt.fn, given, entered.remaining())
+            seconds = entered.remaining() if self.io.asynchronous else None  # nothing cuts code in a thread
+            outcome = await self.io.call(attempt.fn, given, seconds)
         else:
             outcome = await flow(entered)
         left = await self.leave(entered, outcome.error)
@@ -206,7 +210,7 @@ class Engine:
 
     async def _begin(self, step: Step, options: TransactionOptions, attempt: Attempt) -> Entered:
         asked = self.clock.monotonic()
-        until, seconds = self.budget(options)
+        until, seconds = self.budget(options, asked)
         if attempt.until is None:
             attempt.until = until
         owner = owner_here()
@@ -217,7 +221,7 @@ class Engine:
             owner=owner,
             attempt=attempt,
             asked=asked,
-            bare=step is Step.BARE,
+            bare=step is BARE,
             checkouts=self.checkouts,
         )
         try:
@@ -288,7 +292,7 @@ class Engine:
         while True:
             session = work.session
             assert session is not None
-            mark = machine.mark_of(session.marker()) if session.alive else None
+            mark = session.next_mark()
             limit = milliseconds(session.until - self.clock.monotonic())
             command = machine.begin_command(
                 work.isolation, work.read_only, work.deferrable, limit, work.lock_timeout, mark
@@ -299,9 +303,7 @@ class Engine:
             if answer.late:
                 raise session.timed_out() from answer.error
             if answer.error is None:
-                session.inside = True
-                # Something in between may keep such reports to itself.
-                session.mark = mark if session.marker() == mark else None
+                session.began(mark)
                 return
             if not answer.broken or session.fresh or replacements == 0:
                 raise answer.error
@@ -373,7 +375,7 @@ class Engine:
         self.teller.ended(
             work, error, verdict, statements=statements, deliberate=transaction.deliberate, began=not unsent
         )
-        if verdict == "unknown":
+        if verdict == "unknown" or not (work.after_commit or work.after_rollback):
             return error
         return await self._run_hooks(work, error)
 
@@ -416,13 +418,13 @@ class Engine:
             else:
                 return first
 
-    def budget(self, options: TransactionOptions) -> tuple[float, float]:
+    def budget(self, options: TransactionOptions, now: float) -> tuple[float, float]:
         """Return until when, and how many seconds, a transaction that begins now may take."""
         seconds = self.timeout if options.timeout is None else options.timeout
         left = deadline.remaining()
         if left is not None and left < seconds:
             seconds = left
-        return self.clock.monotonic() + seconds, seconds
+        return now + seconds, seconds
 
     def _plan_retry(self, work: Work, error: BaseException, *, began: bool, conflict: bool) -> None:
         attempt = work.attempt

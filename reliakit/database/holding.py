@@ -94,7 +94,7 @@ class Held:
     async def _travel(self, session: Session, query: Any, params: Any, options: Any, row_factory: Any) -> Any:
         """Return the statement's cursor, or what was raised."""
         work = self._work
-        mark = machine.mark_of(session.marker()) if session.alive else None
+        mark = session.next_mark()
         limit = milliseconds(session.until - session.clock.monotonic())
         command = machine.begin_command(
             work.isolation, work.read_only, work.deferrable, limit, work.lock_timeout, mark
@@ -114,7 +114,7 @@ class Held:
         if session.pgconn.transaction_status not in _OPEN and not (heads and heads[0].statusmessage == "BEGIN"):
             session.held, session.inside = self, False
             return result
-        session.mark = mark if session.marker() == mark else None
+        session.began(mark)
         self._engine.teller.started(work)
         if session.journal is not None:
             failed = isinstance(result, BaseException)

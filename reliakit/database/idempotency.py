@@ -82,7 +82,7 @@ class Keys:
         """Run the caller's code unless a call with this key has succeeded, and return what came of the first."""
         _check(key, options)
         engine = self._engine
-        until, _ = engine.budget(options)
+        until, _ = engine.budget(options, engine.clock.monotonic())
         if not self._ready:
             self._ready = await ensure(engine, _TABLE, IDEMPOTENCY_DDL, until)
 

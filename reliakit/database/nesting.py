@@ -79,7 +79,7 @@ async def join(engine: Engine, step: Step, options: TransactionOptions, outer: H
             raise failed
         work.lock_timeout = options.lock_timeout or work.lock_timeout
     if options.timeout is not None:
-        until, seconds = engine.budget(options)
+        until, seconds = engine.budget(options, engine.clock.monotonic())
         if until < session.until:
             session.until, session.seconds = until, seconds
     if step is Step.SAVEPOINT:

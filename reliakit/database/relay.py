@@ -230,7 +230,9 @@ class Shipping:
         """Take a batch, hand it over and settle it, in one transaction."""
         batch = _Batch()
         # It lasts as long as its handlers do, so that its latency says nothing of the database.
-        entered = await self._engine.enter(self._options, Attempt(told=False))
+        attempt = Attempt()
+        attempt.told = False
+        entered = await self._engine.enter(self._options, attempt)
         assert entered.frame is not None
         pop(entered.frame)  # what a handler does in the database is no part of this transaction
         outcome = await attempt_async(self._claim_and_settle, entered, batch, now)

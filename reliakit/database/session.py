@@ -19,7 +19,7 @@ from psycopg import generators, pq
 
 from reliakit.core.errors import CommitUnknownError, TransactionTimeoutError, TransactionUsageError
 from reliakit.database.driver import INTERVAL, WaitTimeout
-from reliakit.database.machine import MARKER
+from reliakit.database.machine import MARKER, mark_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,6 +77,7 @@ class Session:
         "broken",
         "clock",
         "connection",
+        "cursor",
         "disowned",
         "ended",
         "failed",
@@ -93,6 +94,7 @@ class Session:
         "pgconn",
         "returning",
         "seconds",
+        "shared",
         "statements",
         "until",
     )
@@ -116,6 +118,7 @@ class Session:
         self.returning: list[Any] = []  # what brings it back to the pool it was borrowed from, once that has begun
         self._manual = False
         self._poll: select.poll | None = None
+        self.cursor: Any = None  # one that is used again and again, see `lend_cursor`
         self.journal: Journal | None = None  # where statements are noted, if they are
         self.reset(self.born, 0.0)
 
@@ -130,6 +133,7 @@ class Session:
         self.mark: bytes | None = None  # what the marker says as long as this very transaction runs
         self.ended: bool = False  # the caller's code ended it, or it is over
         self.failed: str | None = None  # SQLSTATE of the last statement that failed
+        self.shared: bool = False  # the caller has had the connection in hand, and may change what its cursors do
         if self.journal is not None:
             self.note_in(None)
 
@@ -187,7 +191,8 @@ class Session:
     def reusable(self) -> bool:
         """Whether the next transaction can have the connection."""
         # An interrupt may have left it in the middle of a pipeline, idle as it looks.
-        return not self.broken and self.pgconn.transaction_status == _IDLE and not self.pgconn.pipeline_status
+        pgconn = self.pgconn
+        return not self.broken and pgconn.transaction_status == _IDLE and not pgconn.pipeline_status
 
     @property
     def alive(self) -> bool:
@@ -243,17 +248,39 @@ class Session:
         """Run one of our own statements in the caller's time and return its rows. Errors as `wait`."""
         return await self._io.query(self.connection, query, params)
 
-    def marker(self) -> bytes | None:
-        """Return what the server last said of the marker. No round trip."""
-        return self.pgconn.parameter_status(MARKER)  # type: ignore[no-any-return]  # connections are Any
+    def share(self) -> Any:
+        """Return the connection for the caller's own use."""
+        self.shared, self.cursor = True, None
+        return self.connection
+
+    def lend_cursor(self) -> Any:
+        """Return a cursor for one statement. Making one costs as much as half of our own work for a transaction."""
+        cursor, self.cursor = self.cursor, None
+        return self.connection.cursor() if cursor is None else cursor
+
+    def keep_cursor(self, cursor: Any) -> None:
+        """Take a cursor back whose rows were fetched; one whose statement failed or was cut is never used again."""
+        if self.owned and not self.shared:
+            cursor.pgresult.clear()  # however much that was
+            self.cursor = cursor
+
+    def next_mark(self) -> bytes | None:
+        """Return what to set the marker to when a transaction begins, None where that cannot be seen."""
+        return mark_of(self.pgconn.parameter_status(MARKER)) if self.alive else None
+
+    def began(self, mark: bytes | None) -> None:
+        """Note it down that BEGIN was answered. Something in between may keep reports of the marker to itself."""
+        self.inside = True
+        self.mark = mark if self.pgconn.parameter_status(MARKER) == mark else None
 
     def notice_end(self) -> None:
         """Note it down if the caller's code has ended the transaction. A few lookups, no round trip."""
         if not self.inside or self.opening:
             return
-        status = self.pgconn.transaction_status
+        pgconn, mark = self.pgconn, self.mark
+        status = pgconn.transaction_status
         # A failed transaction has lost its mark too, so one that was chained and then failed looks the same.
-        if status == _IDLE or (status == _OPEN and self.mark is not None and self.marker() != self.mark):
+        if status == _IDLE or (status == _OPEN and mark is not None and pgconn.parameter_status(MARKER) != mark):
             self.ended = True
 
     async def command(self, sql: bytes, until: float, patience: float = 0.0) -> Answer:
@@ -274,8 +301,9 @@ class Session:
         try:
             answer.sent = True
             pgconn.send_query(sql)  # the simple protocol: one round trip, however many commands
-            exchange = generators.execute(pgconn)
-            _collect(await self._io.wait(exchange, pgconn.socket, INTERVAL, until - self.clock.monotonic()), answer)
+            left = until - self.clock.monotonic()
+            results = await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left)
+            _collect(results, answer)
         except BaseException as reason:  # noqa: BLE001 - kept, and raised by the caller once the answer is known
             await self._insist(answer, reason, until, patience)
         if pgconn.transaction_status == _ACTIVE:

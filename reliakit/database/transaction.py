@@ -58,7 +58,7 @@ ConnectionT = TypeVar("ConnectionT")
 class Attempt:
     """One try of `run`, or the only one of a block.
 
-    Args:
+    Attributes:
         number: Which one, from 1.
         until: When the budget of all of them is spent, None to start one with the transaction.
         retry: The policy, None where nothing is tried again.
@@ -66,27 +66,19 @@ class Attempt:
         repeatable: Whether doing it twice comes to doing it once, so that it may be tried again also where it is not
             known what became of it.
         told: Whether it is told as a transaction. One that waits for somebody else by design is not.
+        pause: Seconds before the next one, None when this is the last.
+        lease: What it has its connection by, or waits for one with.
     """
 
-    pause: float | None = None  # seconds before the next one, None when this is the last
-    lease: Lease | None = None  # while it has a connection, or waits for one
-
-    def __init__(
-        self,
-        number: int = 1,
-        until: float | None = None,
-        retry: TransactionRetry | None = None,
-        fn: Callable[..., object] | None = None,
-        *,
-        repeatable: bool = False,
-        told: bool = True,
-    ) -> None:
-        self.fn: Callable[..., object] | None = fn
-        self.number: int = number
-        self.until: float | None = until
-        self.retry: TransactionRetry | None = retry
-        self.repeatable: bool = repeatable
-        self.told: bool = told
+    # Defaults of the class: a block sets none but `lease` and `until`, and whoever wants others does it himself.
+    number: int = 1
+    until: float | None = None
+    retry: TransactionRetry | None = None
+    fn: Callable[..., object] | None = None
+    repeatable: bool = False
+    told: bool = True
+    pause: float | None = None
+    lease: Lease | None = None
 
     def let_go(self) -> None:
         """Take the connection from a block that was interrupted between two lines. Nothing after an orderly end."""
@@ -169,7 +161,7 @@ class _Handle(Generic[ConnectionT]):
         Raises:
             TransactionUsageError: The transaction is over, or this is another thread or task.
         """
-        return self.session().connection  # type: ignore[no-any-return]  # of whatever class the pool makes
+        return self.session().share()  # type: ignore[no-any-return]  # of whatever class the pool makes
 
     @property
     def is_bare(self) -> bool:
@@ -271,7 +263,7 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
         if session.held is not None:
             run_blocking(session.held.begin(session))
             session = self.session()  # it may have been replaced
-        return session.connection  # type: ignore[no-any-return]  # of whatever class the pool makes
+        return session.share()  # type: ignore[no-any-return]  # of whatever class the pool makes
 
     def execute(self, query: Query, params: Params | None = None, **options: Any) -> psycopg.Cursor[Any]:
         """Run a statement and return its cursor, with the rows already fetched from the server. One round trip.
@@ -289,18 +281,35 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
         session = self.session()
         if session.held is not None:
             cursor = run_blocking(session.held.first(query, params, options, None))
+            self.session().share()  # it may have been replaced
         else:
-            cursor = session.connection.execute(query, params, **options)
+            cursor = session.share().execute(query, params, **options)
         self._noted(cursor.rowcount)
         return cursor  # type: ignore[no-any-return]
 
     def fetch_one(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return its first row, or None. Args and errors as `execute`."""
-        return self.execute(query, params).fetchone()
+        text = _repeatable(query, params)
+        session = self.session()
+        if text is None or session.held is not None:
+            return self.execute(query, params).fetchone()
+        cursor = session.lend_cursor().execute(text, params)
+        self._noted(cursor.rowcount)
+        row = cursor.fetchone()
+        session.keep_cursor(cursor)
+        return row
 
     def fetch_all(self, query: Query, params: Params | None = None) -> list[Any]:
         """Run a query and return all its rows. Args and errors as `execute`."""
-        return self.execute(query, params).fetchall()
+        text = _repeatable(query, params)
+        session = self.session()
+        if text is None or session.held is not None:
+            return self.execute(query, params).fetchall()
+        cursor = session.lend_cursor().execute(text, params)
+        self._noted(cursor.rowcount)
+        found: list[Any] = cursor.fetchall()
+        session.keep_cursor(cursor)
+        return found
 
     def fetch_value(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
@@ -364,18 +373,35 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
         session = self.session()
         if session.held is not None:
             cursor = await session.held.first(query, params, options, None)
+            self.session().share()  # as above
         else:
-            cursor = await session.connection.execute(query, params, **options)
+            cursor = await session.share().execute(query, params, **options)
         self._noted(cursor.rowcount)
         return cursor  # type: ignore[no-any-return]
 
     async def fetch_one(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return its first row, or None. Args and errors as `execute`."""
-        return await (await self.execute(query, params)).fetchone()
+        text = _repeatable(query, params)
+        session = self.session()
+        if text is None or session.held is not None:
+            return await (await self.execute(query, params)).fetchone()
+        cursor = await session.lend_cursor().execute(text, params)
+        self._noted(cursor.rowcount)
+        row = await cursor.fetchone()
+        session.keep_cursor(cursor)
+        return row
 
     async def fetch_all(self, query: Query, params: Params | None = None) -> list[Any]:
         """Run a query and return all its rows. Args and errors as `execute`."""
-        return await (await self.execute(query, params)).fetchall()
+        text = _repeatable(query, params)
+        session = self.session()
+        if text is None or session.held is not None:
+            return await (await self.execute(query, params)).fetchall()
+        cursor = await session.lend_cursor().execute(text, params)
+        self._noted(cursor.rowcount)
+        found: list[Any] = await cursor.fetchall()
+        session.keep_cursor(cursor)
+        return found
 
     async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
@@ -428,6 +454,15 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
 
 
 Handle = Transaction | AsyncTransaction
+
+
+def _repeatable(query: Query, params: Params | None) -> bytes | None:
+    """Return a query as a cursor can take it that is used again, or None where it needs one of its own.
+
+    Bytes that are new each time: a cursor that is given the very same query keeps how it reads values, and with that
+    a time zone or an encoding that may have been changed since. Without parameters it may be several statements.
+    """
+    return query.encode("ascii") if params and isinstance(query, str) and query.isascii() else None
 
 
 class Frame:
