@@ -26,6 +26,7 @@ from reliakit.core.errors import (
 from reliakit.core.flow import Outcome, attempt_async
 from reliakit.database import ending, machine, nesting
 from reliakit.database.driver import Late
+from reliakit.database.frames import frame_of, pop, push
 from reliakit.database.gate import owner_here
 from reliakit.database.holding import Held
 from reliakit.database.machine import BARE, BEGIN, Inside, Step
@@ -38,9 +39,6 @@ from reliakit.database.transaction import (
     Handle,
     Transaction,
     Work,
-    frame_of,
-    pop,
-    push,
 )
 
 if TYPE_CHECKING:

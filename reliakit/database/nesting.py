@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from reliakit.core.errors import TransactionUsageError
 from reliakit.database import ending, machine
+from reliakit.database.frames import Frame, pop, push
 from reliakit.database.machine import Step
 from reliakit.database.session import GRACE, Session
 from reliakit.database.settings import TransactionOptions, milliseconds
-from reliakit.database.transaction import Frame, Handle, Work, pop, push
 
 if TYPE_CHECKING:
     from reliakit.database.engine import Engine
+    from reliakit.database.transaction import Handle, Work
 
 __all__ = ["Entered", "join", "leave"]
 

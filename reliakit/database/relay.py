@@ -31,10 +31,11 @@ from reliakit.core.events import OutboxFailed, OutboxRelayed, StoreFailed, Store
 from reliakit.core.flow import attempt_async, run_blocking
 from reliakit.core.spine import Emitter
 from reliakit.database.driver import Late
+from reliakit.database.frames import pop
 from reliakit.database.listening import Ear
 from reliakit.database.session import GRACE
 from reliakit.database.settings import Isolation, Propagation, TransactionOptions
-from reliakit.database.transaction import Attempt, pop
+from reliakit.database.transaction import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

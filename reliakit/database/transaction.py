@@ -1,20 +1,14 @@
-"""The transaction in the caller's hands, and the one that a thread or task is in.
+"""The transaction in the caller's hands.
 
 ```
 Work            one BEGIN ... COMMIT on one connection: the deadline, the hooks, the counters
  └ Transaction  a handle on it: the whole, or a savepoint within it; joined blocks share their outer's handle
-Frame           "this thread or task is in that transaction", chained through a context variable
 ```
-
-A context variable is inherited by tasks and by threads started with a copied context. A connection must not be, so a
-frame knows its owner and refuses everybody else.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, LiteralString, TypeVar
 
 from psycopg import rows, sql
@@ -39,14 +33,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncTransaction",
     "Attempt",
-    "Frame",
     "Handle",
     "Query",
     "Transaction",
     "Work",
-    "frame_of",
-    "pop",
-    "push",
 ]
 
 Query = LiteralString | bytes | sql.SQL | sql.Composed
@@ -463,54 +453,3 @@ def _repeatable(query: Query, params: Params | None) -> bytes | None:
     a time zone or an encoding that may have been changed since. Without parameters it may be several statements.
     """
     return query.encode("ascii") if params and isinstance(query, str) and query.isascii() else None
-
-
-class Frame:
-    """One link of the chain of transactions that a context is in."""
-
-    __slots__ = ("outer", "owner", "realm", "transaction")
-
-    def __init__(self, realm: object, transaction: Handle, owner: Owner, outer: Frame | None) -> None:
-        self.realm: object = realm  # the database
-        # Held weakly, so that a block that is abandoned takes its transaction with it.
-        self.transaction: weakref.ref[Handle] = weakref.ref(transaction)
-        self.owner: Owner = owner
-        self.outer: Frame | None = outer
-
-    def running(self) -> Handle | None:
-        """Return the transaction while it runs; one that is over is nobody's, though a task may outlive its block."""
-        transaction = self.transaction()
-        if transaction is None or transaction.finished or transaction.work.attempt.lease is None:
-            return None
-        return transaction
-
-
-_frame: ContextVar[Frame | None] = ContextVar("reliakit_transaction", default=None)
-
-
-def push(realm: object, transaction: Handle, owner: Owner) -> Frame:
-    """Enter a transaction in this context."""
-    outer = _frame.get()
-    while outer is not None and outer.running() is None:
-        outer = outer.outer  # left behind by a block that was abandoned or interrupted
-    frame = Frame(realm, transaction, owner, outer)
-    _frame.set(frame)
-    return frame
-
-
-def pop(frame: Frame) -> None:
-    """Leave it again. In another context than it was entered in there is nothing to leave."""
-    if _frame.get() is frame:
-        _frame.set(frame.outer)
-
-
-def frame_of(realm: object) -> tuple[Handle, bool] | None:
-    """Return the running transaction of this database in this context, and whether the caller owns it."""
-    frame = _frame.get()
-    while frame is not None:
-        if frame.realm is realm:
-            transaction = frame.running()
-            if transaction is not None:
-                return transaction, frame.owner is owner_here()
-        frame = frame.outer
-    return None

@@ -1,0 +1,74 @@
+"""The transactions that a thread or task is in, one inside the other.
+
+```
+context variable ─▶ Frame of the savepoint ─▶ Frame of its transaction ─▶ Frame of another database's ─▶ None
+```
+
+A context variable is inherited by tasks and by threads started with a copied context. A connection must not be, so
+each frame knows its owner, and who asks is told whether it is his.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from reliakit.database.gate import owner_here
+
+if TYPE_CHECKING:
+    from reliakit.database.gate import Owner
+    from reliakit.database.transaction import Handle
+
+__all__ = ["Frame", "frame_of", "pop", "push"]
+
+
+class Frame:
+    """One link of the chain of transactions that a context is in."""
+
+    __slots__ = ("outer", "owner", "realm", "transaction")
+
+    def __init__(self, realm: object, transaction: Handle, owner: Owner, outer: Frame | None) -> None:
+        self.realm: object = realm  # the database
+        # Held weakly, so that a block that is abandoned takes its transaction with it.
+        self.transaction: weakref.ref[Handle] = weakref.ref(transaction)
+        self.owner: Owner = owner
+        self.outer: Frame | None = outer
+
+    def running(self) -> Handle | None:
+        """Return the transaction while it runs; one that is over is nobody's, though a task may outlive its block."""
+        transaction = self.transaction()
+        if transaction is None or transaction.finished or transaction.work.attempt.lease is None:
+            return None
+        return transaction
+
+
+_frame: ContextVar[Frame | None] = ContextVar("reliakit_transaction", default=None)
+
+
+def push(realm: object, transaction: Handle, owner: Owner) -> Frame:
+    """Enter a transaction in this context."""
+    outer = _frame.get()
+    while outer is not None and outer.running() is None:
+        outer = outer.outer  # left behind by a block that was abandoned or interrupted
+    frame = Frame(realm, transaction, owner, outer)
+    _frame.set(frame)
+    return frame
+
+
+def pop(frame: Frame) -> None:
+    """Leave it again. In another context than it was entered in there is nothing to leave."""
+    if _frame.get() is frame:
+        _frame.set(frame.outer)
+
+
+def frame_of(realm: object) -> tuple[Handle, bool] | None:
+    """Return the running transaction of this database in this context, and whether the caller owns it."""
+    frame = _frame.get()
+    while frame is not None:
+        if frame.realm is realm:
+            transaction = frame.running()
+            if transaction is not None:
+                return transaction, frame.owner is owner_here()
+        frame = frame.outer
+    return None
