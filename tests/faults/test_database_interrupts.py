@@ -156,7 +156,7 @@ async def test_cancelled_once_or_twice_at_any_await_nothing_is_lost_and_nothing_
 ) -> None:
     item, cuts = 0, 0
     _, suspensions = await judged(adb, work(adb, item, fail=fail), item, set())
-    assert suspensions >= 5
+    assert suspensions >= 4  # a pipeline's answers may come in one piece or in two
     for first in range(1, suspensions + 1):
         for at in ({first}, {first, first + 1}):
             item += 1
