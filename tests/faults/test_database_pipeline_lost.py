@@ -44,14 +44,14 @@ def test_its_error_leaves_and_is_not_hidden_by_swallowing_it(
         hooks: list[str] = []
         await lose_server(db, proxy, reliakit_dsn)
         with pytest.raises((psycopg.OperationalError, TransactionTimeoutError)):
-            async with block(db, pipeline=True, timeout=1.0) as tx:
+            async with block(db, pipeline=True, timeout=0.5) as tx:
                 tx.after_rollback(lambda: hooks.append("rolled back"))
                 await got(tx.execute(statement))
         assert hooks == ["rolled back"]
 
         await lose_server(db, proxy, reliakit_dsn)
         with pytest.raises((TransactionRolledBackError, TransactionTimeoutError)) as caught:
-            async with block(db, pipeline=True, timeout=1.0) as tx:
+            async with block(db, pipeline=True, timeout=0.5) as tx:
                 with contextlib.suppress(psycopg.Error, TransactionTimeoutError):
                     await got(tx.execute(statement))
         assert (caught.value.name, caught.value.attempts) == ("main", 1)
