@@ -226,7 +226,7 @@ async def test_cancelled_once_or_twice_at_any_await(reliakit_dsn: str, source: s
     async with database(reliakit_dsn, source) as db:
         item = 0
         suspensions = await judged(db, work, item, {}, kept)
-        assert suspensions >= 2
+        assert suspensions >= 1  # answers that are there already suspend nobody
         for at in range(1, suspensions + 1):
             for faults in (
                 {at: cancel},
@@ -269,7 +269,9 @@ async def test_timed_out_by_the_caller_at_any_await(reliakit_dsn: str, source: s
                 kept.append(raised)
             assert not isinstance(error, TransactionTimeoutError)
             assert asyncio.current_task().cancelling() == 0
-            await judge(db, work, item, error.__cause__ if isinstance(error, TimeoutError) else error)
+            # Before 3.11.5 a timeout names the cancellation that it was as its context alone.
+            cut = error.__cause__ or error.__context__ if isinstance(error, TimeoutError) else error
+            await judge(db, work, item, cut)
         assert any(isinstance(error, TimeoutError) for error in kept)
 
 

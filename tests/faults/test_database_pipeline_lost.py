@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from database_drivers import COLOURS, SOURCES, Anybase, block, got, play, run
 
+from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.deadline import deadline
 from reliakit.core.errors import DeadlineExceededError, TransactionRolledBackError, TransactionTimeoutError
 from reliakit.testing import FaultProxy
@@ -28,8 +29,10 @@ def end_connections(proxy: FaultProxy, dsn: str) -> None:
     proxy.refuse()
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     with psycopg.connect(dsn, autocommit=True) as killer:
-        while killer.execute(f"SELECT pg_terminate_backend(pid) {others}").fetchall():
-            pass
+        quiet = 0
+        while quiet < 5:  # a pool may have begun to connect before the proxy refused it
+            quiet = 0 if killer.execute(f"SELECT pg_terminate_backend(pid) {others}").fetchall() else quiet + 1
+            SYSTEM_CLOCK.sleep(0.01)
 
 
 @pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1; SELECT 2"])
