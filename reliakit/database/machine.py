@@ -37,7 +37,7 @@ __all__ = [
 
 # How the end of a transaction is seen, whoever brings it about and however it is sent (COMMIT AND CHAIN on a cursor,
 # COMMIT; BEGIN in one text): the server reports every change of this setting by itself (since PostgreSQL 14), and one
-# made with SET LOCAL ends with the transaction. It concerns later transactions alone. Costs 2 microseconds.
+# made with SET LOCAL ends with the transaction. It concerns later transactions alone. Costs 2 to 4 microseconds.
 MARKER = b"default_transaction_read_only"
 _OTHER = {b"off": b"on", b"on": b"off"}
 # Lost races: the server has rolled everything back, and the same work may succeed on a new snapshot.
