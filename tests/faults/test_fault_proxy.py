@@ -252,10 +252,11 @@ def test_refused_connections_fail_at_once_and_old_ones_live_on(proxy, connect):
 def test_a_server_that_is_not_there_resets_the_client():
     with socket.socket() as placeholder:
         placeholder.bind(("127.0.0.1", 0))
+        # The reset may arrive while the client still connects.
         with (
             FaultProxy(placeholder.getsockname()) as proxy,
-            socket.create_connection((proxy.host, proxy.port), timeout=10.0) as connection,
             pytest.raises(ConnectionResetError),
+            socket.create_connection((proxy.host, proxy.port), timeout=10.0) as connection,
         ):
             connection.recv(1)
 
