@@ -1,11 +1,16 @@
 .DEFAULT_GOAL := help
-.PHONY: help install check lint types test matrix docs demo bench ci
+.PHONY: help install services check lint types test matrix docs demo bench ci
+
+export PATH := $(CURDIR)/.services/bin:$(PATH)
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install:  ## Make .venv with everything a contributor needs
 	python3 -m venv .venv && .venv/bin/pip install --upgrade pip && .venv/bin/pip install -e '.[test]' --group dev
+
+services:  ## redis-server and promtool in .services/bin (Debian, Ubuntu)
+	.ci/services .services
 
 check: lint types test docs  ## All that should be green before a commit
 
