@@ -250,7 +250,24 @@ TEXTS = [
     Case("[SQL: SELECT 1]\n[parameters: ('odd value',)]\nend", ["odd value"], ["SELECT 1", "end"]),
 ]
 
+WEB_KEY = {"kty": "EC", "crv": "P-256", "x": "public" * 7, "d": OPAQUE + "abcdefghijk", "kid": "a1"}
+FORM = (
+    '--f\r\nContent-Disposition: form-data; name="password"; filename="x"\r\nA: b\r\n\r\n{}\r\n--f\r\n\r\nkept\r\n--f'
+)
 TEXTS += [
+    Case(WEB_KEY, [OPAQUE], ["public", "a1"]),
+    Case(json.dumps(WEB_KEY), [OPAQUE], ["public", "a1"]),
+    Case(json.dumps({"body": json.dumps(WEB_KEY)}), [OPAQUE], ["public", "a1"]),
+    Case({"kty": "oct", "k": OPAQUE}, [OPAQUE], ["oct"]),
+    Case(json.dumps(FORM.replace("{}", PASSWORD)), [PASSWORD], ["form-data", "kept"]),
+    Case(repr(FORM.replace("{}", PASSWORD).encode()), [PASSWORD], ["form-data", "kept"]),
+    Case(json.dumps({"body": json.dumps(FORM.replace("{}", PASSWORD))}), [PASSWORD], ["form-data", "kept"]),
+    Case("rejected PESEL 44051401359, sorry", ["44051401359"], ["PESEL", "sorry"]),
+    Case("social security number is 123 45 6789 today", ["45 6789"], ["today"]),
+    Case("Fødselsnummer 01017012345, İstanbul T.C. KİMLİK No 10000000146", ["0101701", "1000000"], ["stanbul"]),
+    Case("NHS number: 943 476 5919", ["943 476"], ["NHS number"]),
+    Case("T.C. Kimlik No 10000000146 ok", ["10000000146"], ["ok"]),
+    Case(f"asana 1/{'1200' * 4}:{OPAQUE} ok", [OPAQUE], ["asana", "ok"]),
     *_in_text(*COMMANDS, *STATEMENTS, *MARKUP, *SENTENCES, secret=SECRET),
     *_in_text(*WITH_TOKENS, secret=TOKEN),
     *(Case(text.partition(" ##")[0], ["482913", "482 913"], [text.partition(" ##")[2]]) for text in CODES),

@@ -100,6 +100,9 @@ WITH_TOKENS = [
     "SharedAccessSignature sr=x&sig={}&se=1 ##se=1",
 ]
 HARMLESS = [
+    "passport 2026-11-23 12:00 control",
+    "run 44051401359 of 44051401360",
+    '{"kty": "RSA", "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQ", "e": "AQAB", "kid": "2011-04-29"}',
     "error code: 40412 in module 7",
     "exit code is 13713",
     "status code 20001 returned",

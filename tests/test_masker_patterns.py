@@ -354,6 +354,9 @@ HOSTILE = [
     ),
     *(
         'form-data; name="a"\r\nb',
+        'form-data; name=\\"a\\"\\r\\nb',
+        '"kty": "a", "d": ',
+        "PESEL 1 ",
         "\r\n\r\n",
         '"name": "a", "value": ',
         '{"name": "password", "value": ',

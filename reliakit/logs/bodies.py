@@ -14,7 +14,7 @@ from reliakit.logs.markup import mask_markup
 from reliakit.logs.prose import is_prose, longer_name, mask_prose
 from reliakit.logs.spared import is_hidden, is_spared_in_text
 from reliakit.logs.spelling import MARKS
-from reliakit.logs.vocabulary import LAST_WORDS
+from reliakit.logs.vocabulary import KEY_MEMBERS, LAST_WORDS
 from reliakit.logs.words import KeyRules, Verdict
 
 if TYPE_CHECKING:
@@ -31,6 +31,18 @@ _NAMED = re.compile(
 _MULTIPART = re.compile(
     r"form-data;[ \t]*+name=\"([^\"\r\n]{1,200})\"[^\r\n]{0,200}+(?:\r?\n[^\r\n]{1,300}+){0,8}\r?\n\r?\n([^\r\n]*+)"
 )
+# The same inside a quoted text: line breaks and quotes are escaped.
+_BREAK = r"(?:\\{1,4}r)?\\{1,4}n"
+_ESCAPED_MULTIPART = re.compile(
+    rf"form-data;[ \t]*+name=\\{{0,4}}\"([^\"\\\r\n]{{1,200}})"
+    rf"(?:[^\\\r\n]|\\{{1,4}}\"){{0,200}}(?:{_BREAK}[^\\\r\n]{{1,300}}){{0,8}}{_BREAK}{_BREAK}"
+    rf"((?:(?!{_BREAK})[^\r\n])*)"
+)
+# A JSON Web Key.
+_WEB_KEY = re.compile(r"\\{0,8}[\"']kty\\{0,8}[\"'][ ]{0,4}:")
+_KEY_MEMBER = re.compile(
+    rf"(\\{{0,8}}[\"'])(?:{'|'.join(KEY_MEMBERS)})\1[ ]{{0,4}}:[ ]{{0,4}}\\{{0,8}}[\"']([A-Za-z0-9_\-=]{{16,}})"
+)
 _TITLE = re.compile(r"(\\{0,8}[\"'])(?:name|Name|key|Key|header|field)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1")
 _MEMBER = re.compile(r"\\{0,8}[\"'](?:value|Value|val)\\{0,8}[\"'][ ]{0,4}:[ ]{0,4}")
 # Members of one object are not further apart.
@@ -46,7 +58,10 @@ def mask_fields(text: str, hide: Hide, rules: KeyRules) -> str:
     if "<" in text or "&lt;" in text:
         text = mask_markup(text, hide, rules)
     if "form-data" in text:
-        text = _MULTIPART.sub(lambda found: _part(found, hide, rules), text)
+        for form in (_MULTIPART, _ESCAPED_MULTIPART):
+            text = form.sub(lambda found: _part(found, hide, rules), text)
+    if "kty" in text and _WEB_KEY.search(text):
+        text = _KEY_MEMBER.sub(lambda found: found[0][: -len(found[2])] + hide(found[2], "jwk"), text)
     if "alue" in text or "val" in text:
         text = _hide_pairs(text, hide, rules)
     if "(" in text or "[" in text:

@@ -1,13 +1,13 @@
 """National identification numbers, told by their form together with their check digits or the date in them.
 
-Numbers that are mere digits, such as Poland's, Norway's or Turkey's, are told by the names of their fields instead:
-one in ten other numbers of that length would pass for them.
+Numbers that are mere digits, such as Poland's, Norway's or Turkey's, are told by their names instead, of a field or
+in front of them, `PESEL 44051401359`: one in ten other numbers of that length would pass for them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 
 __all__ = ["mask_national_ids"]
 
+# Numbers told by the name in front of them, in lower case and with `?` for what is not ASCII. Short names that are
+# words of other things as well (run, pan, tin) are left out.
+_NAMED = re.compile(
+    r"\b(?:ssn|social security|nino|national (?:insurance|id|identity|identification)|identity card|id card|itin"
+    r"|tax(?:payer)? id|passport|nhs|medicare|pesel|bsn|burgerservicenummer|rijksregisternummer|personnummer"
+    r"|f[o?]dselsnummer|cpr|hetu|henkil[o?]tunnus|(?:personal)?ausweis(?:nummer)?|steuer-?id(?:entifikationsnummer)?"
+    r"|sozialversicherungsnummer|ahv|cpf|cnpj|curp|dni|nif|cuit|cuil|c[e?]dula|tckn|t\.?c\.? k[i?]ml[i?]k|egn|oib"
+    r"|jmbg|em[s?]o|cnp|isikukood|asmens kodas|personas kods|amka|aadhaa?r|nric|mykad|codice fiscale)"
+    r"(?: (?:number|num|no|nr|nummer|numaras[i?]|code|id)\b\.?)?(?: (?:is|was|of|for))?[ \t]{0,2}[:=#]?[ \t]{0,2}"
+    r"(?!(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9](?![0-9\-]))([0-9][0-9 .\-/]{5,20}[0-9])(?![\w\-/])"
+)
+_BEFORE = 48
 # Where one can stand at all: most texts have no such run of capitals, digits and separators.
 _RUN = re.compile(r"(?<![\w.\-/])[A-Z0-9][A-Z0-9kx.\-/+ ]{7,}+")
 
@@ -25,6 +37,10 @@ def mask_national_ids(text: str, hide: Hide, _rules: KeyRules) -> str:
     parts: list[str] = []
     at = 0
     for run in _RUN.finditer(text):
+        for start, end in _named(text, run):
+            if start >= at:
+                parts += (text[at:start], hide(text[start:end]))
+                at = end
         # What follows a number decides, too: two characters more are enough to see that it goes on.
         for found in _ANY.finditer(text, run.start(), run.end() + 2):
             end = _end_of(found)
@@ -32,6 +48,14 @@ def mask_national_ids(text: str, hide: Hide, _rules: KeyRules) -> str:
                 parts += (text[at : found.start()], hide(text[found.start() : end]))
                 at = end
     return "".join((*parts, text[at:])) if parts else text
+
+
+def _named(text: str, run: re.Match[str]) -> Iterator[tuple[int, int]]:
+    """Yield where the numbers stand that have a name in front of them."""
+    first = max(0, run.start() - _BEFORE)
+    plain = text[first : run.end() + 2].encode("ascii", "replace").decode("ascii").lower()
+    for found in _NAMED.finditer(plain):
+        yield first + found.start(1), first + found.end(1)
 
 
 def _end_of(found: re.Match[str]) -> int:

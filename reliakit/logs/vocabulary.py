@@ -15,6 +15,7 @@ __all__ = [
     "DRAWN_TAILS",
     "FIRST_WORDS",
     "FOLDER_TAILS",
+    "KEY_MEMBERS",
     "LAST_WORDS",
     "LONGEST_COMPOUND",
     "PARTS",
@@ -287,3 +288,6 @@ PARTS = word_set(
     consumer customer card key keys pass pwd code shared encryption host repeat retype again x
     """
 )
+
+# The private members of a JSON Web Key, which has a member `kty` (RFC 7518, sections 6.2 to 6.4).
+KEY_MEMBERS = ("d", "p", "q", "dp", "dq", "qi", "oth", "r", "t", "k")

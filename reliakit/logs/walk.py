@@ -20,7 +20,7 @@ from reliakit.logs.objects import fields_of, safe_text
 from reliakit.logs.personal import is_card
 from reliakit.logs.scan import FAILED, REMEMBERED, Scan, remembers
 from reliakit.logs.spared import is_spared
-from reliakit.logs.vocabulary import FIRST_WORDS, LAST_WORDS
+from reliakit.logs.vocabulary import FIRST_WORDS, KEY_MEMBERS, LAST_WORDS
 from reliakit.logs.words import Verdict
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Walk(Scan):
                 masked = self._field(key, verdict, item, depth)
             if masked is not item:
                 changes[key] = masked
-        if "value" in value or "Value" in value or "val" in value:
+        if "value" in value or "Value" in value or "val" in value or "kty" in value:
             self._hide_named(value, changes, depth)
         if keys_change:
             return self._renamed(value, changes)
@@ -242,7 +242,10 @@ class Walk(Scan):
         return renamed
 
     def _hide_named(self, value: dict[Any, Any], changes: dict[Any, Any], depth: int) -> None:
-        """Hide `value` where `name` says so: `{"name": "DB_PASSWORD", "value": "..."}`."""
+        """Hide what a neighbour tells: `{"name": "DB_PASSWORD", "value": "..."}`, `{"kty": "oct", "k": "..."}`."""
+        for member in KEY_MEMBERS if "kty" in value else ():
+            if member in value:
+                changes[member] = self.sensitive(Verdict.SECRET, value[member], depth, "jwk")
         titles = ("name", "Name", "key", "Key", "header", "field")
         name = next((value[title] for title in titles if title in value), None)
         if type(name) is str and (verdict := self.verdict(name)) is not Verdict.SAFE:
