@@ -14,6 +14,8 @@ from reliakit.core.events import (
     CallRejected,
     CheckoutOverdue,
     CircuitChanged,
+    CircuitFigures,
+    CircuitPresent,
     ConnectionLeaked,
     ErrorSeen,
     Event,
@@ -245,6 +247,52 @@ class TestResilience:
             shown = [series.get() for series in metrics._own("circuit_breaker_state", object).series]
             assert sum(shown) == 1
             assert value(metrics, "circuit_breaker_state", name="db", state=state) == 1
+
+    def test_a_breaker_that_made_itself_known_is_read_and_not_told(self, metrics):
+        figures = [CircuitFigures("closed", 7, 0, 0)]
+        breaker = Emitter("db")
+        outcomes = lambda: [  # noqa: E731 - three lines of it
+            value(metrics, "circuit_breaker_calls_total", name="db", outcome=outcome)
+            for outcome in ("success", "failure", "ignored")
+        ]
+
+        def read():
+            return figures[0]
+
+        for _ in range(2):
+            breaker.emit(CircuitPresent, read=read)
+        assert outcomes() == [0, 0, 0]  # what was before is not ours
+        figures[0] = CircuitFigures("open", 17, 5, 2, failure_ratio=0.25)
+        breaker.emit(CallEnded, verdict="success", duration=0.5)
+        assert outcomes() == [10, 5, 2]
+        assert value(metrics, "circuit_breaker_state", name="db", state="open") == 1
+        assert value(metrics, "circuit_breaker_state", name="db", state="closed") == 0
+        assert value(metrics, "circuit_breaker_failure_ratio", name="db") == 0.25
+        figures[0] = CircuitFigures("open", 18, 5, 2, is_gone=True)
+        assert outcomes() == [11, 5, 2]
+        assert value(metrics, "circuit_breaker_state", name="db", state="open") == 0
+        figures[0] = CircuitFigures("open", 99, 5, 2)
+        assert outcomes() == [11, 5, 2]
+
+    @pytest.mark.parametrize("how", ["close", "subscription"])
+    def test_what_a_breaker_counts_while_nobody_is_attached_is_not_ours(self, how):
+        metrics = Metrics()
+        figures = [CircuitFigures("closed", 0, 0, 0)]
+        calls = lambda: value(metrics, "circuit_breaker_calls_total", name="db", outcome="success")  # noqa: E731
+
+        def read():
+            return figures[0]
+
+        subscription = metrics.attach()
+        Emitter("db").emit(CircuitPresent, read=read)
+        figures[0] = CircuitFigures("closed", 3, 0, 0)
+        (metrics if how == "close" else subscription).close()
+        figures[0] = CircuitFigures("closed", 50, 0, 0)
+        assert calls() == 3
+        with metrics:
+            Emitter("db").emit(CircuitPresent, read=read)
+            figures[0] = CircuitFigures("closed", 52, 0, 0)
+            assert calls() == 5
 
     def test_other_guards_rejections_are_no_breaker_calls(self, metrics):
         Emitter("pool").emit(CallRejected, reason="BulkheadFullError")

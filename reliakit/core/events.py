@@ -6,7 +6,7 @@ tracking and status pages are listeners. An event never holds a secret, a statem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -16,6 +16,8 @@ __all__ = [
     "CallRejected",
     "CheckoutOverdue",
     "CircuitChanged",
+    "CircuitFigures",
+    "CircuitPresent",
     "ConnectionClosed",
     "ConnectionLeaked",
     "ConnectionOpened",
@@ -301,6 +303,40 @@ class CircuitChanged(Event):
     state: str
     cause: str
     retry_after: float | None = None
+
+
+class CircuitFigures(NamedTuple):
+    """What a circuit breaker has counted since it was made, and where it stands; refusals are told by `CallRejected`.
+
+    Attributes:
+        state: Its state.
+        success: Calls that counted as successes; calls let through while it was disabled count as nothing.
+        failure: As failures.
+        ignored: As neither.
+        failure_ratio: Share of failures in its window, None where it keeps none or nothing is in it.
+        is_gone: Whether the breaker itself is no more, so that these are its last figures.
+    """
+
+    state: str
+    success: int
+    failure: int
+    ignored: int
+    failure_ratio: float | None = None
+    is_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitPresent(Event):
+    """A circuit breaker exists. Told when it is made, and again whenever the listeners change.
+
+    So a listener that needs sums only asks for them when it is asked itself, and calls stay free of it.
+
+    Attributes:
+        read: Returns its figures, from any thread, without a wait. The same object each time; it keeps the figures
+            but not the breaker alive.
+    """
+
+    read: Callable[[], CircuitFigures]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

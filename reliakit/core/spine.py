@@ -143,9 +143,14 @@ class Subscription:
 
     def close(self) -> None:
         """Stop listening. Closing twice is harmless."""
-        if self._route is not None:
-            _everybody.remove(self._route)
-            self._route = None
+        route, self._route = self._route, None
+        if route is not None:
+            _everybody.remove(route)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it listens no more."""
+        return self._route is None
 
     def __enter__(self) -> Self:
         return self

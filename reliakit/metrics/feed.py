@@ -11,6 +11,7 @@ from reliakit.core.events import (
     CallRejected,
     CheckoutOverdue,
     CircuitChanged,
+    CircuitPresent,
     ConnectionClosed,
     ConnectionLeaked,
     ConnectionOpened,
@@ -37,7 +38,7 @@ from reliakit.core.events import (
     TransactionStarted,
     ValidationFailed,
 )
-from reliakit.metrics.catalogue import STATES
+from reliakit.metrics.circuits import Circuits
 from reliakit.metrics.pools import Pools
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Feed:
         self._open: dict[tuple[str | None, str], _InFlight] = {}
         self._requests = _InFlight()
         self._pools = Pools(gauge, clock)
+        self._circuits = Circuits(counter, gauge)
         self._trackers: dict[str, ErrorsOpen] = {}
         gauge("http_server_active_requests").set_function(self._requests.count)
         self._attempts = counter("transaction_total")
@@ -91,6 +93,7 @@ class Feed:
             OutboxFailed: self._outbox_failed,
             CheckoutOverdue: self._checkout_overdue,
             ConnectionLeaked: self._connection_leaked,
+            CircuitPresent: self._circuits.present,
             CircuitChanged: self._circuit_changed,
             CallEnded: self._call_ended,
             CallRejected: self._call_rejected,
@@ -120,6 +123,14 @@ class Feed:
         handle = self._handlers.get(type(event)) or self._inherited(type(event))
         if handle is not None:
             handle(event)
+
+    def refresh(self) -> None:
+        """Bring up to date what is only read when somebody looks."""
+        self._circuits.refresh()
+
+    def leave(self) -> None:
+        """Nothing is heard any more: read a last time what is only read when somebody looks."""
+        self._circuits.leave()
 
     def _inherited(self, kind: type[Event]) -> Callable[[Any], None] | None:
         return next((self._handlers[base] for base in kind.__mro__ if base in self._handlers), None)
@@ -202,15 +213,11 @@ class Feed:
 
     def _circuit_changed(self, event: CircuitChanged) -> None:
         self._counter("circuit_breaker_transitions_total").labels(event.name, event.previous, event.state).inc()
-        self._show_state(event.name, event.state)
-
-    def _show_state(self, name: str, current: str) -> None:
-        gauge = self._gauge("circuit_breaker_state")
-        for state in STATES:
-            gauge.labels(name, state).set(1 if state == current else 0)
+        self._circuits.show(event.name, {event.state})
 
     def _call_ended(self, event: CallEnded) -> None:
-        self._counter("circuit_breaker_calls_total").labels(event.name, event.verdict).inc()
+        if not self._circuits.follows(event.name):
+            self._counter("circuit_breaker_calls_total").labels(event.name, event.verdict).inc()
         if event.duration is not None:
             self._histogram("circuit_breaker_call_duration_seconds").labels(event.name).observe(event.duration)
 

@@ -19,7 +19,7 @@ from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import NumbersWanted
 from reliakit.core.fork import renew_locks_after_fork
-from reliakit.core.spine import Emitter, Subscription, subscribe
+from reliakit.core.spine import Emitter, Subscription, subscribe, watch
 from reliakit.metrics.apps import AsgiApp, WsgiApp
 from reliakit.metrics.catalogue import CATALOGUE, LATENCY, Metric
 from reliakit.metrics.declare import aliases, declared, is_name, reserved
@@ -116,6 +116,7 @@ class Metrics:
             self._board.add(objective)
         self.asgi_app: AsgiApp = AsgiApp(self.render, self._is_large)
         self.wsgi_app: WsgiApp = WsgiApp(self.render)
+        watch(self)
         self._own("build_info", Gauge).labels(__version__, platform.python_version()).set(1)
 
     def attach(self) -> Subscription:
@@ -138,8 +139,15 @@ class Metrics:
             collectors, self._collectors = self._collectors, []
         for subscription in subscriptions:
             subscription.close()
+        self._feed.leave()
         for registry, collector in collectors:
             registry.unregister(collector)
+
+    def listeners_changed(self) -> None:
+        """Stop reading what components count once nothing is heard of them; see `reliakit.core.spine.watch`."""
+        subscriptions = self._subscriptions[:]
+        if subscriptions and all(subscription.is_closed for subscription in subscriptions):
+            self._feed.leave()
 
     def __enter__(self) -> Self:
         self.attach()
@@ -273,6 +281,7 @@ class Metrics:
     def slo(self) -> list[Verdict]:
         """Return the verdict on each objective, over its window up to now. Well below a millisecond, any thread."""
         self._emitter.emit(NumbersWanted)
+        self._feed.refresh()
         return self._board.verdicts()
 
     def render(self, accept: str = "") -> Exposition:
