@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from reliakit.core.backoff import Backoff
     from reliakit.core.categories import ErrorClass, classify
     from reliakit.core.clock import SYSTEM_CLOCK, Clock
-    from reliakit.core.context import RequestContext, current_request, request_context
-    from reliakit.core.deadline import checkpoint, deadline, remaining
+    from reliakit.core.context import Priority, RequestContext, current_request, request_context
+    from reliakit.core.deadline import checkpoint, deadline, deadline_headers, grpc_timeout, remaining
     from reliakit.core.errors import (
         BulkheadFullError,
         CircuitOpenError,
@@ -142,6 +142,7 @@ __all__ = [
     "OutboxStats",
     "OverloadedError",
     "Permit",
+    "Priority",
     "Problem",
     "ProblemResponse",
     "ProblemResponses",
@@ -178,7 +179,9 @@ __all__ = [
     "configure_logging",
     "current_request",
     "deadline",
+    "deadline_headers",
     "get_logger",
+    "grpc_timeout",
     "log_context",
     "problem",
     "ratio",
@@ -202,9 +205,12 @@ _HOMES = {
     "RequestContext": "reliakit.core.context",
     "current_request": "reliakit.core.context",
     "request_context": "reliakit.core.context",
+    "Priority": "reliakit.core.context",
     "checkpoint": "reliakit.core.deadline",
     "deadline": "reliakit.core.deadline",
     "remaining": "reliakit.core.deadline",
+    "deadline_headers": "reliakit.core.deadline",
+    "grpc_timeout": "reliakit.core.deadline",
     "BulkheadFullError": "reliakit.core.errors",
     "CircuitOpenError": "reliakit.core.errors",
     "CommitUnknownError": "reliakit.core.errors",

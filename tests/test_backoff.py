@@ -83,3 +83,25 @@ def test_a_backoff_is_a_value() -> None:
     assert backoff == copy.copy(backoff) == pickle.loads(pickle.dumps(backoff))
     assert hash(backoff) == hash(Backoff(base=0.5))
     assert repr(backoff) == "Backoff(base=0.5, factor=2.0, cap=60.0, jitter=1.0)"
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 30))
+def test_a_decorrelated_pause_lies_between_the_base_and_three_times_the_last_one(draw: float, attempt: int) -> None:
+    backoff = Backoff(base=0.5, cap=20.0, jitter="decorrelated")
+    pause = backoff.delay(attempt, lambda: draw, 2.0)
+    assert 0.5 <= pause <= 6.0
+    assert 0.5 <= backoff.delay(attempt, lambda: draw) <= backoff.pause(attempt) <= 20.0
+    assert backoff.delay(1, lambda: 0.999999, 19.0) == 20.0
+
+
+def test_decorrelated_pauses_grow_from_one_to_the_next() -> None:
+    backoff = Backoff(base=1.0, cap=60.0, jitter="decorrelated")
+    pauses = [backoff.base]
+    for attempt in range(1, 5):
+        pauses.append(backoff.delay(attempt, lambda: 0.5, pauses[-1]))
+    assert pauses == [1.0, 2.0, 3.5, 5.75, 9.125]
+
+
+def test_no_other_word_is_a_jitter() -> None:
+    with pytest.raises(ConfigurationError, match="jitter must be a share"):
+        Backoff(jitter="full")  # type: ignore[arg-type]  # what the test is about

@@ -13,7 +13,8 @@ from dataclasses import asdict
 
 import pytest
 
-from reliakit import SYSTEM_CLOCK, RequestContext, current_request, request_context
+from reliakit import SYSTEM_CLOCK, ConfigurationError, RequestContext, current_request, request_context
+from reliakit.core.context import current_priority
 
 
 def test_outside_of_a_request_there_is_none() -> None:
@@ -143,3 +144,21 @@ def test_a_generator_closed_in_a_copy_of_its_context_ends_its_request_there() ->
         return current_request()
 
     assert began.copy().run(close_in_copy) is None
+
+
+def test_a_priority_is_inherited_and_may_be_lowered_and_raised() -> None:
+    assert current_priority() == "default"
+    with request_context(priority="sheddable") as outer:
+        assert outer.priority == current_priority() == "sheddable"
+        with request_context(tenant="x"):
+            assert current_priority() == "sheddable"
+            with request_context(priority="critical"):
+                assert current_priority() == "critical"
+        assert copy.deepcopy(outer) == pickle.loads(pickle.dumps(outer)) == outer
+    with request_context() as plain:
+        assert plain.priority == "default"
+
+
+def test_an_unknown_priority_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="priority must be one of 'critical', 'default', 'sheddable'"):
+        request_context(priority="high")  # type: ignore[arg-type]  # what the test is about

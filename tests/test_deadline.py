@@ -17,6 +17,8 @@ from reliakit import (
     DeadlineExceededError,
     checkpoint,
     deadline,
+    deadline_headers,
+    grpc_timeout,
     remaining,
     subscribe,
 )
@@ -498,3 +500,31 @@ def test_an_async_block_needs_a_task_and_leaves_nothing_behind_without_one() -> 
     with pytest.raises(RuntimeError):
         step.send(None)
     assert remaining() is None
+
+
+# What the next service is told
+
+
+def test_the_next_service_is_told_what_is_left(clock: ManualClock) -> None:
+    assert deadline_headers() == {}
+    assert grpc_timeout() is None
+    with deadline(2.0, clock=clock):
+        clock.advance(0.07)
+        assert deadline_headers() == {"X-Request-Deadline-Ms": "1930"}
+        assert deadline_headers(margin=0.0305) == {"X-Request-Deadline-Ms": "1899"}
+        assert grpc_timeout() == "1930m"
+        clock.advance(5)
+        assert deadline_headers() == {"X-Request-Deadline-Ms": "0"}
+        assert grpc_timeout(margin=1.0) == "0m"
+
+
+def test_a_very_long_deadline_is_told_in_the_digits_that_peers_read(clock: ManualClock) -> None:
+    with deadline(1e12, clock=clock):
+        assert deadline_headers() == {"X-Request-Deadline-Ms": "999999999"}
+        assert grpc_timeout() == "99999999S"
+
+
+def test_a_wrong_margin_is_refused() -> None:
+    for tell in (deadline_headers, grpc_timeout):
+        with pytest.raises(ConfigurationError, match="margin must be"):
+            tell(margin=-1.0)

@@ -6,13 +6,18 @@ import secrets
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from reliakit.core import checks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["RequestContext", "current_request", "request_context"]
+__all__ = ["Priority", "RequestContext", "current_priority", "current_request", "request_context"]
+
+Priority: TypeAlias = Literal["critical", "default", "sheddable"]
+_PRIORITIES: tuple[Priority, ...] = ("critical", "default", "sheddable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +29,18 @@ class RequestContext:
         principal: Who asked, once that is known.
         trace_id: The id of the distributed trace, 32 hexadecimal digits, or None.
         fields: Anything else; shown in log records.
+        priority: What happens to it when there is too much to do: "sheddable" work is refused first, "critical" last.
     """
 
     request_id: str
     principal: str | None = None
     trace_id: str | None = None
     fields: Mapping[str, object] = field(default_factory=dict[str, object])
+    priority: Priority = "default"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Read-only views can be neither copied deeply nor sent to another process.
-        return RequestContext, (self.request_id, self.principal, self.trace_id, dict(self.fields))
+        return RequestContext, (self.request_id, self.principal, self.trace_id, dict(self.fields), self.priority)
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("reliakit_request", default=None)
@@ -42,6 +49,12 @@ _current: ContextVar[RequestContext | None] = ContextVar("reliakit_request", def
 def current_request() -> RequestContext | None:
     """Return the context of the request that this thread or task serves, or None outside of one."""
     return _current.get()
+
+
+def current_priority() -> Priority:
+    """Return the priority of the request that this thread or task serves, "default" outside of one."""
+    request = _current.get()
+    return "default" if request is None else request.priority
 
 
 class request_context:  # noqa: N801 - reads as the statement it is used in
@@ -55,10 +68,14 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
         request_id: The request's id.
         principal: Who asked.
         trace_id: The id of the distributed trace.
+        priority: "critical", "default" or "sheddable": who is refused last, and who first, when there is too much.
         fields: Anything else worth a place in each log record.
+
+    Raises:
+        ConfigurationError: There is no such priority.
     """
 
-    __slots__ = ("_entered", "_fields", "_principal", "_request_id", "_trace_id")
+    __slots__ = ("_entered", "_fields", "_principal", "_priority", "_request_id", "_trace_id")
 
     def __init__(
         self,
@@ -67,8 +84,12 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
         request_id: str | None = None,
         principal: str | None = None,
         trace_id: str | None = None,
+        priority: Priority | None = None,
         **fields: object,
     ) -> None:
+        self._priority: Priority | None = (
+            None if priority is None else checks.choice("priority", priority, _PRIORITIES)
+        )
         self._request_id = request_id
         self._principal = principal
         self._trace_id = trace_id
@@ -99,10 +120,12 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
                 self._principal,
                 self._trace_id,
                 MappingProxyType(self._fields),
+                self._priority or "default",
             )
         return RequestContext(
             self._request_id or outer.request_id,
             self._principal if self._principal is not None else outer.principal,
             self._trace_id or outer.trace_id,
             MappingProxyType({**outer.fields, **self._fields}),
+            self._priority or outer.priority,
         )

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     import asyncio
     from types import TracebackType
 
-__all__ = ["checkpoint", "deadline", "remaining"]
+__all__ = ["DEADLINE_HEADER", "checkpoint", "deadline", "deadline_headers", "exceeded", "grpc_timeout", "remaining"]
+
+DEADLINE_HEADER = "X-Request-Deadline-Ms"
+_MOST_MILLISECONDS = 999_999_999  # eleven days, in the nine digits that peers read
+_MOST_GRPC = 99_999_999  # eight digits, see "Timeout" in the protocol of gRPC over HTTP/2
 
 
 class _Budget:
@@ -78,6 +82,45 @@ def checkpoint() -> None:
         raise exceeded(budget.seconds)
 
 
+def deadline_headers(*, margin: float = 0.0) -> dict[str, str]:
+    """Return the header that tells the next service how much time is left, or none without a deadline.
+
+    For outgoing calls: `client.get(url, headers=deadline_headers())`. The web layer of the next service honours it
+    from peers that it trusts.
+
+    Args:
+        margin: Seconds kept back for the way and for what follows the call.
+
+    Returns:
+        `{"X-Request-Deadline-Ms": "1930"}`, whole milliseconds rounded down, "0" when nothing is left.
+    """
+    left = _left_for_others(margin)
+    return {} if left is None else {DEADLINE_HEADER: str(min(int(left * 1000), _MOST_MILLISECONDS))}
+
+
+def grpc_timeout(*, margin: float = 0.0) -> str | None:
+    """Return what is left in gRPC's own spelling, the value of a `grpc-timeout` header, or None without a deadline.
+
+    Args:
+        margin: Seconds kept back for the way and for what follows the call.
+
+    Returns:
+        Such as "1930m" for 1930 milliseconds, "0m" when nothing is left.
+    """
+    left = _left_for_others(margin)
+    if left is None:
+        return None
+    milliseconds = int(left * 1000)
+    return f"{milliseconds}m" if milliseconds <= _MOST_GRPC else f"{min(int(left), _MOST_GRPC)}S"
+
+
+def _left_for_others(margin: float) -> float | None:
+    kept = checks.seconds("margin", margin, zero=True)
+    left = remaining()
+    # Read as it is from a clock that counts in fractions of 2: 1.93 s are no 1929 ms.
+    return None if left is None else max(0.0, round(left - kept, 6))
+
+
 def exceeded(seconds: float) -> DeadlineExceededError:
     """Return the error for a spent budget of so many seconds."""
     return DeadlineExceededError(f"the deadline of {seconds:g} s has passed", seconds=seconds)
@@ -124,7 +167,11 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
         budget = self._leave()
         left = budget.remaining()
         if error is None and left < 0 and not budget.inherited:
-            _emitter.emit(DeadlineOverrun, seconds=budget.seconds, elapsed=budget.seconds - left)
+            self._overran(budget.seconds, budget.seconds - left)
+
+    def _overran(self, seconds: float, elapsed: float) -> None:
+        """Tell of a block that could not be interrupted and has returned too late."""
+        _emitter.emit(DeadlineOverrun, seconds=seconds, elapsed=elapsed)
 
     async def __aenter__(self) -> Self:
         import asyncio  # noqa: PLC0415 - only programs that await pay for the import

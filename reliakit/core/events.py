@@ -12,8 +12,11 @@ from typing import Literal, NamedTuple
 
 __all__ = [
     "AttemptFailed",
+    "CallCoalesced",
     "CallEnded",
     "CallRejected",
+    "CallTimedOut",
+    "CallWaited",
     "CheckoutOverdue",
     "CircuitChanged",
     "CircuitFigures",
@@ -28,8 +31,11 @@ __all__ = [
     "ErrorUntracked",
     "ErrorsOpen",
     "Event",
+    "FallbackUsed",
+    "HedgeEnded",
     "HookFailed",
     "LimitDecided",
+    "LimitMoved",
     "LogDropped",
     "NumbersWanted",
     "OutboxFailed",
@@ -40,6 +46,7 @@ __all__ = [
     "ReplicaFailed",
     "RequestEnded",
     "RequestStarted",
+    "RetryEnded",
     "SecretsMasked",
     "SecurityNoticed",
     "StatementTimed",
@@ -363,6 +370,81 @@ class AttemptFailed(Event):
     delay: float
     error_type: str
     sqlstate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryEnded(Event):
+    """A call that was tried more than once, or would have been, is over.
+
+    Attributes:
+        outcome: Whether its last attempt was a success.
+        reason: Why there was no further attempt: it was a "success", or "attempts", "deadline" or "budget" were
+            spent, the next one was "rejected", the server asked for too long a pause ("retry_after"), or its "error"
+            was one that is not tried again.
+        attempts: How many attempts were made.
+        duration: Seconds from the beginning of the first one, pauses included.
+        error_type: The class name of the error that it raised, or None.
+    """
+
+    outcome: Literal["success", "failure"]
+    reason: Literal["success", "attempts", "deadline", "budget", "rejected", "retry_after", "error"]
+    attempts: int
+    duration: float
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallTimedOut(Event):
+    """A call was cut after its own time limit of so many seconds, or its late result was refused."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallWaited(Event):
+    """A call queued for its turn: it got one after `wait` seconds, or not at all."""
+
+    wait: float
+    granted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackUsed(Event):
+    """A call failed, and its caller got a stand-in for the result."""
+
+    error_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HedgeEnded(Event):
+    """A call that was started more than once is over.
+
+    Attributes:
+        copies: How many ran.
+        winner: Which one's result was taken, from 1; None where all failed or the caller went away.
+        failed: How many failed.
+        duration: Seconds from the beginning of the first one.
+    """
+
+    copies: int
+    winner: int | None
+    failed: int
+    duration: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallCoalesced(Event):
+    """A call was not made, because an equal one was under way, whose outcome it shared after `wait` seconds."""
+
+    wait: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitMoved(Event):
+    """An adaptive limit changed how many calls may run at once."""
+
+    previous: int
+    limit: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

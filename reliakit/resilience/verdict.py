@@ -18,12 +18,41 @@ from typing import Any, Literal, TypeAlias, cast
 
 from reliakit.core.errors import ConfigurationError, RejectedError
 
-__all__ = ["ErrorFilter", "Judge", "Verdict", "plain_callable"]
+__all__ = ["ErrorFilter", "Judge", "Question", "Verdict", "matching", "plain_callable"]
 
 Verdict: TypeAlias = Literal["success", "failure", "ignored"]
 ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[Any], bool]"
 
 _log = logging.getLogger("reliakit")
+
+
+class Question:
+    """A predicate of the caller's, asked without harm.
+
+    One that raises is logged the first time, and each time stands for `otherwise`: the caller's own outcome matters
+    more than a fault in how it is counted.
+
+    Args:
+        predicate: Asked about an error or a result.
+        otherwise: The answer where it raises.
+    """
+
+    __slots__ = ("_otherwise", "_predicate", "_was_told")
+
+    def __init__(self, predicate: Callable[[Any], bool], *, otherwise: bool) -> None:
+        self._predicate = predicate
+        self._otherwise = otherwise
+        self._was_told = False
+
+    def __call__(self, outcome: object) -> bool:
+        """Return the predicate's answer."""
+        try:
+            return bool(self._predicate(outcome))
+        except Exception:  # noqa: BLE001 - told once, then contained
+            if not self._was_told:
+                self._was_told = True
+                _log.exception("predicate %r raised; its next errors are not reported", self._predicate)
+            return self._otherwise
 
 
 class Judge:
@@ -38,15 +67,18 @@ class Judge:
         failure_result: Which results are failures, or None for none of them.
     """
 
-    __slots__ = ("_failed", "_failure", "_failure_result", "_ignore", "_ignore_all")
+    __slots__ = ("_failure", "_failure_result", "_ignore")
 
     def __init__(
         self, failure: ErrorFilter, ignore: ErrorFilter, failure_result: Callable[[Any], bool] | None
     ) -> None:
-        self._failure = _matcher("failure", failure)
-        self._ignore = _matcher("ignore", ignore)
-        self._failure_result = None if failure_result is None else plain_callable("failure_result", failure_result)
-        self._failed: set[object] = set()
+        self._failure = Question(matching("failure", failure), otherwise=True)
+        self._ignore = Question(matching("ignore", ignore), otherwise=False)
+        self._failure_result = (
+            None
+            if failure_result is None
+            else Question(plain_callable("failure_result", failure_result), otherwise=False)
+        )
 
     @property
     def reads_results(self) -> bool:
@@ -57,7 +89,7 @@ class Judge:
         """Return the verdict on an error that left the call."""
         if self.is_neutral(error):
             return "ignored"
-        return "failure" if self._ask(self._failure, error, otherwise=True) else "success"
+        return "failure" if self._failure(error) else "success"
 
     def is_neutral(self, error: BaseException) -> bool:
         """Return whether this error says nothing about the dependency."""
@@ -65,26 +97,21 @@ class Judge:
             return True
         if type(error).__name__ == "CancelledError" and type(error).__module__.startswith("concurrent."):
             return True  # an executor's future that was cancelled; by name, because that package is slow to load
-        return self._ask(self._ignore, error, otherwise=False)
+        return self._ignore(error)
 
     def of_result(self, result: object) -> Verdict:
         """Return the verdict on a result."""
-        if self._failure_result is None or not self._ask(self._failure_result, result, otherwise=False):
+        if self._failure_result is None or not self._failure_result(result):
             return "success"
         return "failure"
 
-    def _ask(self, predicate: Callable[[Any], bool], outcome: object, *, otherwise: bool) -> bool:
-        try:
-            return bool(predicate(outcome))
-        except Exception:  # noqa: BLE001
-            # The caller's own outcome matters more than a fault in how it is counted: told once, then contained.
-            if predicate not in self._failed:
-                self._failed.add(predicate)
-                _log.exception("predicate %r raised; its next errors are not reported", predicate)
-            return otherwise
 
+def matching(argument: str, given: object) -> Callable[[Any], bool]:
+    """Return the predicate that an `ErrorFilter` given for this argument stands for.
 
-def _matcher(argument: str, given: object) -> Callable[[Any], bool]:
+    Raises:
+        ConfigurationError: It is no exception type, no tuple of them and no plain function.
+    """
     kinds = cast("tuple[object, ...]", given if isinstance(given, tuple) else (given,))
     if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
         expected = cast("tuple[type[BaseException], ...]", kinds)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.deadline import DEADLINE_HEADER
 from reliakit.core.errors import ConfigurationError, DeadlineExceededError
 from reliakit.web import request as view
 from reliakit.web.part import Part
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RequestTimeout"]
 
-HEADER = "x-request-deadline-ms"
+HEADER = DEADLINE_HEADER.lower()
 _MILLISECONDS = re.compile(r"[0-9]{1,9}")
 
 

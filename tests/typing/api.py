@@ -61,6 +61,7 @@ from reliakit import (
     OutboxStats,
     OverloadedError,
     Permit,
+    Priority,
     Problem,
     ProblemResponse,
     ProblemResponses,
@@ -97,7 +98,9 @@ from reliakit import (
     configure_logging,
     current_request,
     deadline,
+    deadline_headers,
     get_logger,
+    grpc_timeout,
     log_context,
     problem,
     ratio,
@@ -115,7 +118,7 @@ heard: list[Event] = []
 breaker = CircuitBreaker(
     "payments",
     failure_threshold=3,
-    reset_timeout=Backoff(base=0.5, factor=2.0, cap=30.0, jitter=0.5),
+    reset_timeout=Backoff(base=0.5, factor=2.0, cap=30.0, jitter="decorrelated"),
     failure=(OSError, TimeoutError),
     ignore=lambda error: isinstance(error, KeyError),
     failure_result=lambda result: result is None,
@@ -246,6 +249,8 @@ async def limiting() -> None:
 
 
 async def budgets(clock: Clock) -> None:
+    assert_type(deadline_headers(margin=0.05), dict[str, str])
+    assert_type(grpc_timeout(), str | None)
     with deadline(2.0) as outer:
         assert_type(outer.remaining(), float)
     async with deadline(2.0, clock=clock) as inner:
@@ -256,7 +261,9 @@ async def budgets(clock: Clock) -> None:
 
 
 def requests() -> None:
-    with request_context(request_id="a1", principal="7", tenant="x") as request:
+    urgent: Priority = "critical"
+    with request_context(request_id="a1", principal="7", priority=urgent, tenant="x") as request:
+        assert_type(request.priority, Priority)
         assert_type(request, RequestContext)
     assert_type(current_request(), RequestContext | None)
 
