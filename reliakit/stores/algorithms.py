@@ -23,7 +23,7 @@ from bisect import bisect_right
 from math import gcd
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from reliakit.stores.protocol import Answer
+from reliakit.stores.protocol import Answer, Op
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,6 +269,23 @@ class Machine(ABC):
     @abstractmethod
     def refund(self, state: Any, now: int, cost: int, /) -> Any:
         """Return the state without what was spent or reserved last."""
+
+    def full(self, state: Any, /) -> int:
+        """Return the instant from which on this state, which is not None, may be forgotten."""
+        return self.look(state, 0)[1]
+
+    def decide(self, op: Op, state: Any, now: int, cost: int, patience: int, /) -> tuple[Answer, Any]:
+        """Return what a store answers, and the state after it."""
+        if op is Op.HIT:
+            return self.hit(state, now, cost, patience)
+        if op is Op.PEEK:
+            answer, _ = self.hit(state, now, cost, patience)
+            left, full = self.look(state, now)
+            return answer._replace(remaining=left, reset=max(0, full - now)), state
+        # Many slots given back at once may come to more than could ever be spent at once.
+        after = self.refund(state, now, cost) if op is Op.REFUND else None
+        left, full = self.look(after, now)
+        return Answer(True, 0, left, 0, max(0, full - now)), after
 
 
 class OneGcra(Machine):

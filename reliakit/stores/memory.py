@@ -1,11 +1,8 @@
 """The store in this process: exact, bounded, without a thread and without a scan.
 
 ```
-new states ──> young ──(every lifetime)──> old ──(a few with each decision)──> forgotten when as good as new
-                 ^                          │                                   else back to young
-                 └───────── touched ────────┘
-
-at max_keys, an unknown key shares one of 65 536 states with the keys of equal hash
+key ──> a state of its own, on the shelf of its limiter
+   └──> at max_keys, an unknown key shares one of 65 536 states with the keys of equal hash
 ```
 
 A shared state has seen at least what each of its keys spent, so junk keys can make it stricter but never free a key
@@ -22,18 +19,21 @@ from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import renew_locks_after_fork
-from reliakit.stores.algorithms import machine_for
+from reliakit.stores.algorithms import Gcra, Machine, machine_for
+from reliakit.stores.attempts import AttemptOp, Failures, States, decide
 from reliakit.stores.protocol import Answer, Op
+from reliakit.stores.shelf import Place, Shelf
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptRules
     from reliakit.stores.protocol import Plan
 
 __all__ = ["MemoryStore"]
 
 _HIT = Op.HIT
 _SHARED_STATES = 2**16
-# How many old states are looked at with each decision; 1 would do, 4 drains a generation well before its end.
-_DRAINED = 4
 
 
 class MemoryStore:
@@ -54,29 +54,60 @@ class MemoryStore:
         self._has_own_clock = clock is not None
         # Re-entrant: any allocation may collect garbage, and that may close a waiter that gives its slot back here.
         self._lock = threading.RLock()
-        self._shelves: dict[str, _Shelf] = {}
+        self._shelves: dict[str, Shelf] = {}
+        self._plans: dict[str, tuple[Machine, Shelf]] = {}
+        self._ledgers: dict[str, _Ledger] = {}
         renew_locks_after_fork(self, "_lock")
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one atomic step; see `Store.apply`."""
-        # Rounded, not cut: a float that should be 0.3 s may be a hair less.
-        now = round(self._clock.monotonic() * 1e9)
+        now = self._now()
         with self._lock:
-            shelf = self._shelves.get(plan.space) or self._shelf(plan)
+            machine, shelf = self._plans.get(plan.space) or self._plan(plan)
             if shelf.old or now >= shelf.turn:
                 shelf.drain(now)
             young = shelf.young
             state = young.get(key)
             if state is not None and op is _HIT:
-                answer, after = shelf.machine.hit(state, now, cost, patience)
+                answer, after = machine.hit(state, now, cost, patience)
                 if young.get(key) is state:  # else garbage was collected that changed it: decide anew
                     young[key] = after
                     return answer
-            return shelf.decide(op, self._place(shelf, key, now), cost, now, patience)
+            place = self._place(shelf, key, now)
+            while True:
+                known = shelf.find(place)
+                answer, after = machine.decide(op, known, now, cost, patience)
+                if shelf.find(place) is known:
+                    shelf.put(place, known, after)
+                    return answer
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one atomic step, without ever suspending; see `Store.apply`."""
         return self.apply(op, plan, key, cost, patience)
+
+    def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
+        """Decide over an attempt to log in, in one atomic step; see `AttemptStore.attempt`.
+
+        Where there is no room for keys of their own, accounts, pairs and sources share states like other keys: a
+        success then takes back its own reservation only, and an unknown device stays unknown.
+        """
+        now = self._now()
+        with self._lock:
+            ledger = self._ledgers.get(rules.space) or self._ledger(rules)
+            while True:
+                places = self._attempt_places(ledger, attempt, now)
+                known = ledger.states(places, now)
+                step = op
+                if op is AttemptOp.SUCCEED and not all(isinstance(place, str) for place in places[:2]):
+                    step = AttemptOp.CANCEL  # what the others that share the state failed at must not be forgotten
+                answer, after = decide(step, rules, attempt, known, now)
+                if ledger.states(places, now) == known:  # else garbage was collected that changed it: decide anew
+                    ledger.put(places, after)
+                    return answer
+
+    async def aattempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
+        """Decide over an attempt to log in, without ever suspending; see `AttemptStore.attempt`."""
+        return self.attempt(op, rules, attempt)
 
     def follow(self, clock: Clock) -> None:
         """Take the clock of a limiter, unless this store was given one of its own.
@@ -96,7 +127,8 @@ class MemoryStore:
     def close(self) -> None:
         """Forget every key."""
         with self._lock:
-            self._shelves.clear()
+            for shelf in list(self._shelves.values()):
+                shelf.clear()
 
     async def aclose(self) -> None:
         """Forget every key."""
@@ -107,96 +139,87 @@ class MemoryStore:
         with self._lock:
             return sum([shelf.own + shelf.shared for shelf in list(self._shelves.values())])
 
-    def _shelf(self, plan: Plan) -> _Shelf:
-        return self._shelves.setdefault(plan.space, _Shelf(plan))
+    def _now(self) -> int:
+        # Rounded, not cut: a float that should be 0.3 s may be a hair less.
+        return round(self._clock.monotonic() * 1e9)
 
-    def _place(self, shelf: _Shelf, key: str, now: int) -> str | int:
+    def _plan(self, plan: Plan) -> tuple[Machine, Shelf]:
+        machine = machine_for(plan.rules)
+        lifetime = max(rule.period * max(2, -(-rule.burst // rule.limit)) for rule in plan.rules)
+        shelf = self._shelves.setdefault(plan.space, Shelf(machine.full, lifetime))
+        return self._plans.setdefault(plan.space, (machine, shelf))
+
+    def _ledger(self, rules: AttemptRules) -> _Ledger:
+        def shelf(kind: str, full: Callable[[Any], int], lifetime: int) -> Shelf:
+            return self._shelves.setdefault(f"{rules.space} {kind}", Shelf(full, lifetime))
+
+        ledger = _Ledger(
+            shelf("accounts", _expiry, rules.keep),
+            shelf("pairs", _expiry, rules.pair_keep),
+            shelf("sources", Gcra(rules.source).full, rules.source.period),
+            shelf("devices", _expiry, rules.device_keep),
+        )
+        return self._ledgers.setdefault(rules.space, ledger)
+
+    def _place(self, shelf: Shelf, key: str, now: int) -> Place:
         """Return where the state of this key is kept: under its own name, or under its hash when there is no room."""
         if shelf.find(key) is not None:
             return key
         place = hash(key) % _SHARED_STATES
-        if shelf.shared and shelf.is_live(place, now):
+        if shelf.shared and shelf.live(place, now) is not None:
             return place  # what it may have spent there must not be forgotten because there is room again
-        shelves = list(self._shelves.values())
-        if sum([each.own for each in shelves]) < self._max_keys:
+        if self._has_room():
             return key
-        for each in shelves:
+        for each in list(self._shelves.values()):
             each.drain(now)  # other limiters may have fallen silent
         return place
+
+    def _has_room(self) -> bool:
+        return sum([each.own for each in list(self._shelves.values())]) < self._max_keys
+
+    def _attempt_places(self, ledger: _Ledger, attempt: Attempt, now: int) -> tuple[Place | None, ...]:
+        """Return where the states of account, pair, source and device are kept, None for what is nowhere."""
+        shelves = ledger.shelves
+        for shelf in shelves:
+            if shelf.old or now >= shelf.turn:
+                shelf.drain(now)
+        device = attempt.device
+        places = [
+            None if key is None else self._place(shelf, key, now)
+            for shelf, key in zip(shelves[:3], attempt[:3], strict=True)
+        ]
+        # Half of the room at most: devices are not to push the failures of others into shared states.
+        devices = shelves[3]
+        has_place = device is not None and (
+            devices.find(device) is not None or (devices.own < self._max_keys // 2 and self._has_room())
+        )
+        return (*places, device if has_place else None)
 
     def __repr__(self) -> str:
         return f"<MemoryStore {len(self)} keys, max_keys={self._max_keys}>"
 
 
-class _Shelf:
-    """The states of one plan. Its store's lock is held around every call."""
+def _expiry(state: Failures) -> int:
+    return state.expires
 
-    __slots__ = ("_lifetime", "machine", "old", "own", "shared", "turn", "young")
 
-    def __init__(self, plan: Plan) -> None:
-        self.machine = machine_for(plan.rules)
-        # Keys are texts, shared places are numbers; no state is None.
-        self.young: dict[str | int, Any] = {}
-        self.old: dict[str | int, Any] = {}
-        self.own = 0
-        self.shared = 0
-        self.turn = 0
-        self._lifetime = max(rule.period * max(2, -(-rule.burst // rule.limit)) for rule in plan.rules)
+class _Ledger:
+    """The states of one guard: accounts, pairs, sources, devices."""
 
-    def find(self, place: str | int) -> Any:
-        state = self.young.get(place)
-        return self.old.get(place) if state is None else state
+    __slots__ = ("shelves",)
 
-    def is_live(self, place: str | int, now: int) -> bool:
-        state = self.find(place)
-        return state is not None and self.machine.look(state, now)[1] > now
+    def __init__(self, *shelves: Shelf) -> None:
+        self.shelves: tuple[Shelf, ...] = shelves
 
-    def drain(self, now: int) -> None:
-        """Look at a few old states and forget those that are as good as new, or begin a new generation."""
-        for _ in range(_DRAINED):
-            try:
-                place, state = self.old.popitem()
-            except KeyError:
-                break
-            is_live = self.machine.look(state, now)[1] > now
-            if not is_live or self.young.setdefault(place, state) is not state:
-                self._count(place, -1)
-        if not self.old and now >= self.turn:
-            self.turn = now + self._lifetime
-            self.old, self.young = self.young, {}
+    def states(self, places: tuple[Place | None, ...], now: int) -> States:
+        return States(
+            *[
+                None if place is None else shelf.live(place, now)
+                for shelf, place in zip(self.shelves, places, strict=True)
+            ]
+        )
 
-    def decide(self, op: Op, place: str | int, cost: int, now: int, patience: int) -> Answer:
-        """Decide, and write only what was decided."""
-        while True:
-            known = self.find(place)
-            answer, state = self._decided(op, known, cost, now, patience)
-            if self.find(place) is known:  # else garbage was collected that changed it: decide anew
-                break
-        if state is known:
-            return answer
-        if state is not None:
-            self.young[place] = state
-        else:
-            self.young.pop(place, None)
-        self.old.pop(place, None)
-        self._count(place, (state is not None) - (known is not None))
-        return answer
-
-    def _decided(self, op: Op, known: Any, cost: int, now: int, patience: int) -> tuple[Answer, Any]:
-        """Return the answer and the state after it."""
-        if op is Op.HIT:
-            return self.machine.hit(known, now, cost, patience)
-        if op is Op.PEEK:
-            answer, _ = self.machine.hit(known, now, cost, patience)
-            left, full = self.machine.look(known, now)
-            return answer._replace(remaining=left, reset=max(0, full - now)), known
-        # Many slots given back at once may come to more than could ever be spent at once.
-        state = self.machine.refund(known, now, cost) if op is Op.REFUND else None
-        left, full = self.machine.look(state, now)
-        return Answer(True, 0, left, 0, max(0, full - now)), state
-
-    def _count(self, place: str | int, change: int) -> None:
-        if isinstance(place, int):
-            self.shared += change
-        else:
-            self.own += change
+    def put(self, places: tuple[Place | None, ...], after: States) -> None:
+        for shelf, place, state in zip(self.shelves, places, after, strict=True):
+            if place is not None:
+                shelf.put(place, shelf.find(place), state)
