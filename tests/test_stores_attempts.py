@@ -30,7 +30,9 @@ RULES = AttemptRules(
 )
 
 
-def attempt(account: str = "a", source: str = "s", device: str | None = None, claim: Claim = Claim.NOTHING) -> Attempt:
+def attempt(
+    account: str = "a", source: str = "s", device: str | None = None, claim: Claim = Claim.NOTHING
+) -> Attempt:
     return Attempt(account, f"{account}@{source}", source, None if device is None else f"{account}#{device}", claim)
 
 
