@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from math import inf
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 
 from reliakit.core.backoff import Backoff
 from reliakit.core.deadline import deadline, remaining
@@ -23,16 +23,22 @@ from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import StoreFailed, StoreRecovered
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.resilience.breaker import CircuitBreaker
+from reliakit.stores.attempts import AttemptAnswer, AttemptOp, Claim
 from reliakit.stores.memory import MemoryStore
 from reliakit.stores.protocol import Answer, Op
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from reliakit.core.clock import Clock
     from reliakit.core.spine import Emitter
     from reliakit.resilience.circuit import Ticket
+    from reliakit.stores.attempts import Attempt, AttemptRules, AttemptStore
     from reliakit.stores.protocol import Plan, Store
 
-__all__ = ["GuardedStore", "OnStoreError", "StandInAnswer"]
+__all__ = ["GuardedStore", "OnStoreError", "StandInAnswer", "StandInAttempt"]
+
+T = TypeVar("T")
 
 OnStoreError: TypeAlias = Literal["local", "open", "closed"]
 
@@ -46,6 +52,12 @@ _MOMENT = 0.001
 
 class StandInAnswer(Answer):
     """An answer that the store did not give."""
+
+    __slots__ = ()
+
+
+class StandInAttempt(AttemptAnswer):
+    """The same of an attempt to log in."""
 
     __slots__ = ()
 
@@ -83,37 +95,54 @@ class GuardedStore:
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide like `Store.apply`. Raises nothing that is the store's fault."""
-        ticket = self._breaker.offer()
-        if ticket is not None:
-            began = self._clock.monotonic()
-            try:
-                with deadline(self._timeout, clock=self._clock):
-                    answer = self._store.apply(op, plan, key, cost, patience)
-            except BaseException as error:
-                if not self._is_its_fault(ticket, began, error):
-                    raise
-            else:
-                self._answered(ticket, began)
-                self._also_locally(op, plan, key)
-                return answer
-        return self._instead(op, plan, key, cost, patience)
+        answer = self._asked(lambda store: store.apply(op, plan, key, cost, patience))
+        return self._told(answer, op, plan, key, cost, patience)
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide like `Store.aapply`; the twin of `apply` for tasks."""
+        answer = await self._aasked(lambda store: store.aapply(op, plan, key, cost, patience))
+        return self._told(answer, op, plan, key, cost, patience)
+
+    def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
+        """Decide like `AttemptStore.attempt`. Raises nothing that is the store's fault."""
+        answer = self._asked(lambda store: cast("AttemptStore", store).attempt(op, rules, attempt))
+        return self._told_of_attempt(answer, op, rules, attempt)
+
+    async def aattempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
+        """Decide like `AttemptStore.aattempt`; the twin of `attempt` for tasks."""
+        answer = await self._aasked(lambda store: cast("AttemptStore", store).aattempt(op, rules, attempt))
+        return self._told_of_attempt(answer, op, rules, attempt)
+
+    def _asked(self, ask: Callable[[Store], T]) -> T | None:
+        """Return the store's answer, or None where it is not to be asked or does not answer."""
         ticket = self._breaker.offer()
-        if ticket is not None:
-            began = self._clock.monotonic()
-            try:
-                async with deadline(self._timeout, clock=self._clock):
-                    answer = await self._store.aapply(op, plan, key, cost, patience)
-            except BaseException as error:
-                if not self._is_its_fault(ticket, began, error):
-                    raise
-            else:
-                self._answered(ticket, began)
-                self._also_locally(op, plan, key)
-                return answer
-        return self._instead(op, plan, key, cost, patience)
+        if ticket is None:
+            return None
+        began = self._clock.monotonic()
+        try:
+            with deadline(self._timeout, clock=self._clock):
+                answer = ask(self._store)
+        except BaseException as error:
+            if not self._is_its_fault(ticket, began, error):
+                raise
+            return None
+        self._answered(ticket, began)
+        return answer
+
+    async def _aasked(self, ask: Callable[[Store], Awaitable[T]]) -> T | None:
+        ticket = self._breaker.offer()
+        if ticket is None:
+            return None
+        began = self._clock.monotonic()
+        try:
+            async with deadline(self._timeout, clock=self._clock):
+                answer = await ask(self._store)
+        except BaseException as error:
+            if not self._is_its_fault(ticket, began, error):
+                raise
+            return None
+        self._answered(ticket, began)
+        return answer
 
     def _is_its_fault(self, ticket: Ticket, began: float, error: BaseException) -> bool:
         """Count what the store raised and return whether the stand-in decides.
@@ -158,18 +187,39 @@ class GuardedStore:
             self._failed_at, self._changed_at = None, now
         self._emitter.emit(StoreRecovered, store=type(self._store).__name__, outage=now - failed_at)
 
-    def _also_locally(self, op: Op, plan: Plan, key: str) -> None:
+    def _told(self, answer: Answer | None, op: Op, plan: Plan, key: str, cost: int, patience: int) -> Answer:  # noqa: PLR0917 - a store's own arguments
+        if answer is None:
+            return self._instead(op, plan, key, cost, patience)
         # What was spent here during an outage must not outlive a reset.
         if op is Op.RESET:
             self.local.apply(op, plan, key, 1)
+        return answer
 
     def _instead(self, op: Op, plan: Plan, key: str, cost: int, patience: int) -> StandInAnswer:
         if self._on_error == "local":
             return StandInAnswer(*self.local.apply(op, plan, key, cost, patience))
         if self._on_error == "open":
             return StandInAnswer(admitted=True, binding=0, remaining=self._burst, wait=0, reset=0)
-        wait = round(max(self._breaker.retry_after or 0.0, _SHORTEST_RETRY) * 1e9)
+        wait = self._break()
         return StandInAnswer(admitted=False, binding=0, remaining=0, wait=wait, reset=wait)
+
+    def _told_of_attempt(
+        self, answer: AttemptAnswer | None, op: AttemptOp, rules: AttemptRules, attempt: Attempt
+    ) -> AttemptAnswer:
+        if answer is not None:
+            # Neither a reset nor a success leaves behind what was counted here during an outage.
+            if op in {AttemptOp.RESET, AttemptOp.SUCCEED} and len(self.local):
+                self.local.attempt(op, rules, attempt._replace(device=None, claim=Claim.NOTHING))
+            return answer
+        if self._on_error == "local":
+            return StandInAttempt(*self.local.attempt(op, rules, attempt))
+        if self._on_error == "open":
+            return StandInAttempt(True, "", 0, 0, Claim.NOTHING)
+        return StandInAttempt(False, "", self._break(), 0, Claim.NOTHING)
+
+    def _break(self) -> int:
+        """Return the nanoseconds until the store is asked again."""
+        return round(max(self._breaker.retry_after or 0.0, _SHORTEST_RETRY) * 1e9)
 
     def __repr__(self) -> str:
         return repr(self._store)
