@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ValidationError,
     )
     from reliakit.core.events import Event
+    from reliakit.core.outgoing import outgoing_headers
     from reliakit.core.spine import Subscription, subscribe
     from reliakit.database import (
         IDEMPOTENCY_DDL,
@@ -183,6 +184,7 @@ __all__ = [
     "get_logger",
     "grpc_timeout",
     "log_context",
+    "outgoing_headers",
     "problem",
     "ratio",
     "remaining",
@@ -231,6 +233,7 @@ _HOMES = {
     "TransactionUsageError": "reliakit.core.errors",
     "ValidationError": "reliakit.core.errors",
     "Event": "reliakit.core.events",
+    "outgoing_headers": "reliakit.core.outgoing",
     "Subscription": "reliakit.core.spine",
     "subscribe": "reliakit.core.spine",
     "IDEMPOTENCY_DDL": "reliakit.database",

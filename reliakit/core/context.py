@@ -30,6 +30,8 @@ class RequestContext:
         trace_id: The id of the distributed trace, 32 hexadecimal digits, or None.
         fields: Anything else; shown in log records.
         priority: What happens to it when there is too much to do: "sheddable" work is refused first, "critical" last.
+        trace_headers: The W3C headers `traceparent` and `tracestate` (or None) as they came in, to be handed on, or
+            None without a trace.
     """
 
     request_id: str
@@ -37,10 +39,13 @@ class RequestContext:
     trace_id: str | None = None
     fields: Mapping[str, object] = field(default_factory=dict[str, object])
     priority: Priority = "default"
+    trace_headers: tuple[str, str | None] | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         # Read-only views can be neither copied deeply nor sent to another process.
-        return RequestContext, (self.request_id, self.principal, self.trace_id, dict(self.fields), self.priority)
+        fields = dict(self.fields)
+        known = (self.request_id, self.principal, self.trace_id)
+        return RequestContext, (*known, fields, self.priority, self.trace_headers)
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("reliakit_request", default=None)
@@ -69,13 +74,14 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
         principal: Who asked.
         trace_id: The id of the distributed trace.
         priority: "critical", "default" or "sheddable": who is refused last, and who first, when there is too much.
+        trace_headers: The headers `traceparent` and `tracestate` (or None) that came in with the request.
         fields: Anything else worth a place in each log record.
 
     Raises:
         ConfigurationError: There is no such priority.
     """
 
-    __slots__ = ("_entered", "_fields", "_principal", "_priority", "_request_id", "_trace_id")
+    __slots__ = ("_entered", "_fields", "_principal", "_priority", "_request_id", "_trace_headers", "_trace_id")
 
     def __init__(
         self,
@@ -85,6 +91,7 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
         principal: str | None = None,
         trace_id: str | None = None,
         priority: Priority | None = None,
+        trace_headers: tuple[str, str | None] | None = None,
         **fields: object,
     ) -> None:
         self._priority: Priority | None = (
@@ -93,6 +100,7 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
         self._request_id = request_id
         self._principal = principal
         self._trace_id = trace_id
+        self._trace_headers = trace_headers
         self._fields = fields
         self._entered: list[tuple[RequestContext, RequestContext | None, Token[RequestContext | None]]] = []
 
@@ -121,6 +129,7 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
                 self._trace_id,
                 MappingProxyType(self._fields),
                 self._priority or "default",
+                self._trace_headers,
             )
         return RequestContext(
             self._request_id or outer.request_id,
@@ -128,4 +137,5 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
             self._trace_id or outer.trace_id,
             MappingProxyType({**outer.fields, **self._fields}),
             self._priority or outer.priority,
+            self._trace_headers or outer.trace_headers,
         )

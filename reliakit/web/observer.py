@@ -39,7 +39,8 @@ ROUTE = "reliakit.route"
 UNMATCHED = "unmatched"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[\x21-\x7e]{0,200})?")
+_TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 
 
 class Exchange:
@@ -60,13 +61,17 @@ class Exchange:
         "started",
         "status",
         "timed_out",
+        "trace_headers",
         "trace_id",
     )
 
-    def __init__(self, method: str, request_id: str, trace_id: str | None, prefix: str, started: float) -> None:
+    def __init__(
+        self, method: str, request_id: str, trace_headers: tuple[str, str | None] | None, prefix: str, started: float
+    ) -> None:
         self.method: str = method
         self.request_id: str = request_id
-        self.trace_id: str | None = trace_id
+        self.trace_headers: tuple[str, str | None] | None = trace_headers
+        self.trace_id: str | None = None if trace_headers is None else trace_headers[0].split("-", 2)[1]
         self.prefix: str = prefix
         self.started: float = started
         self.status: int | None = None
@@ -148,7 +153,7 @@ class RequestObserver(Part):
         exchange = Exchange(
             written if written in METHODS else "_OTHER",
             request_id_of(view.header(request, "x-request-id")),
-            trace_id_of(view.header(request, "traceparent")),
+            trace_headers_of(request),
             prefix,
             self._clock.monotonic(),
         )
@@ -220,9 +225,18 @@ def request_id_of(inbound: str | None) -> str:
     return secrets.token_hex(16)
 
 
-def trace_id_of(traceparent: str | None) -> str | None:
+def trace_headers_of(request: Request) -> tuple[str, str | None] | None:
+    """Return the inbound traceparent and tracestate, or None without a valid traceparent."""
+    traceparent = view.header(request, "traceparent")
+    if traceparent is None or trace_id_of(traceparent) is None:
+        return None
+    tracestate = ",".join(view.header_lines(request, "tracestate"))
+    return traceparent, tracestate if _TRACESTATE.fullmatch(tracestate) else None
+
+
+def trace_id_of(traceparent: str) -> str | None:
     """Return the trace id of a W3C traceparent, or None if it breaks any rule of the specification."""
-    match = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
+    match = _TRACEPARENT.fullmatch(traceparent)
     if match is None:
         return None
     version, trace, parent, _, rest = match.groups()

@@ -102,6 +102,7 @@ from reliakit import (
     get_logger,
     grpc_timeout,
     log_context,
+    outgoing_headers,
     problem,
     ratio,
     remaining,
@@ -250,6 +251,7 @@ async def limiting() -> None:
 
 async def budgets(clock: Clock) -> None:
     assert_type(deadline_headers(margin=0.05), dict[str, str])
+    assert_type(outgoing_headers(margin=0.05), dict[str, str])
     assert_type(grpc_timeout(), str | None)
     with deadline(2.0) as outer:
         assert_type(outer.remaining(), float)

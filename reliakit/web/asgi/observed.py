@@ -57,7 +57,9 @@ class Observed:
             elif kind == "http.response.pathsend":
                 observer.sent(exchange, 0, last=True)
 
-        with request_context(request_id=exchange.request_id, trace_id=exchange.trace_id):
+        with request_context(
+            request_id=exchange.request_id, trace_id=exchange.trace_id, trace_headers=exchange.trace_headers
+        ):
             try:
                 await self._app(scope, hear, tell)
             except BaseException as error:

@@ -63,7 +63,9 @@ class Observed:
         # Flask calls this hook of the debugger's when it is done with a request, also when an error leaves it.
         before = environ.get(FLASK_LEAVES)
         environ[FLASK_LEAVES] = leaving
-        request_context(request_id=exchange.request_id, trace_id=exchange.trace_id).__enter__()
+        request_context(
+            request_id=exchange.request_id, trace_id=exchange.trace_id, trace_headers=exchange.trace_headers
+        ).__enter__()
         try:
             iterable = self._app(environ, start)
             return _Body(context, iterable, observer, exchange, environ)

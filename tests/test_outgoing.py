@@ -1,0 +1,78 @@
+"""What a call to another service carries along."""
+
+from __future__ import annotations
+
+import pytest
+
+from reliakit import deadline, outgoing_headers, request_context
+from reliakit.testing import ManualClock
+from reliakit.web import asgi
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+def test_outside_of_a_request_nothing_is_carried():
+    assert outgoing_headers() == {}
+
+
+def test_id_trace_and_time_are_carried():
+    clock = ManualClock()
+    with request_context(request_id="a1", trace_id=TRACE, trace_headers=(PARENT, "k=v")), deadline(2.0, clock=clock):
+        clock.advance(0.5)
+        assert outgoing_headers(margin=0.1) == {
+            "X-Request-ID": "a1",
+            "traceparent": PARENT,
+            "tracestate": "k=v",
+            "X-Request-Deadline-Ms": "1400",
+        }
+
+
+def test_a_trace_set_by_hand_gets_a_parent_of_its_own():
+    with request_context(request_id="a1", trace_id=TRACE):
+        first, second = outgoing_headers()["traceparent"], outgoing_headers()["traceparent"]
+    assert first != second
+    assert first.startswith(f"00-{TRACE}-")
+    assert first.endswith("-00")
+
+
+def test_another_trace_id_within_wins_over_the_headers_around_it():
+    with request_context(request_id="a1", trace_id=TRACE, trace_headers=(PARENT, "k=v")):
+        with request_context(trace_id="f" * 32):
+            headers = outgoing_headers()
+    assert headers["traceparent"].startswith(f"00-{'f' * 32}-")
+    assert "tracestate" not in headers
+
+
+@pytest.mark.parametrize("request_id", ["a\r\nX-Evil: 1", "", "ü", "a" * 129, "a b"])
+def test_what_no_header_may_hold_is_not_sent(request_id):
+    with request_context(request_id=request_id, trace_id="no trace id"):
+        headers = outgoing_headers()
+    assert headers.get("X-Request-ID", "made") != request_id
+    assert "traceparent" not in headers
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("lines", "carried"),
+    [
+        ([(b"traceparent", PARENT.encode()), (b"tracestate", b"a=1"), (b"tracestate", b"b=2")], (PARENT, "a=1,b=2")),
+        ([(b"traceparent", PARENT.encode()), (b"tracestate", b"a=\x01")], (PARENT, None)),
+        ([(b"traceparent", b"nonsense"), (b"tracestate", b"a=1")], (None, None)),
+    ],
+)
+async def test_what_came_in_over_http_is_handed_on(lines, carried):
+    seen = {}
+
+    async def app(scope, receive, send):
+        seen.update(outgoing_headers())
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def nothing(*_):
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"x-request-id", b"r7"), *lines]}
+    await asgi.protect(app, service="s")(scope, nothing, nothing)
+    assert seen["X-Request-ID"] == "r7"
+    assert (seen.get("traceparent"), seen.get("tracestate")) == carried
