@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from reliakit.core.errors import ConfigurationError
 from reliakit.metrics import Metrics
 from reliakit.metrics.exposition import OPENMETRICS, TEXT, wants_openmetrics
+from reliakit.testing import ManualClock
 
 OPEN = "application/openmetrics-text"
 PROMETHEUS = (
@@ -36,7 +37,7 @@ def parsed(parse, body):
 
 
 def busy():
-    metrics = Metrics()
+    metrics = Metrics(clock=ManualClock())
     for number in range(30):
         metrics.increment("error", type=f"E{number % 7}", service="s", status=500 + number % 3)
         metrics.observe("transaction", number / 20, service="s", operation=f"o{number % 3}", status="commit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from reliakit.core.errors import ConfigurationError
-from reliakit.metrics import Metrics, Objective, at_most, below, complete, count, ratio, zero
-from reliakit.metrics.objectives import Reading, judge, wilson
-from reliakit.metrics.windows import Window
+from reliakit.metrics import Metrics, Objective, at_most, below, complete, count, pooled, ratio, zero
+from reliakit.metrics.sketch import bucket_of, quantile
+from reliakit.metrics.verdicts import Reading, judge, wilson
+from reliakit.metrics.windows import Span, Window
 from reliakit.testing import ManualClock
 
 NAMES = [
@@ -103,6 +105,7 @@ class TestArguments:
             lambda: Objective("x", zero("m"), window=0),
             lambda: Objective("x", zero("m"), window=math.inf),
             lambda: Objective("x", zero("m"), minimum=0),
+            lambda: Objective("x", zero("m"), period=-1),
             lambda: below("m", 0, 0.9),
             lambda: below("m", 1, 1.1),
             lambda: below("m", 1, 0),
@@ -247,6 +250,144 @@ class TestDefaults:
         assert 'reliakit_slo_verdict{slo="leaked_connections",verdict="met"} 0.0' in body
 
 
+class TestBudget:
+    """A ratio objective of 1 % over a budget of 100 000 s."""
+
+    @pytest.fixture
+    def clock(self):
+        return ManualClock(start=50.0)
+
+    @pytest.fixture
+    def metrics(self, clock):
+        goal = ratio(count("transaction_total", status="rollback"), "transaction_total", 0.01)
+        return Metrics(objectives=[Objective("rollback_rate", goal, period=100_000)], clock=clock)
+
+    def test_nothing_spent_is_a_whole_budget_and_no_pace(self, metrics, clock):
+        clock.advance(100)
+        metrics.increment("transaction", 1000, status="commit")
+        found = verdict(metrics, "rollback_rate")
+        assert (found.budget_left, found.pace, found.gone_after) == (1.0, 0.0, None)
+
+    def test_pace_says_when_the_budget_will_be_gone(self, metrics, clock):
+        clock.advance(1000)
+        metrics.increment("transaction", 950, status="commit")
+        metrics.increment("transaction", 50, status="rollback")
+        found = verdict(metrics, "rollback_rate")
+        # Five times what is allowed, for a hundredth of the period.
+        assert found.pace == pytest.approx(5)
+        assert found.budget_left == pytest.approx(0.95)
+        assert found.gone_after == pytest.approx(0.95 * 100_000 / 5)
+
+    def test_what_renews_as_fast_as_it_is_spent_never_ends(self, metrics, clock):
+        clock.advance(1000)
+        metrics.increment("transaction", 990, status="commit")
+        metrics.increment("transaction", 10, status="rollback")
+        found = verdict(metrics, "rollback_rate")
+        assert found.pace == pytest.approx(1)
+        assert found.gone_after is None
+
+    def test_a_budget_outlives_the_window_and_is_gone_when_it_is_spent(self, metrics, clock):
+        metrics.increment("transaction", 10, status="rollback")
+        clock.advance(50_000)
+        assert verdict(metrics, "rollback_rate").value is None
+        assert verdict(metrics, "rollback_rate").budget_left == pytest.approx(1 - 50)
+        metrics.increment("transaction", 9990, status="commit")
+        found = verdict(metrics, "rollback_rate")
+        assert (found.pace, found.gone_after) == (0.0, None)
+        assert found.budget_left == pytest.approx(1 - 0.1 * 0.5)
+        metrics.increment("transaction", 1000, status="rollback")
+        assert verdict(metrics, "rollback_rate").budget_left < 0
+        assert verdict(metrics, "rollback_rate").gone_after == 0
+        clock.advance(100_001)
+        assert verdict(metrics, "rollback_rate").budget_left == 1.0
+
+    def test_latency_has_a_budget_too(self, clock):
+        metrics = Metrics(clock=clock)
+        clock.advance(30 * 86_400 / 10)
+        for seconds in (0.05,) * 60 + (0.2,) * 40:
+            metrics.observe("transaction", seconds, status="commit")
+        found = verdict(metrics, "transaction_latency")
+        assert found.pace == pytest.approx(8)
+        assert found.budget_left == pytest.approx(0.2)
+
+    def test_what_must_never_happen_forgives_nothing(self):
+        metrics = Metrics(clock=ManualClock())
+        assert verdict(metrics, "leaked_connections").budget_left == 1.0
+        metrics.increment("db_pool_leaked_connections", pool="main")
+        assert verdict(metrics, "leaked_connections").budget_left == 0.0
+
+    def test_the_scrape_carries_it_and_forgets_what_is_not_known_any_more(self, metrics, clock):
+        clock.advance(1000)
+        metrics.increment("transaction", 50, status="rollback")
+        body = metrics.render().body.decode()
+        assert 'reliakit_slo_burn_rate{slo="rollback_rate"} 100.0\n' in body
+        assert 'reliakit_slo_error_budget_remaining_ratio{slo="rollback_rate",window="100000s"} 0.0\n' in body
+        assert 'reliakit_slo_target{slo="rollback_rate",goal="ratio"} 0.01\n' in body
+        clock.advance(1000)
+        body = metrics.render().body.decode()
+        assert 'reliakit_slo_burn_rate{slo="rollback_rate"}' not in body
+        assert 'reliakit_slo_value{slo="rollback_rate"}' not in body
+        assert 'reliakit_slo_events{slo="rollback_rate"} 0.0\n' in body
+
+
+class TestQuantiles:
+    @settings(max_examples=40)
+    @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=60), st.sampled_from([0.0, 0.5, 0.9, 0.95, 1.0]))
+    def test_a_quantile_is_within_one_percent(self, values, share):
+        wanted = sorted(values)[max(0, math.ceil(share * len(values) - 1e-9) - 1)]
+        assert quantile(Counter(map(bucket_of, values)), share) == pytest.approx(wanted, rel=0.0101)
+
+    def test_what_is_shown_is_the_windows_own(self):
+        clock = ManualClock(start=7.0)
+        metrics = Metrics(clock=clock)
+        assert verdict(metrics, "transaction_latency").quantile is None
+        metrics.observe("transaction", 9.0, status="commit")
+        clock.advance(400)
+        for thousandths in range(1, 101):
+            metrics.observe("transaction", thousandths / 1000, status="commit")
+        assert verdict(metrics, "transaction_latency").quantile == pytest.approx(0.095, rel=0.0101)
+        assert 'reliakit_slo_quantile_seconds{slo="transaction_latency"} 0.09' in metrics.render().body.decode()
+
+    def test_nothing_is_too_small_or_too_great_to_be_counted(self):
+        assert quantile(Counter([bucket_of(0.0)]), 1.0) == pytest.approx(1e-6, rel=0.02)
+        assert quantile(Counter([bucket_of(1e200)]), 1.0) == pytest.approx(1e6, rel=0.02)
+        assert quantile(Counter(), 0.5) is None
+
+
+class TestPooling:
+    def test_workers_are_judged_together(self):
+        workers = [Metrics(clock=ManualClock()) for _ in range(3)]
+        for number, metrics in enumerate(workers):
+            metrics.increment("transaction", 400 + number, status="commit")
+            metrics.increment("transaction", number, status="rollback")
+            metrics.increment("error", 20, type="E")
+            metrics.observe("error_oldest_open_seconds", 10.0 * number)
+        alone = [verdict(metrics, "rollback_rate").verdict for metrics in workers]
+        assert alone == ["met", "at_risk", "at_risk"]
+        together = {one.objective: one for one in pooled(one for metrics in workers for one in metrics.slo())}
+        assert list(together) == NAMES
+        rate = together["rollback_rate"]
+        assert (rate.value, rate.count) == (3 / 1206, 1206)
+        assert rate.verdict == judge(Objective("x", ratio("a", "b", 0.01)), Reading(3, 1206)).verdict == "met"
+        assert (together["errors_tracked"].verdict, together["errors_tracked"].count) == ("met", 60)
+        assert (together["error_resolution"].verdict, together["error_resolution"].value) == ("met", 20.0)
+        assert together["deadlocks"].verdict == "met"
+        assert together["secrets_masked"].verdict == "insufficient_data"
+
+    def test_one_counterexample_is_not_talked_away(self):
+        quiet, loud = Metrics(), Metrics()
+        quiet.increment("transaction", 1000, status="commit")
+        loud.increment("db_pool_leaked_connections", pool="main")
+        together = {one.objective: one.verdict for one in pooled([*quiet.slo(), *loud.slo()])}
+        assert together["leaked_connections"] == "breached"
+
+    def test_what_never_happened_without_a_whole_stays_met(self):
+        both = [Metrics(objectives=[Objective("mine", zero("db_pool_timeouts"))]) for _ in range(2)]
+        assert {one.verdict for one in pooled(one for m in both for one in m.slo()) if one.objective == "mine"} == {
+            "met"
+        }
+
+
 class TestWindows:
     def test_what_is_older_than_the_window_is_forgotten(self):
         clock = ManualClock(start=1000.5)
@@ -260,30 +401,29 @@ class TestWindows:
 
     def test_a_window_that_nobody_reads_does_not_grow(self):
         clock = ManualClock()
-        window = Window(300.0, clock)
-        for _ in range(20_000):
+        window = Window(Span(300.0, 3000.0), clock)
+        for _ in range(2_000):
             window.add(1)
-            clock.advance(0.5)
-        assert len(window._inbox) <= 1025
-        assert len(window._slots) <= 301 + 1025
-        window.total()
-        assert len(window._slots) <= 301
+            clock.advance(5)
+        (row,) = window._rows
+        assert len(row.window) <= 102
+        assert len(row.period) <= 102
 
     def test_threads_lose_nothing_in_a_window(self):
-        window = Window(300.0, ManualClock())
+        window = Window(Span(300.0, 3000.0), ManualClock())
         totals = []
 
         def work():
             for _ in range(3000):
                 window.add(1)
-            totals.append(window.total())
+            totals.append(window.totals()[0])
 
         crowd = [threading.Thread(target=work) for _ in range(8)]
         for thread in crowd:
             thread.start()
         for thread in crowd:
             thread.join()
-        assert window.total() == 24_000
+        assert window.totals()[0] == 24_000
         assert max(totals) <= 24_000
 
 
@@ -293,7 +433,7 @@ class WindowMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.clock = ManualClock(start=12.34)
-        self.window = Window(30.0, self.clock)
+        self.window = Window(Span(30.0, 60.0), self.clock)
         self.history = []
 
     @rule(amount=st.integers(1, 9), times=st.integers(1, 3))
@@ -309,10 +449,10 @@ class WindowMachine(RuleBasedStateMachine):
     @invariant()
     def holds_the_window_to_the_nearest_slot(self):
         now = self.clock.monotonic()
-        slot, rounding = 30.0 / 300, 1e-9
+        slot, rounding = 30.0 / 100, 1e-9
         surely = sum(amount for at, amount in self.history if now - at < 30.0 - slot - rounding)
         possibly = sum(amount for at, amount in self.history if now - at <= 30.0 + rounding)
-        assert surely <= self.window.total() <= possibly
+        assert surely <= self.window.totals()[0] <= possibly
 
 
 TestWindowMachine = WindowMachine.TestCase

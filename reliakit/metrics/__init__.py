@@ -9,8 +9,9 @@ from __future__ import annotations
 from reliakit.metrics.exposition import Exposition
 from reliakit.metrics.family import Counter, Gauge, Histogram
 from reliakit.metrics.labels import Label
-from reliakit.metrics.objectives import Count, Objective, Verdict, at_most, below, complete, count, ratio, zero
+from reliakit.metrics.objectives import Count, Objective, at_most, below, complete, count, ratio, zero
 from reliakit.metrics.registry import Metrics
+from reliakit.metrics.verdicts import Verdict, pooled
 
 __all__ = [
     "Count",
@@ -26,6 +27,7 @@ __all__ = [
     "below",
     "complete",
     "count",
+    "pooled",
     "ratio",
     "zero",
 ]

@@ -52,7 +52,9 @@ def _collected(family: AnyFamily) -> Any:
     collected = _empty(family)
     if isinstance(family, Gauge):
         for gauge in family.series[:]:
-            collected.add_metric(gauge.values, gauge.get())
+            value = gauge.get()
+            if value == value:  # noqa: PLR0124 - not a number: nothing is known
+                collected.add_metric(gauge.values, value)
     elif isinstance(family, Counter):
         series, totals = family.read()
         for one in series:

@@ -55,7 +55,9 @@ def _samples(family: AnyFamily) -> Iterator[str]:
     name = family.name
     if isinstance(family, Gauge):
         for gauge in family.series[:]:
-            yield _line(name, gauge.prefix, gauge.get())
+            value = gauge.get()
+            if value == value:  # noqa: PLR0124 - not a number: nothing is known
+                yield _line(name, gauge.prefix, value)
         return
     series, totals = family.read()
     if isinstance(family, Counter):

@@ -64,7 +64,7 @@ class Family(Generic[S]):
         self._lookup: dict[tuple[Any, ...], S] = {}
         self._lookup_cap = 2 * max_series
         self._next_cell = itertools.count().__next__
-        self._watchers: list[tuple[Callable[[Mapping[str, str]], bool], Tally, float]] = []
+        self._watchers: list[tuple[Callable[[Mapping[str, str]], bool], Tally]] = []
         self._full = False
         self._lost: S = cast("S", lost(self._kind)(self, (), 0, name))
         self._give_birth()
@@ -169,16 +169,16 @@ class Family(Generic[S]):
             for key in itertools.product(*(label.born or ("",) for label in labels)):
                 self._place(key)
 
-    def watch(self, wants: Callable[[Mapping[str, str]], bool], tally: Tally, bound: float) -> None:
+    def watch(self, wants: Callable[[Mapping[str, str]], bool], tally: Tally) -> None:
         """Let a window count along all series, present and to come, whose labels `wants` likes."""
-        self._watchers.append((wants, tally, bound))
+        self._watchers.append((wants, tally))
         for series in self.series[:]:
             self._let_watch(series)
 
     def _let_watch(self, series: S) -> None:
-        for wants, tally, bound in self._watchers:
+        for wants, tally in self._watchers:
             if wants(dict(zip(self.label_names, series.values, strict=True))):
-                series.watch(tally, bound)
+                series.watch(tally)
 
     def read(self) -> tuple[list[S], list[float]]:
         """Return all series and the totals of all their cells."""

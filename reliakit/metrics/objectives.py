@@ -1,4 +1,4 @@
-"""Objectives as values, and verdicts that do not cry wolf.
+"""Objectives as values.
 
 ```
 objective            looks at                                   met when
@@ -9,16 +9,15 @@ complete(seen, trk)  the share that was tracked                 all
 at_most(gauge, s)    a gauge                                    its value is up to s
 ```
 
-A share that was sampled is known within its 95 % Wilson interval (E. B. Wilson, 1927). The verdict is `met` when the
-whole interval is inside the target, `breached` when it is wholly outside, `at_risk` between, and `insufficient_data`
-below the minimum. `zero` and `complete` look at everything that happened: one counterexample breaches them at once.
+A count names metrics, labels and thresholds only, so the same objective is judged in the process (`verdicts.py`) and
+written down for Prometheus (`monitoring/`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
@@ -29,31 +28,22 @@ if TYPE_CHECKING:
     from reliakit.metrics.family import AnyFamily
 
 __all__ = [
-    "DEFAULTS",
     "AtMost",
     "Below",
     "Complete",
     "Count",
+    "Goal",
     "Objective",
     "Ratio",
-    "Reading",
     "Term",
-    "Verdict",
     "Zero",
     "at_most",
     "below",
     "complete",
     "count",
-    "judge",
     "ratio",
-    "wilson",
     "zero",
 ]
-
-VerdictName = Literal["met", "at_risk", "breached", "insufficient_data"]
-
-# The two-sided 95 % quantile of the normal distribution.
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +221,8 @@ class Objective:
         goal: What `below`, `ratio`, `zero`, `complete` or `at_most` returned.
         window: Seconds that the verdict looks back.
         minimum: Fewest events that allow a verdict, at least 1.
+        period: Seconds that the error budget is for, 30 days; never less than the window.
+        help: One sentence for people: what is wanted.
 
     Raises:
         ConfigurationError: An argument is no such thing.
@@ -240,6 +232,8 @@ class Objective:
     goal: Goal
     window: float = field(default=300.0, kw_only=True)
     minimum: int = field(default=30, kw_only=True)
+    period: float = field(default=30 * 86_400.0, kw_only=True)
+    help: str = field(default="", kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
         checks.named("name", self.name)
@@ -247,147 +241,4 @@ class Objective:
             raise ConfigurationError(f"goal must come from below(), ratio(), zero() or complete(), got {self.goal!r}")
         checks.seconds("window", self.window)
         checks.count("minimum", self.minimum)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is known of one objective now.
-
-    Attributes:
-        objective: The objective's name.
-        verdict: "met", "at_risk", "breached" or "insufficient_data".
-        value: What was measured: a share, a number of events or seconds; None without data.
-        target: What it is held against.
-        low: Lower end of the 95 % interval of the value, or None without data.
-        high: Upper end of it.
-        count: How many events it rests on.
-        window: Seconds looked back.
-    """
-
-    objective: str
-    verdict: VerdictName
-    value: float | None
-    target: float
-    low: float | None
-    high: float | None
-    count: int
-    window: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a goal's window holds: `part` of `total`, or the gauge's value as `part`; None where nothing is known."""
-
-    part: float | None
-    total: float | None
-
-
-def wilson(part: float, total: float) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of the share `part / total`; `total` is above 0."""
-    share = part / total
-    square = _Z * _Z
-    scale = 1 + square / total
-    middle = (share + square / (2 * total)) / scale
-    spread = _Z / scale * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    # Without this a share of exactly 0 or 1 would be outside of its own interval by one rounding.
-    return max(0.0, min(share, middle - spread)), min(1.0, max(share, middle + spread))
-
-
-def judge(objective: Objective, reading: Reading) -> Verdict:
-    """Return the verdict on what was read. Pure."""
-    match objective.goal:
-        case Below() | Ratio() as goal:
-            return _judge_share(objective, goal, reading.part or 0, reading.total or 0)
-        case Zero():
-            return _judge_zero(objective, reading.part or 0, reading.total)
-        case Complete():
-            return _judge_complete(objective, reading.part or 0, reading.total or 0)
-        case AtMost():
-            return _judge_value(objective, reading.part)
-
-
-def _judge_share(objective: Objective, goal: Below | Ratio, part: float, total: float) -> Verdict:
-    if total <= 0:
-        return _nothing(objective)
-    part = min(max(part, 0), total)
-    low, high = wilson(part, total)
-    is_ratio = isinstance(goal, Ratio)
-    inside = high <= goal.target if is_ratio else low >= goal.target
-    outside = low > goal.target if is_ratio else high < goal.target
-    verdict: VerdictName = "met" if inside else "breached" if outside else "at_risk"
-    if total < objective.minimum:
-        verdict = "insufficient_data"
-    return Verdict(objective.name, verdict, part / total, goal.target, low, high, int(total), objective.window)
-
-
-def _judge_zero(objective: Objective, bad: float, among: float | None) -> Verdict:
-    bad = float(max(bad, 0))
-    if bad > 0:
-        verdict: VerdictName = "breached"
-    elif among is not None and among < objective.minimum:
-        verdict = "insufficient_data"
-    else:
-        verdict = "met"
-    number = int(bad if among is None else max(bad, among))
-    return Verdict(objective.name, verdict, bad, 0.0, bad, bad, number, objective.window)
-
-
-def _judge_complete(objective: Objective, tracked: float, seen: float) -> Verdict:
-    if seen <= 0:
-        return _nothing(objective)
-    tracked = min(max(tracked, 0), seen)
-    value = tracked / seen
-    verdict: VerdictName = "met" if tracked >= seen else "breached"
-    if verdict == "met" and seen < objective.minimum:
-        verdict = "insufficient_data"
-    return Verdict(objective.name, verdict, value, 1.0, value, value, int(seen), objective.window)
-
-
-def _judge_value(objective: Objective, value: float | None) -> Verdict:
-    if value is None:
-        return _nothing(objective)
-    verdict: VerdictName = "met" if value <= objective.goal.target else "breached"
-    return Verdict(objective.name, verdict, value, objective.goal.target, value, value, 1, objective.window)
-
-
-def _nothing(objective: Objective) -> Verdict:
-    target = objective.goal.target
-    return Verdict(objective.name, "insufficient_data", None, target, None, None, 0, objective.window)
-
-
-# Attempts of transactions are counted twice when events tell of them, once when only `increment` or `observe` does.
-_COUNTED = count("transaction_total")
-_TIMED = count("transaction_duration_seconds")
-_ATTEMPTS = _COUNTED | _TIMED
-_DELIBERATE = count("transaction_deliberate_rollbacks_total")
-_ERRORS = count("error_total")
-_SECRETS = count("log_secrets_total")
-
-DEFAULTS: tuple[Objective, ...] = (
-    Objective("transaction_latency", below("transaction_duration_seconds", 0.1, 0.95)),
-    Objective(
-        "rollback_rate",
-        ratio(
-            bad=(count("transaction_total", status="rollback") - _DELIBERATE)
-            | (count("transaction_duration_seconds", status="rollback") - _DELIBERATE),
-            total=(_COUNTED - count("transaction_total", status="retry") - _DELIBERATE)
-            | (_TIMED - count("transaction_duration_seconds", status="retry") - _DELIBERATE),
-            limit=0.01,
-        ),
-    ),
-    Objective(
-        "deadlocks",
-        # Those that reached the caller: a deadlock that a retry resolved is counted in both.
-        zero(
-            count("db_errors_total", sqlstate="40P01") - count("transaction_retries_total", reason="deadlock"),
-            among=_ATTEMPTS,
-        ),
-    ),
-    Objective("leaked_connections", zero("db_pool_leaked_connections_total", among=_ATTEMPTS)),
-    Objective("errors_tracked", complete(seen=_ERRORS + count("error_untracked_total"), tracked=_ERRORS)),
-    Objective("error_resolution", at_most("error_oldest_open_seconds", 3600.0)),
-    Objective(
-        "secrets_masked",
-        complete(seen=_SECRETS, tracked=_SECRETS - count("log_secrets_total", result="leaked")),
-    ),
-)
+        object.__setattr__(self, "period", max(self.window, checks.seconds("period", self.period)))

@@ -23,10 +23,12 @@ from reliakit.core.spine import Emitter, Subscription, subscribe, watch
 from reliakit.metrics.apps import AsgiApp, WsgiApp
 from reliakit.metrics.catalogue import CATALOGUE, LATENCY, Metric
 from reliakit.metrics.declare import aliases, declared, is_name, reserved
+from reliakit.metrics.defaults import DEFAULTS
 from reliakit.metrics.exposition import OPENMETRICS, TEXT, Exposition, render, wants_openmetrics
 from reliakit.metrics.family import AnyFamily, Counter, Gauge, Histogram
 from reliakit.metrics.feed import Feed
-from reliakit.metrics.objectives import DEFAULTS, Objective, Verdict
+from reliakit.metrics.objectives import Objective
+from reliakit.metrics.results import Results
 from reliakit.metrics.scoreboard import Scoreboard, thresholds
 from reliakit.metrics.sources import SourceCounter
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.events import Event
     from reliakit.metrics.labels import Label
+    from reliakit.metrics.verdicts import Verdict
 
 __all__ = ["Metrics"]
 
@@ -112,6 +115,7 @@ class Metrics:
             clock,
         )
         self._board = Scoreboard(self._find, self._observed.get, clock)
+        self._results = Results(lambda name: self._own(name, Gauge))
         for objective in wanted:
             self._board.add(objective)
         self.asgi_app: AsgiApp = AsgiApp(self.render, self._is_large)
@@ -317,10 +321,7 @@ class Metrics:
 
     def _current(self) -> list[AnyFamily]:
         """Return all metrics, those about the metrics themselves brought up to date."""
-        shown = self._own("slo_verdict", Gauge)
-        for verdict in self.slo():
-            for name in ("met", "at_risk", "breached", "insufficient_data"):
-                shown.labels(verdict.objective, name).set(1 if name == verdict.verdict else 0)
+        self._results.show(self.slo())
         families = list(self._families.copy().values())
         held = self._own("metrics_series", Gauge)
         full = [(held.labels(family.name), family) for family in families if family.series or family is held]

@@ -14,18 +14,19 @@ from reliakit.metrics.objectives import (
     Count,
     Objective,
     Ratio,
-    Reading,
     Term,
-    Verdict,
-    judge,
+    Zero,
 )
-from reliakit.metrics.windows import Window
+from reliakit.metrics.verdicts import Reading, Verdict, judge
+from reliakit.metrics.windows import Occurrences, Span, Window, Within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from reliakit.core.clock import Clock
     from reliakit.metrics.family import AnyFamily
+
+    Labels = tuple[tuple[str, tuple[str, ...]], ...]
 
 __all__ = ["Scoreboard", "thresholds"]
 
@@ -48,23 +49,28 @@ class Scoreboard:
         self._find = find
         self._find_histogram = find_histogram
         self._clock = clock
-        self._objectives: dict[str, Objective] = {}
-        self._windows: dict[tuple[Term, float], Window] = {}
+        self._objectives: dict[str, tuple[Objective, float]] = {}
+        # Counts that look at the same series over the same time are one: each costs something at every event.
+        self._tallies: dict[tuple[AnyFamily, Labels, Span, float], Window] = {}
+        self._found: dict[tuple[Term, Span], Window] = {}
 
     def add(self, objective: Objective) -> None:
         """Judge this objective from now on, instead of one with the same name."""
-        if isinstance(objective.goal, AtMost):
-            self._check_gauge(objective.goal.metric)
+        goal, span = objective.goal, _span(objective)
+        if isinstance(goal, AtMost):
+            self._check_gauge(goal.metric)
         for term in _terms(objective):
-            self._open(term, objective.window)
-        self._objectives[objective.name] = objective
+            self._open(term, span)
+        self._objectives[objective.name] = (objective, self._clock.monotonic())
 
     def verdicts(self) -> list[Verdict]:
         """Return the verdict on every objective, in the order in which they were added."""
-        return [judge(objective, self._read(objective)) for objective in tuple(self._objectives.values())]
+        return [
+            judge(objective, self._read(objective, since)) for objective, since in tuple(self._objectives.values())
+        ]
 
-    def _open(self, term: Term, window: float) -> None:
-        if (term, window) in self._windows:
+    def _open(self, term: Term, span: Span) -> None:
+        if (term, span) in self._found:
             return
         measured = math.isfinite(term.bound)
         family = (self._find_histogram if measured else self._find)(term.metric)
@@ -81,37 +87,57 @@ class Scoreboard:
             raise ConfigurationError(
                 f"metric {family.name} has no bucket bound {term.bound}: declare it with objectives=[{term.bound}]"
             )
-        opened = self._windows[term, window] = Window(window, self._clock)
-        family.watch(term.wants, opened, term.bound)
+        self._found[term, span] = self._tally(family, term, span)
+
+    def _tally(self, family: AnyFamily, term: Term, span: Span) -> Window:
+        key = (family, term.labels, span, term.bound)
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = self._make(family, term, span)
+            family.watch(term.wants, tally)
+        return tally
+
+    def _make(self, family: AnyFamily, term: Term, span: Span) -> Window:
+        if not isinstance(family, Histogram):
+            return Window(span, self._clock)
+        if math.isfinite(term.bound):
+            return Within(span, term.bound, self._clock)
+        return Occurrences(span, self._clock)
 
     def _check_gauge(self, name: str) -> None:
         family = self._find(name)
         if not isinstance(family, Gauge) or family.metric.labels:
             raise ConfigurationError(f"metric {name!r} must be a declared gauge without labels")
 
-    def _read(self, objective: Objective) -> Reading:
-        goal = objective.goal
-        window = objective.window
+    def _read(self, objective: Objective, since: float) -> Reading:
+        goal, span = objective.goal, _span(objective)
+        if isinstance(goal, AtMost):
+            gauge = self._find(goal.metric)
+            series = gauge.series[:] if isinstance(gauge, Gauge) else []
+            return Reading(series[0].get() if series else None, None)
+        part, whole = _counts(goal)
         # The part is read before the whole: what happens in between must not make it the greater one.
-        match goal:
-            case Below():
-                return Reading(self._sum(goal.good, window), self._sum(goal.total, window))
-            case Ratio():
-                return Reading(self._sum(goal.bad, window), self._sum(goal.total, window))
-            case Complete():
-                return Reading(self._sum(goal.tracked, window), self._sum(goal.seen, window))
-            case AtMost():
-                gauge = self._find(goal.metric)
-                series = gauge.series[:] if isinstance(gauge, Gauge) else []
-                return Reading(series[0].get() if series else None, None)
-            case _:
-                bad = self._sum(goal.bad, window)
-                return Reading(bad, None if goal.among is None else self._sum(goal.among, window))
+        held, held_in_period = self._sum(part, span)
+        total, total_in_period = (None, 0.0) if whole is None else self._sum(whole, span)
+        seen = min(objective.period, self._clock.monotonic() - since)
+        return Reading(held, total, held_in_period, total_in_period, seen, self._quantile(goal, span))
 
-    def _sum(self, count: Count, window: float) -> float:
-        plus = sum(self._windows[term, window].total() for term in count.plus)
-        own = plus - sum(self._windows[term, window].total() for term in count.minus)
-        return own if count.instead is None else max(own, self._sum(count.instead, window))
+    def _quantile(self, goal: Below | Ratio | Zero | Complete, span: Span) -> float | None:
+        if not isinstance(goal, Below):
+            return None
+        tally = self._found[goal.good.plus[0], span]
+        return tally.quantile(goal.target) if isinstance(tally, Within) else None
+
+    def _sum(self, count: Count, span: Span) -> tuple[float, float]:
+        """Return what the count holds in the window and in the period."""
+        plus = [self._found[term, span].totals() for term in count.plus]
+        minus = [self._found[term, span].totals() for term in count.minus]
+        window = sum(now for now, _ in plus) - sum(now for now, _ in minus)
+        period = sum(long for _, long in plus) - sum(long for _, long in minus)
+        if count.instead is None:
+            return window, period
+        other, other_period = self._sum(count.instead, span)
+        return max(window, other), max(period, other_period)
 
     def __repr__(self) -> str:
         return f"<Scoreboard of {', '.join(self._objectives)}>"
@@ -122,17 +148,25 @@ def thresholds(objectives: Iterable[Objective]) -> list[Term]:
     return [term for objective in objectives for term in _terms(objective) if math.isfinite(term.bound)]
 
 
-def _terms(objective: Objective) -> list[Term]:
-    goal = objective.goal
+def _span(objective: Objective) -> Span:
+    return Span(objective.window, objective.period)
+
+
+def _counts(goal: Below | Ratio | Zero | Complete) -> tuple[Count, Count | None]:
+    """Return what a goal counts, and the whole that it is a part of."""
     match goal:
         case Below():
-            counts = [goal.good, goal.total]
+            return goal.good, goal.total
         case Ratio():
-            counts = [goal.bad, goal.total]
+            return goal.bad, goal.total
         case Complete():
-            counts = [goal.seen, goal.tracked]
-        case AtMost():
-            counts = []
-        case _:
-            counts = [goal.bad] if goal.among is None else [goal.bad, goal.among]
-    return [term for count in counts for term in count.terms]
+            return goal.tracked, goal.seen
+        case Zero():
+            return goal.bad, goal.among
+
+
+def _terms(objective: Objective) -> list[Term]:
+    if isinstance(objective.goal, AtMost):
+        return []
+    part, whole = _counts(objective.goal)
+    return [*part.terms, *(() if whole is None else whole.terms)]

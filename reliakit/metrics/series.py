@@ -25,10 +25,10 @@ _ONE = 1
 
 
 class Tally(Protocol):
-    """Counts within a sliding window; an objective looks at it."""
+    """Takes along what an objective looks at: a counter's amounts, or a histogram's measurements."""
 
     def add(self, amount: float, /) -> None:
-        """Count now."""
+        """Take it in now. Never waits."""
         ...
 
 
@@ -63,7 +63,7 @@ class Series:
         self._cells = home.cells
         self._own = home.cells.own
         self._first = first
-        self._tallies: tuple[tuple[Tally, float], ...] = ()
+        self._tallies: tuple[Tally, ...] = ()
         self.values: tuple[str, ...] = values
         self.prefix: str = prefix
 
@@ -72,12 +72,12 @@ class Series:
         """The index of its first cell."""
         return self._first
 
-    def watch(self, tally: Tally, bound: float) -> None:
-        """Let an objective's window count along what is not above `bound`, if this kind of series counts."""
+    def watch(self, tally: Tally) -> None:
+        """Let an objective's window count along, if this kind of series counts."""
 
-    def _look(self, tally: Tally, bound: float) -> None:
-        if (tally, bound) not in self._tallies:
-            self._tallies = (*self._tallies, (tally, bound))
+    def _look(self, tally: Tally) -> None:
+        if tally not in self._tallies:
+            self._tallies = (*self._tallies, tally)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.prefix}>"
@@ -108,9 +108,9 @@ class CounterSeries(Series):
         """Return the total over all threads."""
         return self._cells.total(self._first)
 
-    def watch(self, tally: Tally, bound: float) -> None:
+    def watch(self, tally: Tally) -> None:
         """Let an objective's window count along."""
-        self._look(tally, bound)
+        self._look(tally)
         # The unwatched path stays free of the question; both classes have the same layout.
         self.__class__ = _WatchedCounterSeries  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -124,7 +124,7 @@ class _WatchedCounterSeries(CounterSeries):
         number = _number(amount, self._home.drop)
         if number is not None:
             CounterSeries.inc(self, number)
-            for tally, _ in self._tallies:
+            for tally in self._tallies:
                 tally.add(number)
 
 
@@ -160,12 +160,16 @@ class GaugeSeries(Series):
         if number is not None:
             self.inc(-number)
 
+    def clear(self) -> None:
+        """Show nothing until it is set again: nothing is known."""
+        self._set = (math.nan, 0)
+
     def set_function(self, read: Callable[[], float]) -> None:
         """Ask `read` for the value at every scrape; one that raises shows the last value that was set."""
         self._read = read
 
     def get(self) -> float:
-        """Return the value."""
+        """Return the value; not a number after `clear()`."""
         if self._read is not None:
             try:
                 number = _number(self._read(), self._home.drop, signed=True)
@@ -213,9 +217,9 @@ class HistogramSeries(Series):
         counts = (self._cells.total(index) for index in range(self._first, self._sum))
         return int(sum(counts)), self._cells.total(self._sum)
 
-    def watch(self, tally: Tally, bound: float) -> None:
-        """Let an objective's window count along what is not above `bound`."""
-        self._look(tally, bound)
+    def watch(self, tally: Tally) -> None:
+        """Let an objective's window take the measurements too."""
+        self._look(tally)
         self.__class__ = _WatchedHistogramSeries  # pyright: ignore[reportAttributeAccessIssue] - as above
 
 
@@ -228,9 +232,8 @@ class _WatchedHistogramSeries(HistogramSeries):
         number = _number(value, self._home.drop)
         if number is not None:
             HistogramSeries.observe(self, number)
-            for tally, bound in self._tallies:
-                if number <= bound:
-                    tally.add(1)
+            for tally in self._tallies:
+                tally.add(number)
 
 
 class _LostCounter(CounterSeries):

@@ -90,11 +90,13 @@ from reliakit import (
     TransactionUsageError,
     ValidationError,
     Verdict,
+    at_most,
     below,
     checkpoint,
     classify,
     client_ip,
     complete,
+    count,
     configure_logging,
     current_request,
     deadline,
@@ -103,6 +105,7 @@ from reliakit import (
     grpc_timeout,
     log_context,
     outgoing_headers,
+    pooled,
     problem,
     ratio,
     remaining,
@@ -365,7 +368,11 @@ def measured() -> None:
     assert_type(metrics.slo(), list[Verdict])
     metrics.objective(Objective("rollbacks", ratio("transaction", "transaction", 0.01)))
     metrics.objective(Objective("deadlocks", zero("deadlock")))
-    metrics.objective(Objective("tracked", complete("error", "error")))
+    metrics.objective(Objective("tracked", complete("error", "error"), period=86_400.0, help="All are tracked."))
+    metrics.objective(Objective("resolved", at_most("error_oldest_open_seconds", 3600.0)))
+    metrics.objective(Objective("commits", ratio(count("transaction", status="unknown"), "transaction", 0.01)))
+    assert_type(pooled(metrics.slo()), list[Verdict])
+    assert_type(metrics.slo()[0].gone_after, float | None)
 
 
 # Transactions
