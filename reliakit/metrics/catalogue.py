@@ -116,6 +116,9 @@ _TRANSACTIONS = (
         Label.one_of("reason", "serialization", "deadlock", "connection", "other"),
         born=True,
     ),
+    _counter(
+        "transaction_hook_failures_total", "Hooks after a commit or rollback that raised.", _OPERATION, born=True
+    ),
     _gauge("transaction_in_progress", "Transactions that are open now.", _SERVICE, _OPERATION),
     _counter(
         "db_errors_total",
@@ -175,10 +178,34 @@ _RESILIENCE = (
     _counter("calls_rejected_total", "Calls that a guard refused.", _named("name"), _named("reason", 20)),
     _counter(
         "retry_attempts_total",
-        "Failed attempts, by what followed.",
+        "Attempts of calls that were tried again, by what followed: another attempt, or the end of the call.",
         _named("name"),
-        Label.one_of("outcome", "retried"),
+        Label.one_of("outcome", "retried", "success", "failure"),
     ),
+    _counter(
+        "retry_ended_total",
+        "Calls that were tried again, by why they were not tried once more.",
+        _named("name"),
+        Label.one_of("reason", "success", "attempts", "deadline", "budget", "rejected", "retry_after", "error"),
+    ),
+    _counter("call_timeouts_total", "Calls cut by their own time limit.", _named("name")),
+    _timing(
+        "call_wait_seconds",
+        "Time that calls queued for their turn.",
+        _named("name"),
+        Label.one_of("outcome", "granted", "refused"),
+    ),
+    _counter("call_fallbacks_total", "Failed calls whose callers got a stand-in for the result.", _named("name")),
+    _counter("call_coalesced_total", "Calls not made, as an equal one was under way.", _named("name")),
+    _counter(
+        "hedge_calls_total",
+        "Calls started more than once, by which copy answered.",
+        _named("name"),
+        Label.one_of("winner", "first", "later", "none"),
+    ),
+    _counter("hedge_copies_total", "Copies that these calls ran.", _named("name")),
+    _gauge("adaptive_limit", "Calls that an adaptive limit lets run at once.", _named("name"), absent=True),
+    _counter("deadline_overruns_total", "Calls that returned after their deadline, as nothing could cut them."),
     _counter(
         "rate_limit_decisions_total",
         "Decisions of rate limiters; `shadow` would have been limited if the limiter were enforced.",
@@ -200,6 +227,11 @@ _TROUBLE = (
         _named("status", 100),
     ),
     _counter("error_untracked_total", "Errors that could not be counted in error_total, or not be tracked."),
+    _counter(
+        "error_opened_total",
+        "Kinds of errors that were seen for the first time, or again after they had been resolved.",
+        Label.one_of("kind", "new", "returned"),
+    ),
     _gauge("error_open", "Kinds of errors that are not resolved.", absent=True),
     _timing("error_resolution_seconds", "Time from an error's beginning to its resolution.", buckets=RESOLUTION),
     _gauge("error_oldest_open_seconds", "Age of the oldest unresolved error.", unit="seconds", absent=True),

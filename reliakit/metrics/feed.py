@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 from reliakit.core.events import (
     AttemptFailed,
+    CallCoalesced,
     CallEnded,
     CallRejected,
+    CallTimedOut,
+    CallWaited,
     CheckoutOverdue,
     CircuitChanged,
     CircuitPresent,
     ConnectionClosed,
     ConnectionLeaked,
     ConnectionOpened,
+    DeadlineOverrun,
+    ErrorOpened,
     ErrorResolved,
     ErrorSeen,
     ErrorsOpen,
     ErrorUntracked,
     Event,
+    FallbackUsed,
+    HedgeEnded,
+    HookFailed,
     LimitDecided,
+    LimitMoved,
     LogDropped,
     OutboxFailed,
     OutboxRelayed,
@@ -30,6 +39,7 @@ from reliakit.core.events import (
     ReplicaFailed,
     RequestEnded,
     RequestStarted,
+    RetryEnded,
     SecretsMasked,
     SecurityNoticed,
     StoreFailed,
@@ -98,11 +108,21 @@ class Feed:
             CallEnded: self._call_ended,
             CallRejected: self._call_rejected,
             AttemptFailed: self._attempt_failed,
+            RetryEnded: self._retry_ended,
+            CallTimedOut: self._by_name("call_timeouts_total"),
+            CallWaited: self._call_waited,
+            FallbackUsed: self._by_name("call_fallbacks_total"),
+            CallCoalesced: self._by_name("call_coalesced_total"),
+            HedgeEnded: self._hedge_ended,
+            LimitMoved: self._limit_moved,
+            DeadlineOverrun: self._deadline_overrun,
+            HookFailed: self._hook_failed,
             LimitDecided: self._limit_decided,
             StoreFailed: self._store_failed,
             StoreRecovered: self._store_recovered,
             SecurityNoticed: self._security_noticed,
             ErrorSeen: self._error_seen,
+            ErrorOpened: self._error_opened,
             ErrorResolved: self._error_resolved,
             ErrorUntracked: self._error_untracked,
             ErrorsOpen: self._errors_open,
@@ -229,6 +249,33 @@ class Feed:
     def _attempt_failed(self, event: AttemptFailed) -> None:
         self._counter("retry_attempts_total").labels(event.name, "retried").inc()
 
+    def _retry_ended(self, event: RetryEnded) -> None:
+        self._counter("retry_attempts_total").labels(event.name, event.outcome).inc()
+        self._counter("retry_ended_total").labels(event.name, event.reason).inc()
+
+    def _by_name(self, metric: str) -> Callable[[Event], None]:
+        """Return what counts one for the component that tells."""
+        counter = self._counter(metric)
+        return lambda event: counter.labels(event.name).inc()
+
+    def _call_waited(self, event: CallWaited) -> None:
+        outcome = "granted" if event.granted else "refused"
+        self._histogram("call_wait_seconds").labels(event.name, outcome).observe(event.wait)
+
+    def _hedge_ended(self, event: HedgeEnded) -> None:
+        winner = "none" if event.winner is None else "first" if event.winner == 1 else "later"
+        self._counter("hedge_calls_total").labels(event.name, winner).inc()
+        self._counter("hedge_copies_total").labels(event.name).inc(event.copies)
+
+    def _limit_moved(self, event: LimitMoved) -> None:
+        self._gauge("adaptive_limit").labels(event.name).set(event.limit)
+
+    def _deadline_overrun(self, _event: DeadlineOverrun) -> None:
+        self._counter("deadline_overruns_total").inc()
+
+    def _hook_failed(self, event: HookFailed) -> None:
+        self._counter("transaction_hook_failures_total").labels(event.operation).inc()
+
     def _limit_decided(self, event: LimitDecided) -> None:
         decision = "limited" if not event.allowed else "shadow" if event.denied else "allowed"
         self._counter("rate_limit_decisions_total").labels(event.name, decision).inc()
@@ -252,6 +299,9 @@ class Feed:
         except BaseException:
             self._counter("error_untracked_total").inc()
             raise
+
+    def _error_opened(self, event: ErrorOpened) -> None:
+        self._counter("error_opened_total").labels("returned" if event.reopened else "new").inc()
 
     def _error_resolved(self, event: ErrorResolved) -> None:
         self._histogram("error_resolution_seconds").observe(event.seconds)
