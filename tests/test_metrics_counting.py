@@ -10,6 +10,7 @@ from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from http import HTTPStatus
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -733,16 +734,22 @@ class TestBirth:
         assert "reliakit_error_oldest_open_seconds" not in samples(Metrics())
 
 
+class Placed(NamedTuple):
+    first: int
+    width: int
+
+
 def test_cells_sum_over_threads_of_different_length():
     cells = Cells()
-    cells.grow(3)[2] += 5
+    cells.reach(Placed(2, 1))[2] += 5
 
     def work():
-        cells.grow(1)[0] += 2
+        cells.reach(Placed(0, 1))[0] += 2
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert cells.totals(4)[:4] == [2, 0, 5, 0]
-    assert cells.total(0) == 2
-    assert cells.total(99) == 0
+    assert list(cells.sums(0, 4)) == [2, 0, 5, 0]
+    assert list(cells.sums(98, 100)) == [0, 0]
+    assert list(cells.read_all([Placed(0, 1), Placed(90, 2), Placed(2, 1)])) == [[2], [0, 0], [5]]
+    assert list(cells.read_all([Placed(0, 2), Placed(2, 1)])) == [[2, 0], [5]]

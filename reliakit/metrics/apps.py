@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-from typing import TYPE_CHECKING, Any
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 
-    from reliakit.metrics.exposition import Exposition
-
-    Render = Callable[[str], Exposition]
     Scope = MutableMapping[str, Any]
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -18,43 +15,64 @@ if TYPE_CHECKING:
     Environ = dict[str, Any]
     StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
-__all__ = ["AsgiApp", "WsgiApp"]
+__all__ = ["AsgiApp", "Scrape", "WsgiApp"]
 
 _ALLOWED = ("GET", "HEAD")
 
 
-def _answer(render: Render, method: str, accept: str, encodings: str) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Return status, headers and body for one request."""
-    if method not in _ALLOWED:
-        return 405, [("Allow", ", ".join(_ALLOWED)), ("Content-Length", "0")], b""
-    body, content_type = render(accept)
-    headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding"), ("Cache-Control", "no-store")]
+class Scrape(NamedTuple):
+    """A scrape that is rendered step by step.
+
+    Attributes:
+        pieces: The metrics, UTF-8; each piece is rendered when it is asked for.
+        content_type: The value of the Content-Type header.
+    """
+
+    pieces: Iterator[bytes]
+    content_type: str
+
+
+def _begun(scrape: Callable[[str], Scrape], accept: str, encodings: str) -> tuple[Iterator[bytes], dict[str, str]]:
+    """Return the pieces of one body and the headers that go with it."""
+    pieces, content_type = scrape(accept)
+    headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding", "Cache-Control": "no-store"}
     if _takes_gzip(encodings):
-        body = gzip.compress(body, compresslevel=1, mtime=0)
-        headers.append(("Content-Encoding", "gzip"))
-    headers.append(("Content-Length", str(len(body))))
-    return 200, headers, b"" if method == "HEAD" else body
+        pieces = _compressed(pieces)
+        headers["Content-Encoding"] = "gzip"
+    return pieces, headers
+
+
+def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    packer = zlib.compressobj(1, wbits=31)  # with the header and trailer of gzip
+    for piece in pieces:
+        yield packer.compress(piece)
+    yield packer.flush()
 
 
 def _takes_gzip(encodings: str) -> bool:
+    """Return whether an Accept-Encoding header takes gzip: by its name, else by `*`."""
+    qualities: dict[str, bool] = {}
     for part in encodings.lower().split(","):
         name, _, quality = part.partition(";")
-        if name.strip() == "gzip":
-            return quality.replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
-    return False
+        qualities[name.strip()] = quality.replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
+    return qualities.get("gzip", qualities.get("*", False))
+
+
+def _refused() -> list[tuple[str, str]]:
+    return [("Allow", ", ".join(_ALLOWED)), ("Content-Length", "0")]
 
 
 class AsgiApp:
     """Serves the metrics at whatever path it is mounted or routed.
 
     Args:
-        render: Returns the scrape for an Accept header.
+        scrape: Begins a scrape for an Accept header.
         is_large: Whether rendering takes so long that a worker thread must do it, not the event loop.
     """
 
     # An object and not a function: routers take a function for an endpoint that wants a request.
-    def __init__(self, render: Render, is_large: Callable[[], bool]) -> None:
-        self._render = render
+    def __init__(self, scrape: Callable[[str], Scrape], is_large: Callable[[], bool]) -> None:
+        self._scrape = scrape
         self._is_large = is_large
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,21 +84,40 @@ class AsgiApp:
             await receive()
             await send({"type": "websocket.close", "code": 1003})
             return
-        headers: dict[bytes, str] = {}
+        asked: dict[bytes, str] = {}
         for name, value in scope["headers"]:
-            known = headers.get(name.lower())
+            known = asked.get(name.lower())
             text = value.decode("latin-1")
-            headers[name.lower()] = text if known is None else f"{known},{text}"
-        asked = (scope["method"], headers.get(b"accept", ""), headers.get(b"accept-encoding", ""))
-        if self._is_large():
-            import asyncio  # noqa: PLC0415 - only who serves ASGI pays for the import
-
-            status, fields, body = await asyncio.to_thread(_answer, self._render, *asked)
+            asked[name.lower()] = text if known is None else f"{known},{text}"
+        body = b""
+        if scope["method"] in _ALLOWED:
+            status = 200
+            pieces, headers = _begun(self._scrape, asked.get(b"accept", ""), asked.get(b"accept-encoding", ""))
+            body = b"".join(await _gathered(pieces) if self._is_large() else pieces)
+            fields = [*headers.items(), ("Content-Length", str(len(body)))]
         else:
-            status, fields, body = _answer(self._render, *asked)
+            status, fields = 405, _refused()
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
         await send({"type": "http.response.start", "status": status, "headers": raw})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def _gathered(pieces: Iterator[bytes]) -> Iterable[bytes]:
+    """Render in a worker thread, piece by piece.
+
+    Between two pieces the thread is done and the event loop has its turn. A thread that went on would give the
+    interpreter away only when its time slice of 5 ms is over.
+    """
+    import asyncio  # noqa: PLC0415 - only who serves ASGI pays for the import
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # the server runs another kind of loop, which has threads of its own
+        return pieces
+    found: list[bytes] = []
+    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        found.append(piece)
+    return found
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -95,19 +132,21 @@ class WsgiApp:
     """Serves the metrics at whatever path it is mounted.
 
     Args:
-        render: Returns the scrape for an Accept header.
+        scrape: Begins a scrape for an Accept header.
     """
 
-    def __init__(self, render: Render) -> None:
-        self._render = render
+    def __init__(self, scrape: Callable[[str], Scrape]) -> None:
+        self._scrape = scrape
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
-        status, headers, body = _answer(
-            self._render,
-            environ.get("REQUEST_METHOD", "GET"),
-            environ.get("HTTP_ACCEPT", ""),
-            environ.get("HTTP_ACCEPT_ENCODING", ""),
+        method = environ.get("REQUEST_METHOD", "GET")
+        if method not in _ALLOWED:
+            start_response("405 Method Not Allowed", _refused())
+            return [b""]
+        pieces, headers = _begun(
+            self._scrape, environ.get("HTTP_ACCEPT", ""), environ.get("HTTP_ACCEPT_ENCODING", "")
         )
-        start_response("200 OK" if status == 200 else "405 Method Not Allowed", headers)
-        return [body]
+        body = b"".join(pieces)
+        start_response("200 OK", [*headers.items(), ("Content-Length", str(len(body)))])
+        return [b"" if method == "HEAD" else body]

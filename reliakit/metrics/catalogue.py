@@ -14,6 +14,8 @@ from reliakit.metrics.labels import Label, fold_sqlstate, fold_status, fold_word
 __all__ = ["CATALOGUE", "HTTP", "LATENCY", "SECURITY_EVENTS", "STATES", "Kind", "Metric"]
 
 Kind = Literal["counter", "gauge", "histogram"]
+# The words are prometheus_client's; "live" leaves processes out that are gone.
+Across = Literal["all", "liveall", "sum", "livesum", "max", "livemax", "min", "livemin"]
 
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RESOLUTION = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 86400.0)
@@ -41,6 +43,7 @@ class Metric:
         born: Whether series exist from the start although some label is open; that label is then empty.
         absent: Whether a gauge has no series until it is set, because 0 would be a claim.
         fixed: Whether its labels name only what was declared, so that `max_series` need not bound them.
+        across: How the values of a gauge in several processes become one.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Metric:
     born: bool = False
     absent: bool = False
     fixed: bool = False
+    across: Across = "livesum"
 
     @property
     def family(self) -> str:
@@ -84,8 +88,18 @@ def _counter(name: str, text: str, *labels: Label, unit: str = "", born: bool = 
     return Metric(name=name, kind="counter", help=text, unit=unit, labels=labels, born=born)
 
 
-def _gauge(name: str, text: str, *labels: Label, unit: str = "", absent: bool = False, fixed: bool = False) -> Metric:
-    return Metric(name=name, kind="gauge", help=text, unit=unit, labels=labels, absent=absent, fixed=fixed)
+def _gauge(
+    name: str,
+    text: str,
+    *labels: Label,
+    unit: str = "",
+    absent: bool = False,
+    fixed: bool = False,
+    across: Across = "livesum",
+) -> Metric:
+    return Metric(
+        name=name, kind="gauge", help=text, unit=unit, labels=labels, absent=absent, fixed=fixed, across=across
+    )
 
 
 def _timing(name: str, text: str, *labels: Label, buckets: tuple[float, ...] = LATENCY) -> Metric:
@@ -139,7 +153,7 @@ _POOLS = (
     _counter("db_replica_fallbacks_total", "Read-only transactions that a replica could not take.", _POOL),
     _counter("db_pool_overdue_checkouts_total", "Connections held suspiciously long.", _POOL),
     _counter("db_pool_discarded_total", "Connections thrown away.", _POOL, _named("reason", 20)),
-    _gauge("db_pool_checkout_age_seconds", "Age of the oldest checkout.", _POOL, unit="seconds"),
+    _gauge("db_pool_checkout_age_seconds", "Age of the oldest checkout.", _POOL, unit="seconds", across="livemax"),
 )
 
 _OUTBOX = _named("outbox", 50)
@@ -158,7 +172,11 @@ _OUTBOXES = (
 
 _RESILIENCE = (
     _gauge(
-        "circuit_breaker_state", "1 for the state that the breaker is in.", _named("name"), _only("state", *STATES)
+        "circuit_breaker_state",
+        "1 for the state that the breaker is in.",
+        _named("name"),
+        _only("state", *STATES),
+        across="livemax",
     ),
     _counter(
         "circuit_breaker_calls_total",
@@ -174,7 +192,13 @@ _RESILIENCE = (
         _only("to", *STATES),
     ),
     _timing("circuit_breaker_call_duration_seconds", "Time of guarded calls.", _named("name")),
-    _gauge("circuit_breaker_failure_ratio", "Share of failures in the window.", _named("name"), unit="ratio"),
+    _gauge(
+        "circuit_breaker_failure_ratio",
+        "Share of failures in the window.",
+        _named("name"),
+        unit="ratio",
+        across="livemax",
+    ),
     _counter("calls_rejected_total", "Calls that a guard refused.", _named("name"), _named("reason", 20)),
     _counter(
         "retry_attempts_total",
@@ -215,7 +239,9 @@ _RESILIENCE = (
     _counter("rate_limit_degraded_total", "Decisions made without the shared store.", _named("limiter")),
     _timing("rate_limit_wait_seconds", "Time waited for a limiter.", _named("limiter")),
     _counter("store_failures_total", "Outages of shared stores.", _named("store", 50)),
-    _gauge("store_up", "1 while the shared store answers, 0 during an outage.", _named("store", 50)),
+    _gauge(
+        "store_up", "1 while the shared store answers, 0 during an outage.", _named("store", 50), across="livemin"
+    ),
 )
 
 _TROUBLE = (
@@ -234,7 +260,13 @@ _TROUBLE = (
     ),
     _gauge("error_open", "Kinds of errors that are not resolved.", absent=True),
     _timing("error_resolution_seconds", "Time from an error's beginning to its resolution.", buckets=RESOLUTION),
-    _gauge("error_oldest_open_seconds", "Age of the oldest unresolved error.", unit="seconds", absent=True),
+    _gauge(
+        "error_oldest_open_seconds",
+        "Age of the oldest unresolved error.",
+        unit="seconds",
+        absent=True,
+        across="livemax",
+    ),
     _counter(
         "security_total",
         "Security events; a source is named once five events are certain to be its own.",
@@ -287,8 +319,10 @@ _OTHERS = (
     _counter("cache_evictions_total", "Entries pushed out.", _named("cache"), _named("reason", 20)),
     _counter("cache_invalidations_total", "Entries declared stale.", _named("cache"), _named("reason", 20)),
     _timing("cache_load_duration_seconds", "Time to load a missing entry.", _named("cache")),
-    _gauge("service_instances", "Known instances.", _SERVICE, _only("state", "up", "down", "draining")),
-    _gauge("health_check_status", "1 while the check passes.", _named("check")),
+    _gauge(
+        "service_instances", "Known instances.", _SERVICE, _only("state", "up", "down", "draining"), across="livemax"
+    ),
+    _gauge("health_check_status", "1 while the check passes.", _named("check"), across="livemin"),
     _timing("health_check_duration_seconds", "Time of a health check.", _named("check")),
     _counter("lb_requests_total", "Calls handed to an instance.", _SERVICE, _named("outcome", 20)),
 )
@@ -315,12 +349,14 @@ _OURSELVES = (
         _named("slo"),
         _only("verdict", "met", "at_risk", "breached", "insufficient_data"),
         fixed=True,
+        across="livemax",
     ),
     _gauge(
         "slo_value",
         "What the objective is about, in its window: a share, a number of events, or seconds.",
         _named("slo"),
         fixed=True,
+        across="liveall",
     ),
     _gauge(
         "slo_target",
@@ -328,6 +364,7 @@ _OURSELVES = (
         _named("slo"),
         _only("goal", "below", "ratio", "zero", "complete", "at_most"),
         fixed=True,
+        across="livemax",
     ),
     _gauge("slo_events", "Events that the verdict rests on.", _named("slo"), fixed=True),
     _gauge(
@@ -336,6 +373,7 @@ _OURSELVES = (
         _named("slo"),
         unit="seconds",
         fixed=True,
+        across="liveall",
     ),
     _gauge(
         "slo_error_budget_remaining_ratio",
@@ -344,12 +382,14 @@ _OURSELVES = (
         _named("window"),
         unit="ratio",
         fixed=True,
+        across="liveall",
     ),
     _gauge(
         "slo_burn_rate",
         "How fast the error budget is spent: at 1 it lasts exactly its window.",
         _named("slo"),
         fixed=True,
+        across="liveall",
     ),
     _gauge(
         "slo_budget_gone_seconds",
@@ -357,8 +397,9 @@ _OURSELVES = (
         _named("slo"),
         unit="seconds",
         fixed=True,
+        across="liveall",
     ),
-    _gauge("metrics_series", "Series that the metric holds.", _named("metric", 1000), fixed=True),
+    _gauge("metrics_series", "Series that the metric holds.", _named("metric", 1000), fixed=True, across="livemax"),
     _counter(
         "metrics_dropped_total",
         "Values that could not be counted.",
@@ -366,7 +407,14 @@ _OURSELVES = (
             "reason", "unknown_metric", "unknown_label", "wrong_kind", "not_finite", "negative", "not_a_number"
         ),
     ),
-    _gauge("build_info", "1, with the versions as labels.", _named("version", 5), _named("python", 5), absent=True),
+    _gauge(
+        "build_info",
+        "1, with the versions as labels.",
+        _named("version", 5),
+        _named("python", 5),
+        absent=True,
+        across="livemax",
+    ),
 )
 
 CATALOGUE: tuple[Metric, ...] = (

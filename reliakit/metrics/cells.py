@@ -17,28 +17,58 @@ from __future__ import annotations
 
 from itertools import zip_longest
 from threading import local
+from typing import TYPE_CHECKING, Protocol
 
-__all__ = ["Cells"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Cells", "Place", "Row"]
+
+
+class Row(Protocol):
+    """Numbers by index: a list of this thread's own, or a part of a file."""
+
+    def __getitem__(self, index: int, /) -> float:
+        """Return one of them; IndexError beyond the end."""
+        ...
+
+    def __setitem__(self, index: int, value: float, /) -> None:
+        """Change one of them; IndexError beyond the end."""
+        ...
+
+
+class Place(Protocol):
+    """What has cells: a series."""
+
+    @property
+    def first(self) -> int:
+        """The index of its first cell."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """How many cells it has."""
+        ...
 
 
 class _Lease:
     """Hands a row on when the thread that held it is gone: only the thread's own storage refers to its lease."""
 
-    __slots__ = ("_row", "_spare")
+    __slots__ = ("_spare", "row")
 
     def __init__(self, row: list[float], spare: list[list[float]]) -> None:
-        self._row = row
+        self.row = row
         self._spare = spare
 
     def __del__(self) -> None:
-        self._spare.append(self._row)
+        self._spare.append(self.row)
 
 
 class Cells:
     """The rows of one metric.
 
-    Writers add with `cells.own.row[index] += amount` and call `grow` when that raises AttributeError (a new thread)
-    or IndexError (a new series).
+    Writers add with `cells.own.row[series.first] += amount` and call `reach` when that raises AttributeError (a new
+    thread) or IndexError (a new series).
     """
 
     __slots__ = ("_rows", "_spare", "own")
@@ -48,13 +78,15 @@ class Cells:
         self._rows: list[list[float]] = []
         self._spare: list[list[float]] = []
 
-    def grow(self, size: int) -> list[float]:
-        """Return this thread's row, made at least `size` cells long."""
+    def reach(self, series: Place) -> Row:
+        """Return this thread's row, made long enough for the series."""
+        size = series.first + series.width
         row: list[float] | None = getattr(self.own, "row", None)
         if row is None:
-            row = self._adopt()
-            self.own.lease = _Lease(row, self._spare)
-            self.own.row = row
+            # A GC callback or signal handler may get here first, in this very thread, and count into a row: that one
+            # it stays. The lease that comes too late hands its row on, unused.
+            lease: _Lease = vars(self.own).setdefault("lease", _Lease(self._adopt(), self._spare))
+            row = self.own.row = lease.row
         missing = size - len(row)
         if missing > 0:
             row.extend([0] * (missing + size // 8))
@@ -68,17 +100,31 @@ class Cells:
             self._rows.append(row)
             return row
 
-    def totals(self, size: int) -> list[float]:
-        """Return the sum of every cell over all threads, at least `size` of them."""
-        rows = [row[:] for row in self._rows[:]]
+    def sums(self, start: int, stop: int) -> Sequence[float]:
+        """Return the sum over all threads of every cell from `start` to before `stop`."""
+        rows = [row[start:stop] for row in self._rows[:]]
         sums = rows[0] if len(rows) == 1 else list(map(sum, zip_longest(*rows, fillvalue=0)))
-        if len(sums) < size:
-            sums.extend([0] * (size - len(sums)))
+        if len(sums) < stop - start:
+            sums.extend([0] * (stop - start - len(sums)))
         return sums
 
-    def total(self, index: int) -> float:
-        """Return the sum of one cell over all threads."""
-        return sum(row[index] for row in self._rows[:] if index < len(row))
+    def prepare(self, series: Place) -> None:
+        """Take note of a new series. Its cells come to be when it is written to."""
+
+    def read_all(self, series: Sequence[Place]) -> Iterator[Sequence[float]]:
+        """Yield the cells of several series, summed over all threads. Fast where they were made in a row."""
+        start = min(one.first for one in series)
+        stop = max(one.first + one.width for one in series)
+        if stop - start > 2 * len(series) * series[0].width:
+            yield from map(self.read, series)
+            return
+        sums = self.sums(start, stop)
+        for one in series:
+            yield sums[one.first - start : one.first - start + one.width]
+
+    def read(self, series: Place) -> Sequence[float]:
+        """Return a series' cells, summed over all threads."""
+        return self.sums(series.first, series.first + series.width)
 
     def __repr__(self) -> str:
         return f"<Cells of {len(self._rows)} threads>"

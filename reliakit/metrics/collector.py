@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar as TheirExemplar
 
 from reliakit.metrics.family import Counter, Gauge
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from reliakit.metrics.family import AnyFamily, Histogram
+    from reliakit.metrics.series import Exemplar
 
 __all__ = ["MetricsCollector"]
 
@@ -56,9 +58,8 @@ def _collected(family: AnyFamily) -> Any:
             if value == value:  # noqa: PLR0124 - not a number: nothing is known
                 collected.add_metric(gauge.values, value)
     elif isinstance(family, Counter):
-        series, totals = family.read()
-        for one in series:
-            collected.add_metric(one.values, totals[one.first])
+        for one, cells in family.read():
+            collected.add_metric(one.values, cells[0])
     else:
         _add_buckets(collected, family)
     return collected
@@ -66,8 +67,14 @@ def _collected(family: AnyFamily) -> Any:
 
 def _add_buckets(collected: Any, family: Histogram) -> None:
     bounds = [*map(repr, family.bounds), "+Inf"]
-    series, totals = family.read()
-    for one in series:
-        *counts, total = totals[one.first : one.first + len(bounds) + 1]
-        buckets = list(zip(bounds, accumulate(counts), strict=True))
+    for one, (*counts, total) in family.read():
+        examples = one.exemplars.copy()
+        buckets = [
+            (bound, count, _exemplar(examples.get(number)))
+            for number, (bound, count) in enumerate(zip(bounds, accumulate(counts), strict=True))
+        ]
         collected.add_metric(one.values, buckets=buckets, sum_value=total)
+
+
+def _exemplar(exemplar: Exemplar | None) -> Any:
+    return None if exemplar is None else TheirExemplar({"trace_id": exemplar.trace_id}, exemplar.value, exemplar.at)

@@ -9,16 +9,21 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from reliakit.metrics.family import Counter, Gauge
+from reliakit.metrics.family import Counter, Gauge, escaped
+from reliakit.metrics.labels import label_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from reliakit.metrics.family import AnyFamily
+    from reliakit.metrics.series import Exemplar, HistogramSeries
 
-__all__ = ["OPENMETRICS", "TEXT", "Exposition", "render", "wants_openmetrics"]
+__all__ = ["OPENMETRICS", "TEXT", "Exposition", "pieces", "render", "wants_openmetrics"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
+# How many lines make a piece: about a quarter of a millisecond.
+_PIECE = 400
+_LONGEST_ID = 100
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
@@ -36,49 +41,77 @@ class Exposition(NamedTuple):
 
 def render(families: Iterable[AnyFamily], *, openmetrics: bool) -> bytes:
     """Return all series as text, in the order in which they were declared and made."""
+    return "".join(pieces(families, openmetrics=openmetrics)).encode("utf-8", "replace")
+
+
+def pieces(families: Iterable[AnyFamily], *, openmetrics: bool) -> Iterator[str]:
+    """Yield the same in pieces, each of which takes a fraction of a millisecond, however many series there are."""
     lines: list[str] = []
+    held = 0
     for family in families:
-        metric = family.metric
-        name = family.name
-        if openmetrics and metric.kind == "counter":
-            name = name.removesuffix("_total")
-        lines.append(f"# HELP {name} {_help(metric.help, quotes=openmetrics)}\n# TYPE {name} {metric.kind}\n")
-        if openmetrics and metric.unit:
-            lines.append(f"# UNIT {name} {metric.unit}\n")
-        lines.extend(_samples(family))
+        lines.append(_head(family, openmetrics=openmetrics))
+        for sample in _samples(family, openmetrics=openmetrics):
+            lines.append(sample)
+            held += family.width
+            if held >= _PIECE:
+                yield "".join(lines)
+                lines.clear()
+                held = 0
     if openmetrics:
         lines.append("# EOF\n")
-    return "".join(lines).encode("utf-8", "replace")
+    yield "".join(lines)
 
 
-def _samples(family: AnyFamily) -> Iterator[str]:
+def _head(family: AnyFamily, *, openmetrics: bool) -> str:
+    metric = family.metric
+    name = family.name
+    if openmetrics and metric.kind == "counter":
+        name = name.removesuffix("_total")
+    unit = f"# UNIT {name} {metric.unit}\n" if openmetrics and metric.unit else ""
+    return f"# HELP {name} {_help(metric.help, quotes=openmetrics)}\n# TYPE {name} {metric.kind}\n{unit}"
+
+
+def _samples(family: AnyFamily, *, openmetrics: bool) -> Iterator[str]:
     name = family.name
     if isinstance(family, Gauge):
         for gauge in family.series[:]:
             value = gauge.get()
             if value == value:  # noqa: PLR0124 - not a number: nothing is known
                 yield _line(name, gauge.prefix, value)
-        return
-    series, totals = family.read()
-    if isinstance(family, Counter):
-        for one in series:
-            yield _line(name, one.prefix, totals[one.first])
-        return
-    bounds = [f'le="{bound!r}"}} ' for bound in family.bounds] + ['le="+Inf"} ']
-    for one in series:
-        yield _histogram(name, one.prefix, bounds, totals[one.first : one.first + len(bounds) + 1])
+    elif isinstance(family, Counter):
+        for one, cells in family.read():
+            yield _line(name, one.prefix, cells[0])
+    else:
+        bounds = [f'le="{bound!r}"}} ' for bound in family.bounds] + ['le="+Inf"} ']
+        for series, cells in family.read():
+            yield _histogram(name, series, bounds, cells, exemplars=openmetrics)
 
 
 def _line(name: str, labels: str, value: float) -> str:
     return f"{name}{{{labels}}} {float(value)!r}\n" if labels else f"{name} {float(value)!r}\n"
 
 
-def _histogram(name: str, labels: str, bounds: list[str], cells: list[float]) -> str:
+def _histogram(
+    name: str, series: HistogramSeries, bounds: list[str], cells: Sequence[float], *, exemplars: bool
+) -> str:
+    labels = series.prefix
     start = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
     *counts, total = cells
     running = list(accumulate(counts))
-    lines = "".join([f"{start}{bound}{float(count)!r}\n" for bound, count in zip(bounds, running, strict=True)])
-    return f"{lines}{_line(f'{name}_count', labels, running[-1])}{_line(f'{name}_sum', labels, total)}"
+    lines = [f"{start}{bound}{float(count)!r}\n" for bound, count in zip(bounds, running, strict=True)]
+    if exemplars and series.exemplars:
+        for bucket, exemplar in series.exemplars.copy().items():
+            # An exemplar may be newer than the counts that were read before it: then its bucket is shown without.
+            if counts[bucket]:
+                lines[bucket] = f"{lines[bucket][:-1]}{_exemplar(exemplar)}\n"
+    return f"{''.join(lines)}{_line(f'{name}_count', labels, running[-1])}{_line(f'{name}_sum', labels, total)}"
+
+
+def _exemplar(exemplar: Exemplar) -> str:
+    trace_id = label_text(exemplar.trace_id)
+    if len(trace_id) > _LONGEST_ID:  # OpenMetrics allows 128 characters for name and value together
+        return ""
+    return f' # {{trace_id="{escaped(trace_id)}"}} {float(exemplar.value)!r} {exemplar.at:.3f}'
 
 
 def _help(text: str, *, quotes: bool) -> str:

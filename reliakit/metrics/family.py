@@ -14,36 +14,54 @@ import itertools
 import logging
 import math
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from reliakit.metrics.cells import Cells
 from reliakit.metrics.labels import OTHER, Label, Places, label_text
 from reliakit.metrics.series import CounterSeries, GaugeSeries, HistogramSeries, Series, lost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from reliakit.metrics.catalogue import Metric
-    from reliakit.metrics.series import Tally
+    from reliakit.metrics.series import Store, Tally
+    from reliakit.metrics.shared import SharedFiles
 
-__all__ = ["AnyFamily", "Counter", "Family", "Gauge", "Histogram"]
+__all__ = ["AnyFamily", "Counter", "Family", "Gauge", "Histogram", "Registry", "escaped"]
 
 S = TypeVar("S", bound=Series)
 
 _log = logging.getLogger("reliakit")
+# How many series are summed up in one step.
+_AT_ONCE = 100
+
+
+class Registry(NamedTuple):
+    """What all metrics of one registry share.
+
+    Attributes:
+        drop: Counts what could not be counted, by reason.
+        now: Returns the seconds since the epoch.
+        files: Where the numbers are, or None where they are in this process alone.
+    """
+
+    drop: Callable[[str], None]
+    now: Callable[[], float]
+    files: SharedFiles | None = None
 
 
 class Family(Generic[S]):
     """What all kinds of metrics share. Made by `Metrics.counter`, `.gauge` and `.histogram`."""
 
     _kind: type[S]
-    _width = 1
+    width = 1
 
-    def __init__(self, metric: Metric, name: str, max_series: int, drop: Callable[[str], None]) -> None:
+    def __init__(self, metric: Metric, name: str, max_series: int, registry: Registry) -> None:
         self.metric = metric
         self.name = name
-        self.drop = drop
-        self.cells: Cells = Cells()
+        self.drop = registry.drop
+        self.now = registry.now
+        self.cells: Store = Cells()
         self.bounds: tuple[float, ...] = metric.buckets
         self.series: list[S] = []
         self.label_names: tuple[str, ...] = tuple(label.name for label in metric.labels)
@@ -67,7 +85,15 @@ class Family(Generic[S]):
         self._watchers: list[tuple[Callable[[Mapping[str, str]], bool], Tally]] = []
         self._full = False
         self._lost: S = cast("S", lost(self._kind)(self, (), 0, name))
+        if registry.files is not None:
+            self._share(registry.files)
         self._give_birth()
+
+    def _share(self, files: SharedFiles) -> None:
+        from reliakit.metrics.shared import SharedCells, shared  # noqa: PLC0415 - prometheus_client loads slowly
+
+        self.cells = SharedCells(files, self.metric, self.name)
+        self._kind = cast("type[S]", shared(self._kind))
 
     def labels(self, /, *values: object, **named: object) -> S:
         """Return the series for these label values: keep it, writing to it is the fast way.
@@ -158,8 +184,10 @@ class Family(Generic[S]):
         raise AssertionError("overflow has room without limit")
 
     def _make(self, key: tuple[str, ...]) -> S:
-        text = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(self.label_names, key, strict=True))
-        return self._kind(self, key, self._next_cell() * self._width, text)
+        text = ",".join(f'{name}="{escaped(value)}"' for name, value in zip(self.label_names, key, strict=True))
+        series = self._kind(self, key, self._next_cell() * self.width, text)
+        self.cells.prepare(series)
+        return series
 
     def _give_birth(self) -> None:
         labels = self.metric.labels
@@ -180,10 +208,12 @@ class Family(Generic[S]):
             if wants(dict(zip(self.label_names, series.values, strict=True))):
                 series.watch(tally)
 
-    def read(self) -> tuple[list[S], list[float]]:
-        """Return all series and the totals of all their cells."""
+    def read(self) -> Iterator[tuple[S, Sequence[float]]]:
+        """Yield all series with their numbers, a handful at a time, so that no step holds the others up for long."""
         series = self.series[:]
-        return series, self.cells.totals(max((one.first for one in series), default=0) + self._width)
+        for start in range(0, len(series), _AT_ONCE):
+            some = series[start : start + _AT_ONCE]
+            yield from zip(some, self.cells.read_all(some), strict=True)
 
     def __repr__(self) -> str:
         labels = ", ".join(self.label_names)
@@ -227,9 +257,9 @@ class Histogram(Family[HistogramSeries]):
 
     _kind = HistogramSeries
 
-    def __init__(self, metric: Metric, name: str, max_series: int, drop: Callable[[str], None]) -> None:
-        self._width = len(metric.buckets) + 2
-        super().__init__(metric, name, max_series, drop)
+    def __init__(self, metric: Metric, name: str, max_series: int, registry: Registry) -> None:
+        self.width = len(metric.buckets) + 2
+        super().__init__(metric, name, max_series, registry)
 
     def observe(self, value: float) -> None:
         """Take in one measurement for the series without labels. Never raises."""
@@ -288,5 +318,6 @@ def _is_ordinary_int(value: object) -> bool:
     return isinstance(value, int) and 1 < value < 1 << 30
 
 
-def _escaped(value: str) -> str:
+def escaped(value: str) -> str:
+    """Return a label value as it stands between quotes in both text formats."""
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.metrics.family import Counter, Gauge, Histogram
+    from reliakit.metrics.series import GaugeSeries
 
 __all__ = ["Feed"]
 
@@ -83,11 +84,11 @@ class Feed:
         self._gauge = gauge
         self._histogram = histogram
         self._open: dict[tuple[str | None, str], _InFlight] = {}
-        self._requests = _InFlight()
+        self._requests = _InFlight(gauge("http_server_active_requests").labels())
+        gauge("http_server_active_requests").set_function(self._requests.count)
         self._pools = Pools(gauge, clock)
         self._circuits = Circuits(counter, gauge)
         self._trackers: dict[str, ErrorsOpen] = {}
-        gauge("http_server_active_requests").set_function(self._requests.count)
         self._attempts = counter("transaction_total")
         self._durations = histogram("transaction_duration_seconds")
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -169,7 +170,7 @@ class Feed:
         gauge = self._gauge("transaction_in_progress").labels(*labels)
         # Operations beyond the label's bound share the overflow series, so they must share its count.
         shared = (gauge.values[0], gauge.values[1])
-        running = self._open.setdefault(shared, _InFlight())
+        running = self._open.setdefault(shared, _InFlight(gauge))
         gauge.set_function(running.count)
         if len(self._open) < 2000:
             self._open[labels] = running
@@ -350,22 +351,25 @@ class _InFlight:
     count is right again as soon as nothing is in flight.
     """
 
-    __slots__ = ("_tokens",)
+    __slots__ = ("_shown", "_tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, shown: GaugeSeries) -> None:
         self._tokens: deque[None] = deque()
+        self._shown = shown
 
     def count(self) -> int:
         return len(self._tokens)
 
     def enter(self) -> None:
         self._tokens.append(None)
+        self._shown.refresh()
 
     def leave(self) -> None:
         try:
             self._tokens.pop()
         except IndexError:
             return
+        self._shown.refresh()
 
 
 def _retry_reason(sqlstate: str | None) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reliakit.core.clock import Clock
     from reliakit.core.events import PoolChanged
     from reliakit.metrics.family import Gauge
+    from reliakit.metrics.series import GaugeSeries
 
 __all__ = ["Pools"]
 
@@ -40,6 +41,7 @@ class _Series:
 
     def __init__(self) -> None:
         self.pools: dict[tuple[str, str], deque[_State]] = {}
+        self.shown: tuple[GaugeSeries, ...] = ()
 
     def total(self, of: Callable[[_State], int]) -> int:
         return sum(of(state) for state in self._states())
@@ -73,6 +75,7 @@ class Pools:
         self._clock = clock
         self._known: dict[tuple[str, str], deque[_State]] = {}
         self._series: dict[str, _Series] = {}
+        self._shown: dict[tuple[str, str], tuple[GaugeSeries, ...]] = {}
 
     def changed(self, event: PoolChanged) -> None:
         """Take note of a pool's figures."""
@@ -86,6 +89,8 @@ class Pools:
             oldest = self._clock.monotonic() - oldest
         idle = max(0, event.size - event.in_use)
         states.append(_State(event.revision, event.max_size, idle, event.in_use, event.waiting, oldest))
+        for gauge in self._shown.get((event.name, event.pool), ()):
+            gauge.refresh()
 
     def _begin(self, event: PoolChanged) -> deque[_State]:
         if len(self._known) >= _MOST:
@@ -100,6 +105,7 @@ class Pools:
             series = self._series.setdefault(shown, _Series())
             self._show(shown, series)
         series.pools[key] = states
+        self._shown[key] = series.shown
         return states
 
     def _forget_closed(self) -> None:
@@ -107,14 +113,20 @@ class Pools:
             for key in series.closed():
                 series.pools.pop(key, None)
                 self._known.pop(key, None)
+                self._shown.pop(key, None)
 
     def _show(self, name: str, series: _Series) -> None:
         connections = self._gauge("db_pool_connections")
-        connections.labels(name, "idle").set_function(lambda: series.total(lambda state: state.idle))
-        connections.labels(name, "in_use").set_function(lambda: series.total(lambda state: state.in_use))
-        self._gauge("db_pool_max").labels(name).set_function(lambda: series.total(lambda state: state.max_size))
-        self._gauge("db_pool_waiting").labels(name).set_function(lambda: series.total(lambda state: state.waiting))
-        self._gauge("db_pool_checkout_age_seconds").labels(name).set_function(lambda: self._age(series))
+        functions: dict[GaugeSeries, Callable[[], float]] = {
+            connections.labels(name, "idle"): lambda: series.total(lambda state: state.idle),
+            connections.labels(name, "in_use"): lambda: series.total(lambda state: state.in_use),
+            self._gauge("db_pool_max").labels(name): lambda: series.total(lambda state: state.max_size),
+            self._gauge("db_pool_waiting").labels(name): lambda: series.total(lambda state: state.waiting),
+            self._gauge("db_pool_checkout_age_seconds").labels(name): lambda: self._age(series),
+        }
+        for gauge, read in functions.items():
+            gauge.set_function(read)
+        series.shown = tuple(functions)
 
     def _age(self, series: _Series) -> float:
         oldest = series.oldest()

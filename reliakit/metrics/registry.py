@@ -9,9 +9,13 @@ counter().inc() ────┘                        └─ slo(): verdicts on
 
 from __future__ import annotations
 
+import atexit
+import os
 import platform
+import weakref
+from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, get_args
 
 from reliakit import __version__
 from reliakit.core import checks
@@ -20,12 +24,12 @@ from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import NumbersWanted
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Emitter, Subscription, subscribe, watch
-from reliakit.metrics.apps import AsgiApp, WsgiApp
-from reliakit.metrics.catalogue import CATALOGUE, LATENCY, Metric
+from reliakit.metrics.apps import AsgiApp, Scrape, WsgiApp
+from reliakit.metrics.catalogue import CATALOGUE, LATENCY, Across, Metric
 from reliakit.metrics.declare import aliases, declared, is_name, reserved
 from reliakit.metrics.defaults import DEFAULTS
-from reliakit.metrics.exposition import OPENMETRICS, TEXT, Exposition, render, wants_openmetrics
-from reliakit.metrics.family import AnyFamily, Counter, Gauge, Histogram
+from reliakit.metrics.exposition import OPENMETRICS, TEXT, Exposition, pieces, wants_openmetrics
+from reliakit.metrics.family import AnyFamily, Counter, Gauge, Histogram, Registry
 from reliakit.metrics.feed import Feed
 from reliakit.metrics.objectives import Objective
 from reliakit.metrics.results import Results
@@ -33,21 +37,24 @@ from reliakit.metrics.scoreboard import Scoreboard, thresholds
 from reliakit.metrics.sources import SourceCounter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from prometheus_client import CollectorRegistry
 
     from reliakit.core.events import Event
     from reliakit.metrics.labels import Label
+    from reliakit.metrics.shared import SharedFiles
     from reliakit.metrics.verdicts import Verdict
 
 __all__ = ["Metrics"]
 
 F = TypeVar("F", Counter, Gauge, Histogram)
 
-# Rendering more series than this takes longer than an event loop should stand still.
+# Rendering more lines than this takes longer than an event loop should stand still.
 _MANY = 1000
+# How often a process shows the others what it otherwise works out when it is asked, in seconds.
+_SHOW_EVERY = 1.0
 _UNBOUNDED = 1 << 30
 
 
@@ -95,6 +102,10 @@ class Metrics:
         # Guards declaring and attaching. Counting and rendering never take it.
         self._lock = Lock()
         self._emitter = Emitter("metrics", clock=clock)
+        self._clock = clock
+        self._files = _shared_files()
+        self._shown_at = clock.monotonic()
+        self._registry = Registry(self._drop, clock.time, self._files)
         renew_locks_after_fork(self, "_lock")
         self._families: dict[str, AnyFamily] = {}
         self._owners: dict[str, str] = {}
@@ -118,9 +129,11 @@ class Metrics:
         self._results = Results(lambda name: self._own(name, Gauge))
         for objective in wanted:
             self._board.add(objective)
-        self.asgi_app: AsgiApp = AsgiApp(self.render, self._is_large)
-        self.wsgi_app: WsgiApp = WsgiApp(self.render)
+        self.asgi_app: AsgiApp = AsgiApp(self._scrape, self._is_large)
+        self.wsgi_app: WsgiApp = WsgiApp(self._scrape)
         watch(self)
+        if self._files is not None:
+            atexit.register(_leave, weakref.ref(self))
         self._own("build_info", Gauge).labels(__version__, platform.python_version()).set(1)
 
     def attach(self) -> Subscription:
@@ -165,6 +178,9 @@ class Metrics:
     def __call__(self, event: Event) -> None:
         """Count one event: a `Metrics` is itself a listener, for `listeners=[metrics]`."""
         self._feed.take(event)
+        if self._files is not None and self._clock.monotonic() - self._shown_at >= _SHOW_EVERY:
+            self._shown_at = self._clock.monotonic()
+            self._current()
 
     def increment(self, name: str, amount: float = 1, /, **labels: object) -> None:
         """Add to a counter, or to a gauge, by its name, with or without `_total`.
@@ -231,7 +247,15 @@ class Metrics:
         """
         return cast("Counter", self._custom(declared("counter", name, help, labels=labels, unit=unit)))
 
-    def gauge(self, name: str, help: str = "", labels: Iterable[str | Label] = (), *, unit: str = "") -> Gauge:  # noqa: A002 - the field's word
+    def gauge(
+        self,
+        name: str,
+        help: str = "",  # noqa: A002 - the field's word
+        labels: Iterable[str | Label] = (),
+        *,
+        unit: str = "",
+        multiprocess_mode: Across = "livesum",
+    ) -> Gauge:
         """Declare something that goes up and down; declaring the same again returns the same handle.
 
         Args:
@@ -239,11 +263,19 @@ class Metrics:
             help: One sentence for people.
             labels: Names of its dimensions.
             unit: Its base unit, such as "bytes"; becomes part of the name.
+            multiprocess_mode: How the values of several processes become one where PROMETHEUS_MULTIPROC_DIR is set:
+                "sum", "max", "min" or "all", which keeps them apart by pid; with "live" before it, of processes
+                that are alive.
 
         Raises:
             ConfigurationError: The name is taken by something else, or an argument is wrong.
         """
-        return cast("Gauge", self._custom(declared("gauge", name, help, labels=labels, unit=unit)))
+        if multiprocess_mode not in get_args(Across):
+            raise ConfigurationError(
+                f"multiprocess_mode must be one of {', '.join(get_args(Across))}, got {multiprocess_mode!r}"
+            )
+        metric = replace(declared("gauge", name, help, labels=labels, unit=unit), across=multiprocess_mode)
+        return cast("Gauge", self._custom(metric))
 
     def histogram(
         self,
@@ -294,8 +326,20 @@ class Metrics:
         Args:
             accept: The client's Accept header: OpenMetrics 1.0 where it prefers that, else the text format 0.0.4.
         """
+        scrape = self._scrape(accept)
+        return Exposition(b"".join(scrape.pieces), scrape.content_type)
+
+    def _scrape(self, accept: str) -> Scrape:
         openmetrics = wants_openmetrics(accept)
-        return Exposition(render(self._current(), openmetrics=openmetrics), OPENMETRICS if openmetrics else TEXT)
+        return Scrape(self._pieces(openmetrics), OPENMETRICS if openmetrics else TEXT)
+
+    def _pieces(self, openmetrics: bool) -> Iterator[bytes]:
+        families = self._current()
+        if self._files is not None:
+            yield self._files.render(openmetrics=openmetrics)
+            return
+        for piece in pieces(families, openmetrics=openmetrics):
+            yield piece.encode("utf-8", "replace")
 
     def register(self, registry: CollectorRegistry) -> None:
         """Let a prometheus_client registry show all these metrics too, as one collector, until `close()`.
@@ -322,7 +366,7 @@ class Metrics:
     def _current(self) -> list[AnyFamily]:
         """Return all metrics, those about the metrics themselves brought up to date."""
         self._results.show(self.slo())
-        families = list(self._families.copy().values())
+        families = self._all()
         held = self._own("metrics_series", Gauge)
         full = [(held.labels(family.name), family) for family in families if family.series or family is held]
         for gauge, family in full:
@@ -342,7 +386,7 @@ class Metrics:
                 raise ConfigurationError(
                     f"metric {full} clashes with {self._owners[name]} over {name}: use another name"
                 )
-        family = _family_class(metric)(metric, full, _UNBOUNDED if metric.fixed else self.max_series, self._drop)
+        family = _family_class(metric)(metric, full, _UNBOUNDED if metric.fixed else self.max_series, self._registry)
         self._owners.update(dict.fromkeys(reserved(metric, full), full))
         self._families[full] = family
         for alias in (full, *aliases(metric)):
@@ -369,10 +413,13 @@ class Metrics:
         return found
 
     def _is_large(self) -> bool:
-        return self._size() > _MANY
+        return self._files is not None or sum(len(one.series) * one.width for one in self._all()) > _MANY
 
     def _size(self) -> int:
-        return sum(len(family.series) for family in self._families.copy().values())
+        return sum(len(family.series) for family in self._all())
+
+    def _all(self) -> list[AnyFamily]:
+        return list(self._families.copy().values())
 
     def _full(self, name: str) -> str:
         return f"{self.namespace}_{name}" if self.namespace else name
@@ -391,6 +438,22 @@ class Metrics:
     def __repr__(self) -> str:
         state = "attached" if self._subscriptions else "not attached"
         return f"<Metrics {self.namespace!r}, max_series={self.max_series}, {self._size()} series, {state}>"
+
+
+def _shared_files() -> SharedFiles | None:
+    """Return where the environment wants the numbers, None where each process keeps its own."""
+    if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        return None
+    from reliakit.metrics.shared import SharedFiles  # noqa: PLC0415 - only this mode needs it
+
+    return SharedFiles.wanted()
+
+
+def _leave(reference: weakref.ref[Metrics]) -> None:
+    """Write down, as the process ends, what is only read when somebody looks: nobody will look again."""
+    metrics = reference()
+    if metrics is not None:
+        metrics.close()
 
 
 def _merged(objectives: Iterable[Objective]) -> list[Objective]:

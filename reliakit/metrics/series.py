@@ -8,20 +8,37 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from reliakit.core.context import request_here
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
-    from reliakit.metrics.cells import Cells
+    from reliakit.metrics.cells import Row
 
-__all__ = ["MOST", "CounterSeries", "GaugeSeries", "HistogramSeries", "Home", "Series", "Tally", "lost"]
+__all__ = [
+    "MOST",
+    "CounterSeries",
+    "Exemplar",
+    "GaugeSeries",
+    "HistogramSeries",
+    "Home",
+    "Series",
+    "Store",
+    "Tally",
+    "WatchedCounterSeries",
+    "WatchedHistogramSeries",
+    "lost",
+    "number_of",
+]
 
 # A larger number is no measurement, and adding up many of them would reach infinity and stay there.
 MOST = 1e200
 _PLAIN = frozenset({int, float})
 # CPython has one object for 1, so the usual call is told by identity: 78 ns instead of 104.
 _ONE = 1
+_NONE: dict[int, Exemplar] = {}
 
 
 class Tally(Protocol):
@@ -29,6 +46,39 @@ class Tally(Protocol):
 
     def add(self, amount: float, /) -> None:
         """Take it in now. Never waits."""
+        ...
+
+
+class Exemplar(NamedTuple):
+    """One measurement that stands for its bucket: the trace it was made in, its value, and when it was."""
+
+    trace_id: str
+    value: float
+    at: float
+
+
+class Store(Protocol):
+    """Where a metric's numbers are: `Cells`, or files that several processes share."""
+
+    @property
+    def own(self) -> Any:
+        """What a new series begins with; its `row` is where a writer finds its numbers."""
+        ...
+
+    def reach(self, series: Any, /) -> Row:
+        """Return a row that has the cells of this series."""
+        ...
+
+    def read(self, series: Any, /) -> Sequence[float]:
+        """Return a series' cells."""
+        ...
+
+    def read_all(self, series: Sequence[Any], /) -> Iterator[Sequence[float]]:
+        """Yield the cells of several series."""
+        ...
+
+    def prepare(self, series: Any, /) -> None:
+        """Take note of a new series."""
         ...
 
 
@@ -41,13 +91,23 @@ class Home(Protocol):
         ...
 
     @property
-    def cells(self) -> Cells:
+    def cells(self) -> Store:
         """Where the numbers are."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """How many cells a series has."""
         ...
 
     @property
     def drop(self) -> Callable[[str], None]:
         """Counts what could not be counted, by reason."""
+        ...
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """Returns the seconds since the epoch."""
         ...
 
 
@@ -72,6 +132,11 @@ class Series:
         """The index of its first cell."""
         return self._first
 
+    @property
+    def width(self) -> int:
+        """How many cells it has."""
+        return self._home.width
+
     def watch(self, tally: Tally) -> None:
         """Let an objective's window count along, if this kind of series counts."""
 
@@ -91,39 +156,44 @@ class CounterSeries(Series):
     def inc(self, amount: float = 1) -> None:
         """Add `amount`, zero or more. Never raises: anything else is dropped and counted. O(1), any thread."""
         try:
-            if amount is _ONE or (amount.__class__ in _PLAIN and 0 <= amount <= MOST):
+            if amount is _ONE or (type(amount) in _PLAIN and 0 <= amount <= MOST):
                 self._own.row[self._first] += amount
                 return
         except (AttributeError, IndexError):
-            self._cells.grow(self._first + 1)[self._first] += amount
+            row = self._cells.reach(self)
+            row[self._first] += amount
             return
         self._unusual(amount)
 
     def _unusual(self, amount: object) -> None:
-        number = _number(amount, self._home.drop)
+        number = number_of(amount, self._home.drop)
         if number is not None:
             self.inc(number)
 
     def get(self) -> float:
         """Return the total over all threads."""
-        return self._cells.total(self._first)
+        return self._cells.read(self)[0]
 
     def watch(self, tally: Tally) -> None:
         """Let an objective's window count along."""
         self._look(tally)
         # The unwatched path stays free of the question; both classes have the same layout.
-        self.__class__ = _WatchedCounterSeries  # pyright: ignore[reportAttributeAccessIssue]
+        self.__class__ = self._watched()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _watched(self) -> type[CounterSeries]:
+        return WatchedCounterSeries
 
 
-class _WatchedCounterSeries(CounterSeries):
+class WatchedCounterSeries(CounterSeries):
     """A counter that objectives look at."""
 
     __slots__ = ()
 
     def inc(self, amount: float = 1) -> None:
-        number = _number(amount, self._home.drop)
+        """Add `amount`, and tell who watches."""
+        number = number_of(amount, self._home.drop)
         if number is not None:
-            CounterSeries.inc(self, number)
+            super().inc(number)
             for tally in self._tallies:
                 tally.add(number)
 
@@ -141,22 +211,23 @@ class GaugeSeries(Series):
 
     def set(self, value: float) -> None:
         """Make `value` the value. Never raises. O(threads)."""
-        number = _number(value, self._home.drop, signed=True)
+        number = number_of(value, self._home.drop, signed=True)
         if number is not None:
-            self._set = (number, self._cells.total(self._first))
+            self._set = (number, self._cells.read(self)[0])
 
     def inc(self, amount: float = 1) -> None:
         """Add `amount`, which may be negative. Never raises. O(1), any thread."""
-        number = _number(amount, self._home.drop, signed=True)
+        number = number_of(amount, self._home.drop, signed=True)
         if number is not None:
             try:
                 self._own.row[self._first] += number
             except (AttributeError, IndexError):
-                self._cells.grow(self._first + 1)[self._first] += number
+                row = self._cells.reach(self)
+                row[self._first] += number
 
     def dec(self, amount: float = 1) -> None:
         """Take `amount` away. Never raises. O(1), any thread."""
-        number = _number(amount, self._home.drop, signed=True)
+        number = number_of(amount, self._home.drop, signed=True)
         if number is not None:
             self.inc(-number)
 
@@ -168,70 +239,96 @@ class GaugeSeries(Series):
         """Ask `read` for the value at every scrape; one that raises shows the last value that was set."""
         self._read = read
 
+    def refresh(self) -> None:
+        """Take note that what the function returns has changed. Matters only where other processes read the value."""
+
     def get(self) -> float:
         """Return the value; not a number after `clear()`."""
-        if self._read is not None:
-            try:
-                number = _number(self._read(), self._home.drop, signed=True)
-            except Exception:  # noqa: BLE001 - a scrape must not fail for one gauge; counted as dropped
-                self._home.drop("not_a_number")
-                number = None
-            if number is not None:
-                return number
+        read = self._asked()
+        if read is not None:
+            return read
         value, base = self._set
-        return value + (self._cells.total(self._first) - base)
+        return value + (self._cells.read(self)[0] - base)
+
+    def _asked(self) -> float | None:
+        """Return what the function says, or None without a function, or without a number from it."""
+        if self._read is None:
+            return None
+        try:
+            return number_of(self._read(), self._home.drop, signed=True)
+        except Exception:  # noqa: BLE001 - a scrape must not fail for one gauge; counted as dropped
+            self._home.drop("not_a_number")
+            return None
 
 
 class HistogramSeries(Series):
     """One series of a histogram: a cell for each bucket, one for the infinite bucket, one for the sum."""
 
-    __slots__ = ("_bounds", "_sum")
+    __slots__ = ("_bounds", "_sum", "exemplars")
 
     def __init__(self, home: Home, values: tuple[str, ...], first: int, prefix: str) -> None:
         super().__init__(home, values, first, prefix)
         self._bounds = home.bounds
         self._sum = first + len(home.bounds) + 1
+        # The latest measurement of each bucket that was made within a trace, by the bucket's number.
+        self.exemplars: dict[int, Exemplar] = _NONE
 
     def observe(self, value: float) -> None:
-        """Take in one measurement, zero or more. Never raises. O(log buckets), any thread."""
-        try:
-            if value.__class__ in _PLAIN and 0 <= value <= MOST:
+        """Take in one measurement, zero or more. Never raises. O(log buckets), any thread.
+
+        Within a request that has a trace id it becomes its bucket's exemplar.
+        """
+        if type(value) in _PLAIN and 0 <= value <= MOST:
+            try:
                 row = self._own.row
                 # The sum's cell is the last one, so a row that is too short fails before anything is written.
                 row[self._sum] += value
-                row[self._first + bisect_left(self._bounds, value)] += 1
-                return
-        except (AttributeError, IndexError):
-            self._cells.grow(self._sum + 1)
-            HistogramSeries.observe(self, value)
+            except (AttributeError, IndexError):
+                row = self._cells.reach(self)
+                row[self._sum] += value
+            bucket = bisect_left(self._bounds, value)
+            row[self._first + bucket] += 1
+            if request_here() is not None:
+                self._exemplify(bucket, value)
             return
         self._unusual(value)
 
+    def _exemplify(self, bucket: int, value: float) -> None:
+        context = request_here()
+        if context is not None and context.trace_id:
+            if self.exemplars is _NONE:
+                self.exemplars = {}
+            self.exemplars[bucket] = Exemplar(context.trace_id, value, self._home.now())
+
     def _unusual(self, value: object) -> None:
-        number = _number(value, self._home.drop)
+        number = number_of(value, self._home.drop)
         if number is not None:
             self.observe(number)
 
     def get(self) -> tuple[int, float]:
         """Return how many measurements there were, and their sum."""
-        counts = (self._cells.total(index) for index in range(self._first, self._sum))
-        return int(sum(counts)), self._cells.total(self._sum)
+        *counts, total = self._cells.read(self)
+        return int(sum(counts)), total
 
     def watch(self, tally: Tally) -> None:
         """Let an objective's window take the measurements too."""
         self._look(tally)
-        self.__class__ = _WatchedHistogramSeries  # pyright: ignore[reportAttributeAccessIssue] - as above
+        self.__class__ = self._watched()  # pyright: ignore[reportAttributeAccessIssue] - as above
+
+    def _watched(self) -> type[HistogramSeries]:
+        return WatchedHistogramSeries
 
 
-class _WatchedHistogramSeries(HistogramSeries):
+class WatchedHistogramSeries(HistogramSeries):
     """A histogram that objectives look at."""
 
     __slots__ = ()
 
     def observe(self, value: float) -> None:
-        number = _number(value, self._home.drop)
+        """Take in one measurement, and tell who watches."""
+        number = number_of(value, self._home.drop)
         if number is not None:
-            HistogramSeries.observe(self, number)
+            super().observe(number)
             for tally in self._tallies:
                 tally.add(number)
 
@@ -281,9 +378,9 @@ def lost(kind: type[Series]) -> type[Series]:
     return _LOST[kind]
 
 
-def _number(value: object, drop: Callable[[str], None], *, signed: bool = False) -> float | None:
+def number_of(value: object, drop: Callable[[str], None], *, signed: bool = False) -> float | None:
     """Return `value` as a plain number that can be counted, or None after saying why not."""
-    if value.__class__ in _PLAIN:
+    if type(value) in _PLAIN:
         number: float = value  # type: ignore[assignment]  # its class was just looked at
     else:
         try:

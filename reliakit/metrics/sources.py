@@ -20,9 +20,8 @@ from reliakit.metrics.labels import OTHER, Places, fold_source, label_text
 from reliakit.metrics.series import MOST, CounterSeries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from reliakit.metrics.catalogue import Metric
+    from reliakit.metrics.family import Registry
 
 __all__ = ["HeavyHitters", "SourceCounter", "SpaceSaving"]
 
@@ -150,9 +149,9 @@ class _SourceSeries(CounterSeries):
 class SourceCounter(Counter):
     """The counter of security events by source."""
 
-    def __init__(self, metric: Metric, name: str, max_series: int, drop: Callable[[str], None]) -> None:
+    def __init__(self, metric: Metric, name: str, max_series: int, registry: Registry) -> None:
         self._hitters = HeavyHitters()
-        super().__init__(metric, name, max_series, drop)
+        super().__init__(metric, name, max_series, registry)
 
     def labels(self, /, *values: object, **named: object) -> CounterSeries:
         """Return a handle for events of this source. Never raises."""
