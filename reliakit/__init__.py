@@ -84,7 +84,15 @@ if TYPE_CHECKING:
         ratio,
         zero,
     )
-    from reliakit.ratelimit import ConcurrencyLimiter, Decision, Limit, RateLimiter
+    from reliakit.ratelimit import (
+        ConcurrencyLimiter,
+        Decision,
+        Limit,
+        LoginAttempt,
+        LoginGuard,
+        LoginStatus,
+        RateLimiter,
+    )
     from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, Permit, State
     from reliakit.stores import MemoryStore
     from reliakit.validation import Schema, validated
@@ -134,7 +142,10 @@ __all__ = [
     "Limit",
     "Logger",
     "LoggingHandle",
+    "LoginAttempt",
     "LoginBlockedError",
+    "LoginGuard",
+    "LoginStatus",
     "Masker",
     "MaskingFilter",
     "MemoryStore",
@@ -284,6 +295,9 @@ _HOMES = {
     "ConcurrencyLimiter": "reliakit.ratelimit",
     "Decision": "reliakit.ratelimit",
     "Limit": "reliakit.ratelimit",
+    "LoginAttempt": "reliakit.ratelimit",
+    "LoginGuard": "reliakit.ratelimit",
+    "LoginStatus": "reliakit.ratelimit",
     "RateLimiter": "reliakit.ratelimit",
     "BreakerSnapshot": "reliakit.resilience.breaker",
     "CircuitBreaker": "reliakit.resilience.breaker",

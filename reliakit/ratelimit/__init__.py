@@ -1,7 +1,17 @@
-"""Limits on how often a key may do something, and on how much runs at once."""
+"""Limits on how often a key may do something, and on how much runs at once; a guard for logins."""
 
 from reliakit.ratelimit.concurrency import ConcurrencyLimiter, Place
 from reliakit.ratelimit.limit import Decision, Limit
 from reliakit.ratelimit.limiter import RateLimiter
+from reliakit.ratelimit.login import LoginAttempt, LoginGuard, LoginStatus
 
-__all__ = ["ConcurrencyLimiter", "Decision", "Limit", "Place", "RateLimiter"]
+__all__ = [
+    "ConcurrencyLimiter",
+    "Decision",
+    "Limit",
+    "LoginAttempt",
+    "LoginGuard",
+    "LoginStatus",
+    "Place",
+    "RateLimiter",
+]

@@ -212,7 +212,8 @@ class GuardedStore:
                 self.local.attempt(op, rules, attempt._replace(device=None, claim=Claim.NOTHING))
             return answer
         if self._on_error == "local":
-            return StandInAttempt(*self.local.attempt(op, rules, attempt))
+            # What the store has counted is not to be given back here.
+            return StandInAttempt(*self.local.attempt(op, rules, attempt._replace(claim=Claim.NOTHING)))
         if self._on_error == "open":
             return StandInAttempt(True, "", 0, 0, Claim.NOTHING)
         return StandInAttempt(False, "", self._break(), 0, Claim.NOTHING)

@@ -17,6 +17,7 @@ import re
 from typing import TYPE_CHECKING, Literal
 
 from reliakit.core import checks
+from reliakit.core.addresses import address_of, folded
 from reliakit.web import request as view
 from reliakit.web.request import Peers, Request
 
@@ -96,24 +97,13 @@ def walk(peer: str, hops: Iterable[str | None], trusted: Peers) -> str:
     """
     last = peer
     for count, hop in enumerate(hops):
-        address = None if hop is None or count >= _MAX_HOPS else view.address_of(_bare(hop))
+        address = None if hop is None or count >= _MAX_HOPS else address_of(_bare(hop))
         if address is None:
             return last
         last = str(address)
         if last not in trusted:
             return last
     return last
-
-
-def folded(address: str) -> str:
-    """Return an IPv6 address as its /64, every other text as it is."""
-    parsed = view.address_of(address)
-    if parsed is None:
-        return address
-    if parsed.version == 4:
-        return str(parsed)
-    network = int(parsed) >> 64 << 64
-    return f"{type(parsed)(network)}/64"
 
 
 def _bare(hop: str) -> str:

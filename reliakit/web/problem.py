@@ -138,7 +138,9 @@ def problem(error: BaseException) -> ProblemResponse:
     if answer.status < 500 and _is_http(error):
         response.headers.update(_http_headers(error))
     if isinstance(error, errors.RejectedError):
-        seconds = retry_after(1.0 if error.retry_after is None else error.retry_after)
+        # Most rejections that know no time are over soon; an account that is stopped is not.
+        unknown = None if isinstance(error, errors.LoginBlockedError) else 1.0
+        seconds = retry_after(unknown if error.retry_after is None else error.retry_after)
         if seconds is not None:
             response.headers["Retry-After"] = str(seconds)
     if isinstance(error, errors.ValidationError):

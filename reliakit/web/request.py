@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from functools import lru_cache
 from typing import Any
 
+from reliakit.core.addresses import address_of
 from reliakit.core.errors import ConfigurationError
 
 __all__ = ["ASGIApp", "Message", "Peers", "Receive", "Request", "Send"]
@@ -117,14 +117,3 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         raise ConfigurationError(
             f'trusted must hold networks such as "10.0.0.0/8", addresses or "unix", got {text!r} ({error})'
         ) from error
-
-
-@lru_cache(maxsize=1024)
-def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that a text says, zone left out and IPv4-mapped IPv6 as IPv4, or None if it is none."""
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = getattr(address, "ipv4_mapped", None)
-    return address if mapped is None else mapped

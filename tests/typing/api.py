@@ -49,7 +49,10 @@ from reliakit import (
     Limit,
     Logger,
     LoggingHandle,
+    LoginAttempt,
     LoginBlockedError,
+    LoginGuard,
+    LoginStatus,
     Masker,
     MaskingFilter,
     MemoryStore,
@@ -247,6 +250,24 @@ async def limiting() -> None:
     assert_type(decision.retry_after, float)
     limiter.reset("7")
     limiter.refund("7", 1)
+
+
+async def logging_in(logins: LoginGuard) -> None:
+    with logins.attempt(account="a@b.c", source="203.0.113.9", device="d") as attempt:
+        assert_type(attempt, LoginAttempt)
+        assert_type(attempt.failures, int)
+        attempt.success(7)
+    async with logins.attempt(account="a@b.c", source="203.0.113.9") as attempt:
+        assert_type(attempt, LoginAttempt)
+        attempt.failure()
+    status = logins.status(account="a@b.c")
+    assert_type(status, LoginStatus)
+    assert_type(status.retry_after, float | None)
+    assert_type(await logins.astatus(source="203.0.113.9"), LoginStatus)
+    logins.token_failed(source="203.0.113.9")
+    await logins.atoken_failed(source="203.0.113.9")
+    logins.reset(account="a@b.c")
+    await logins.areset(source="203.0.113.9")
 
 
 # Core

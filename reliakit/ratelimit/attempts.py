@@ -1,0 +1,137 @@
+"""What a login guard does with a store's word: asks for it, raises refusals and tells listeners."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reliakit.core.errors import LoginBlockedError
+from reliakit.core.events import SecurityNoticed
+from reliakit.ratelimit.limit import Decision
+from reliakit.ratelimit.names import hidden
+from reliakit.ratelimit.outage import GuardedStore, StandInAttempt
+from reliakit.stores.attempts import AttemptOp, Claim
+from reliakit.stores.protocol import FOREVER
+
+if TYPE_CHECKING:
+    from reliakit.core.spine import Emitter
+    from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptRules, AttemptStore
+
+__all__ = ["Attempts", "wait_of"]
+
+
+class Attempts:
+    """The attempts of one guard under one set of rules. Safe from threads and tasks, if the store is.
+
+    Args:
+        store: A store that cannot fail, or a guarded one.
+        rules: The rules.
+        emitter: The guard's mouth.
+        service: The service's name, for events.
+    """
+
+    def __init__(
+        self, store: AttemptStore | GuardedStore, rules: AttemptRules, emitter: Emitter, service: str | None
+    ) -> None:
+        self._store = store
+        self._rules = rules
+        self._emitter = emitter
+        self._service = service
+
+    @property
+    def name(self) -> str:
+        """The guard's name."""
+        return self._emitter.name
+
+    def ask(self, op: AttemptOp, attempt: Attempt) -> AttemptAnswer:
+        """Return the store's word, or a stand-in's."""
+        return self._store.attempt(op, self._rules, attempt)
+
+    async def aask(self, op: AttemptOp, attempt: Attempt) -> AttemptAnswer:
+        """Return the store's word; the twin of `ask` for tasks."""
+        return await self._store.aattempt(op, self._rules, attempt)
+
+    def settle(self, op: AttemptOp, attempt: Attempt, reserved: AttemptAnswer) -> None:
+        """Tell the store what became of a reservation."""
+        owed = self._locally(op, attempt, reserved)
+        if owed is not None:
+            self.ask(op, owed)
+
+    async def asettle(self, op: AttemptOp, attempt: Attempt, reserved: AttemptAnswer) -> None:
+        """Tell the store what became of a reservation; the twin of `settle` for tasks."""
+        owed = self._locally(op, attempt, reserved)
+        if owed is not None:
+            await self.aask(op, owed)
+
+    def _locally(self, op: AttemptOp, attempt: Attempt, reserved: AttemptAnswer) -> Attempt | None:
+        """Tell the stand-in where it had reserved, and return what the store is owed still."""
+        if not isinstance(reserved, StandInAttempt):
+            return attempt._replace(claim=reserved.claim)
+        assert isinstance(self._store, GuardedStore)  # nobody else makes such answers
+        self._store.local.attempt(op, self._rules, attempt._replace(claim=reserved.claim))
+        # The store has counted nothing, but a success is one there too.
+        return attempt._replace(claim=Claim.NOTHING) if op is AttemptOp.SUCCEED else None
+
+    def passed(self, answer: AttemptAnswer, source: str) -> AttemptAnswer:
+        """Return an answer that lets an attempt through.
+
+        Raises:
+            LoginBlockedError: It does not.
+        """
+        if answer.admitted:
+            return answer
+        degraded = isinstance(answer, StandInAttempt)
+        wait = wait_of(answer)
+        if self._emitter.hears(SecurityNoticed):
+            fields = {
+                "guard": self.name,
+                "blocked_by": answer.binding or None,
+                "retry_after": wait,
+                "degraded": degraded,
+            }
+            self._emitter.emit(
+                SecurityNoticed, event="rate_limit", source=source, service=self._service, fields=fields
+            )
+        raise self._refusal(wait, degraded=degraded)
+
+    def failed(self, event: str, source: str, fields: dict[str, object]) -> None:
+        """Tell listeners of a failure."""
+        if self._emitter.hears(SecurityNoticed):
+            self._emitter.emit(
+                SecurityNoticed,
+                event=event,
+                source=source,
+                service=self._service,
+                fields={"guard": self.name, **fields},
+            )
+
+    def failed_login(self, source: str, account: str, key: str | None, failures: int) -> None:
+        """Tell listeners of a wrong password; of the account only its first letter and what tells it from others."""
+        # The key is an HMAC, so a part of it tells accounts apart in the log and names none.
+        tag = (key or "")[:12]
+        self.failed("failed_login", source, {"account": hidden(account), "account_tag": tag, "failures": failures})
+
+    def _refusal(self, wait: float | None, *, degraded: bool) -> LoginBlockedError:
+        when = "after a reset" if wait is None else f"in {wait:.3g} s"
+        why = "cannot reach its store" if degraded else "has seen too many failures"
+        seconds = 0.0 if wait is None else wait
+        return LoginBlockedError(
+            f"login guard {self.name!r} {why}: the next attempt can be made {when}",
+            name=self.name,
+            retry_after=wait,
+            decision=Decision(
+                allowed=False,
+                limit=self._rules.free,
+                remaining=0,
+                retry_after=seconds,
+                reset_after=seconds,
+                degraded=degraded,
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return repr(self._store)
+
+
+def wait_of(answer: AttemptAnswer) -> float | None:
+    """Return the seconds that an answer says to wait, None where only a reset helps."""
+    return None if answer.wait >= FOREVER else answer.wait / 1e9

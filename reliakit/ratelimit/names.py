@@ -1,0 +1,86 @@
+"""What a login guard calls accounts, sources and devices in its store: nobody can read a name from it.
+
+```
+" Alice@Example.com " ──NFKC, casefold, strip──> "alice@example.com" ──HMAC-SHA256──> 3f9a...
+```
+"""
+
+from __future__ import annotations
+
+import hmac
+from unicodedata import normalize
+
+from reliakit.core.addresses import folded
+from reliakit.core.errors import ConfigurationError
+from reliakit.stores.attempts import Attempt
+
+__all__ = ["Names", "hidden"]
+
+_DIGITS = 32  # of the digest's 64: 128 bits are more than enough to tell keys apart
+
+
+class Names:
+    """Makes the keys of attempts. Each is made of its kind too, so an account and a source of one text differ.
+
+    Args:
+        secret: Without it nobody can tell which account a key stands for, not even by trying all addresses.
+    """
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def attempt(self, account: str, source: str, device: str | None) -> Attempt:
+        """Return the keys of an attempt.
+
+        Raises:
+            ConfigurationError: One of them is empty or no text.
+        """
+        return self.some(_text("account", account), _text("source", source), device)
+
+    def some(self, account: str | None, source: str | None, device: str | None) -> Attempt:
+        """Return the keys of those that are given.
+
+        Raises:
+            ConfigurationError: Neither an account nor a source is, or one of them is empty or no text.
+        """
+        if account is None and source is None:
+            raise ConfigurationError("account or source must be given, or both")
+        who = None if account is None else _text("account", _normalised(_text("account", account)))
+        where = None if source is None else folded(_text("source", source))
+        thing = None if device is None or who is None else _text("device", device)
+        return Attempt(
+            None if who is None else self._key("account", who),
+            None if who is None or where is None else self._key("pair", who, where),
+            None if where is None else self._key("source", where),
+            None if who is None or thing is None else self._key("device", who, thing),
+        )
+
+    def token(self, source: str) -> Attempt:
+        """Return the keys for a token of nobody: what it came from stands for the account."""
+        where = folded(_text("source", source))
+        return Attempt(
+            self._key("token account", where), self._key("token pair", where), self._key("token source", where)
+        )
+
+    def _key(self, kind: str, *parts: str) -> str:
+        # With their lengths, so that no two lists of parts make one text.
+        text = "".join(f"{len(part)}:{part}" for part in (kind, *parts))
+        return hmac.digest(self._secret, text.encode("utf-8", "surrogatepass"), "sha256").hex()[:_DIGITS]
+
+
+def _text(argument: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigurationError(f"{argument} must be a text that is not empty: all would share an empty one")
+    return value
+
+
+def _normalised(account: str) -> str:
+    # Folding case can undo the normal form, so it is brought about twice.
+    return normalize("NFKC", normalize("NFKC", account).casefold()).strip()
+
+
+def hidden(account: str) -> str:
+    """Return what a log may show of an account."""
+    return f"{account.strip()[:1]}***"
