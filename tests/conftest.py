@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 from hypothesis.database import DirectoryBasedExampleDatabase, InMemoryExampleDatabase
+from sweeping import left_after_sweeping
 
 from reliakit.core import spine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from reliakit.testing import EmbeddedPostgres
 
 # No test is judged by the clock, and a checkout that the user may not write to must not warn.
 _can_write = os.access(".", os.W_OK)
@@ -47,3 +50,22 @@ def nobody_goes_on_listening() -> Iterator[None]:
     left = [route for route in after if route not in before]
     spine._everybody.routes = before
     assert not left, f"still subscribed after the test: {[route.listener for route in left]}"
+
+
+@pytest.fixture(scope="session")
+def swept_databases() -> list[str]:
+    """Databases that a test has left and the next may have."""
+    return []
+
+
+@pytest.fixture
+def reliakit_dsn(reliakit_postgres: EmbeddedPostgres, swept_databases: list[str]) -> Iterator[str]:
+    """Conninfo of an empty database that only this test uses, as the plugin's own fixture gives one, but cheaper."""
+    reliakit_postgres.start()  # a test may have killed it
+    conninfo = swept_databases.pop() if swept_databases else reliakit_postgres.database()
+    yield conninfo
+    reliakit_postgres.start()
+    if left_after_sweeping(conninfo):
+        reliakit_postgres.drop_database(conninfo)
+    else:
+        swept_databases.append(conninfo)
