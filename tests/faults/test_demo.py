@@ -32,7 +32,7 @@ def environment(temporary, **settings):
 
 
 @pytest.fixture
-def start():
+def start(temporary):
     """Start a demo; one that a failed test leaves running is killed, which is a case of its own."""
     started = []
 
@@ -109,7 +109,7 @@ def test_a_short_run_keeps_every_promise_and_leaves_nothing(start, temporary):
 
 
 @needs_proc
-@pytest.mark.parametrize("moment", [0.15, 0.6, 1.5, 3.2])
+@pytest.mark.parametrize("moment", [0.15, 0.6, 1.5])
 def test_ctrl_c_at_any_moment_leaves_no_process_and_no_folder(start, temporary, moment):
     demo = start()
     SYSTEM_CLOCK.sleep(moment)
@@ -126,6 +126,8 @@ def test_a_killed_demo_leaves_no_process_and_no_folder(start, temporary):
     for line in demo.stdout:
         if "Ctrl-C" in line:
             break
+    assert len(processes_of(temporary)) > 4
+    assert any(temporary.iterdir())
     demo.kill()
     demo.communicate(timeout=10)
     assert_nothing_is_left(temporary)
@@ -152,14 +154,14 @@ def test_serving_goes_on_until_it_is_told_to_end_and_the_services_answer(start, 
 
 @needs_proc
 def test_a_reader_that_goes_away_does_not_disturb_the_demo(start, temporary):
-    demo = start("--serve")
+    demo = start()
     demo.stdout.readline()
     demo.stdout.close()
-    SYSTEM_CLOCK.sleep(0.5)
+    SYSTEM_CLOCK.sleep(2.5)  # it goes on, and tells nobody how far it is
     assert demo.poll() is None
     demo.send_signal(signal.SIGINT)
     assert demo.stderr.read() == ""
-    assert demo.wait(40) == 0
+    assert demo.wait(40) == 130
     assert_nothing_is_left(temporary)
 
 
