@@ -10,6 +10,15 @@ SWEEP = """
     SET client_min_messages = error;
     DROP SCHEMA public CASCADE;
     CREATE SCHEMA public;
+    -- As in a new database, which since PostgreSQL 15 lets nobody create anything.
+    DO $$ BEGIN
+        IF current_setting('server_version_num')::int < 150000 THEN
+            GRANT ALL ON SCHEMA public TO public;
+        ELSE
+            ALTER SCHEMA public OWNER TO pg_database_owner;
+            GRANT USAGE ON SCHEMA public TO public;
+        END IF;
+    END $$;
 """
 # What was not there from the beginning has a number of 16384 or more.
 LEFT = """

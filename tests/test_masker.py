@@ -39,7 +39,9 @@ def shown(value: object) -> str:
     def plain(item: object) -> object:
         if isinstance(item, dict):
             return {str(key): plain(entry) for key, entry in item.items()}
-        if isinstance(item, list | tuple | set | frozenset):
+        if isinstance(item, set | frozenset):  # in the same order in every process, as a test's name must be
+            return sorted((plain(entry) for entry in item), key=str)
+        if isinstance(item, list | tuple):
             return [plain(entry) for entry in item]
         if isinstance(item, bytes | bytearray):
             return bytes(item).decode("utf-8", "replace")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import psycopg
 import pytest
 from sweeping import left_after_sweeping
+
+if TYPE_CHECKING:
+    from reliakit.testing import EmbeddedPostgres
 
 
 @pytest.mark.parametrize(
@@ -25,3 +30,15 @@ def test_what_a_test_leaves_is_swept_away_or_told(reliakit_dsn: str, used: str, 
         with pytest.raises(psycopg.errors.AdminShutdown):
             connection.execute("SELECT 1")
     assert left_after_sweeping(reliakit_dsn) == left
+
+
+def test_a_swept_database_grants_what_a_new_one_does(reliakit_dsn: str, reliakit_postgres: EmbeddedPostgres) -> None:
+    def rights(conninfo: str) -> object:
+        with psycopg.connect(conninfo) as connection:
+            query = "SELECT nspowner, nspacl::text FROM pg_namespace WHERE nspname = 'public'"
+            return connection.execute(query).fetchone()
+
+    left_after_sweeping(reliakit_dsn)
+    new = reliakit_postgres.database()
+    assert rights(reliakit_dsn) == rights(new)
+    reliakit_postgres.drop_database(new)
