@@ -668,7 +668,8 @@ def test_metrics_only_lets_all_pass_and_counts(clock: ManualClock) -> None:
     heard.clear()
     fail(breaker, 20)
     assert (breaker.state, breaker.snapshot().failures) == (State.METRICS_ONLY, 20)
-    assert [type(event) for event in heard] == [CallEnded] * 20
+    ended = [event for event in heard if isinstance(event, CallEnded)]
+    assert len(ended) == 20
 
 
 def test_close_leaves_a_closed_circuit_as_it_is_and_reset_begins_anew(clock: ManualClock) -> None:
@@ -1065,7 +1066,7 @@ def test_a_rejection_passing_through_is_reported_unless_that_was_done_before(clo
 def test_an_offer_refuses_without_an_error(clock: ManualClock) -> None:
     breaker = opened(clock)
     heard = RecordingListener()
-    with subscribe(heard):
+    with subscribe(heard, CallEnded, CallRejected, ErrorSeen):
         assert breaker.offer() is None
     assert [type(event) for event in heard] == [CallRejected]
     breaker.close()
@@ -1100,7 +1101,7 @@ def test_a_breaker_nobody_holds_is_forgotten(clock: ManualClock) -> None:
 def test_a_child_does_not_inherit_a_held_lock(clock: ManualClock) -> None:
     heard: list[Event] = []
     breaker = CircuitBreaker(failure_threshold=1, clock=clock, listeners=[heard.append])
-    let_go = held_elsewhere(breaker._lock)
+    let_go = held_elsewhere(breaker._ledger.lock)
     with breaker._telling:
         child = os.fork()
         if child == 0:

@@ -21,6 +21,7 @@ __all__ = [
     "CircuitChanged",
     "CircuitFigures",
     "CircuitPresent",
+    "CircuitSpared",
     "ConnectionClosed",
     "ConnectionLeaked",
     "ConnectionOpened",
@@ -310,6 +311,13 @@ class CircuitChanged(Event):
     state: str
     cause: str
     retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitSpared(Event):
+    """A circuit breaker in `metrics_only` would have opened now; `cause` says why, in a few words."""
+
+    cause: str
 
 
 class CircuitFigures(NamedTuple):

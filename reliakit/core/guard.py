@@ -7,42 +7,39 @@ guard.leave(permit, error, value)
 ```
 
 A guard decides and never waits, so one object serves threads and tasks at once. Which shell a function gets is
-decided once, when it is decorated: plain, `async def`, generator or async generator. Anything whose colour would be
-guessed wrong is refused loudly: a class, a coroutine object, a plain function that returns an awaitable.
-
-A guard may keep an express lane, see `ExpressGuard`: while it has nothing to decide and nothing to count, a call
-costs two attribute reads instead of two method calls (1.3 instead of 2.0 to 3.6 times a bare wrapper, see
-benchmarks/resilience.py).
+decided once, when it is decorated, see `colour.py`. A guard that has something to decide only now and then may keep
+an express lane for the calls in between, see `lanes.py`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from functools import partial, wraps
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
+from functools import wraps
+from types import AsyncGeneratorType, GeneratorType
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
-from reliakit.core.errors import ConfigurationError
+from reliakit.core.colour import (
+    Colour,
+    colour_of,
+    is_awaitable,
+    refuse_awaitable,
+    refuse_generator_function,
+    refuse_value,
+)
+from reliakit.core.lanes import LaneGuard, lane_shell
 
-__all__ = [
-    "Colour",
-    "ExpressGuard",
-    "Guard",
-    "acall",
-    "call",
-    "colour_of",
-    "guarded",
-    "is_awaitable",
-    "refuse_awaitable",
-]
+__all__ = ["Colour", "Guard", "acall", "call", "colour_of", "guarded", "is_awaitable", "refuse_awaitable"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-_PLAIN: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict})
 _GENERATORS = frozenset({GeneratorType, AsyncGeneratorType})
-Colour = Literal["plain", "async", "generator", "async generator"]
+# A generator's own steps cost more than a lane would save.
+_WITH_LANE = frozenset({"plain", "async"})
+
+
+class _Unseen:
+    """No function's result is of this class."""
 
 
 class Guard(Protocol[T]):
@@ -55,56 +52,6 @@ class Guard(Protocol[T]):
     def leave(self, permit: T, error: BaseException | None, result: object, /) -> None:
         """Take the permit back with what the call came to. Called exactly once for each permit; never raises."""
         ...
-
-
-class ExpressGuard(Guard[T], Protocol[T]):
-    """A guard that most of the time lets every call pass and learns nothing from its success.
-
-    Attributes:
-        passing: While it is not None, it is the permit of every call that begins, and a call that succeeds while it
-            is still the same object need not be reported: `leave` is called for errors only. `enter` never
-            returns None.
-    """
-
-    passing: T | None
-
-
-class _NoLane:
-    """Stands for the express lane of a guard without one."""
-
-    passing = None
-
-
-def colour_of(fn: object, *, by: str) -> Colour:
-    """Tell how a function must be called.
-
-    Args:
-        fn: What was handed to a decorator or to `call`.
-        by: Who asks, for the message.
-
-    Raises:
-        ConfigurationError: It is a class, a coroutine object or no callable at all.
-    """
-    if inspect.iscoroutine(fn):
-        fn.close()
-        raise ConfigurationError(f"{by} takes a function, got a coroutine object: leave out the parentheses after it")
-    if isinstance(fn, type):
-        raise ConfigurationError(
-            f"{by} takes a function, got the class {fn.__qualname__}: decorate its methods instead"
-        )
-    if not callable(fn):
-        raise ConfigurationError(f"{by} takes a function, got {type(fn).__name__}")
-    target: object = fn
-    while isinstance(target, partial):
-        target = cast("partial[object]", target).func
-    for called in (target, type(target).__call__):  # a function, or an object with its own __call__
-        if inspect.iscoroutinefunction(called):
-            return "async"
-        if inspect.isasyncgenfunction(called):
-            return "async generator"
-        if inspect.isgeneratorfunction(called):
-            return "generator"
-    return "plain"
 
 
 def guarded(guard: Guard[Any], fn: Callable[P, R], *, by: str) -> Callable[P, R]:
@@ -121,8 +68,12 @@ def guarded(guard: Guard[Any], fn: Callable[P, R], *, by: str) -> Callable[P, R]
     if isinstance(fn, staticmethod | classmethod):
         method = cast("staticmethod[..., Any] | classmethod[Any, ..., Any]", fn)
         return cast("Callable[P, R]", type(method)(guarded(guard, method.__func__, by=by)))
-    shell = _SHELLS[colour_of(fn, by=by)]
-    return cast("Callable[P, R]", shell(guard, cast("Callable[..., Any]", fn), by))
+    colour = colour_of(fn, by=by)
+    called = cast("Callable[..., Any]", fn)
+    shell = _SHELLS[colour](guard, called, by)
+    if hasattr(guard, "passing") and colour in _WITH_LANE:
+        shell = lane_shell(cast("LaneGuard[Any]", guard), called, shell, by, is_async=colour == "async")
+    return cast("Callable[P, R]", shell)
 
 
 def call(guard: Guard[Any], fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -137,7 +88,7 @@ def call(guard: Guard[Any], fn: Callable[P, R], /, *args: P.args, **kwargs: P.kw
         if is_awaitable(result):
             refuse_awaitable(fn, result, "call")
         if type(result) in _GENERATORS:
-            _refuse_generator_function(fn)
+            refuse_generator_function(fn)
     except BaseException as error:
         guard.leave(permit, error, None)
         raise
@@ -155,7 +106,7 @@ async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], /, *args: P.ar
     try:
         pending = fn(*args, **kwargs)
         if not is_awaitable(pending):
-            _refuse_value(fn, pending)
+            refuse_value(fn, pending)
         result = await pending
     except BaseException as error:
         guard.leave(permit, error, None)
@@ -164,103 +115,42 @@ async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], /, *args: P.ar
     return result
 
 
-def is_awaitable(result: object) -> bool:
-    """Return whether this is something to be awaited. Looks at the class alone; a no costs 150 ns on Python 3.11."""
-    kind = type(result)
-    return kind not in _PLAIN and hasattr(kind, "__await__")  # 40 ns for those
-
-
-def refuse_awaitable(fn: object, result: object, by: str) -> None:
-    """Raise for a plain function that returned an awaitable: nothing would have been guarded.
-
-    Raises:
-        ConfigurationError: Always.
-    """
-    if isinstance(result, CoroutineType):
-        result.close()
-    if inspect.iscoroutinefunction(fn):
-        raise ConfigurationError(f"{_name_of(fn)} is async, so {by} would guard nothing: await acall instead")
-    raise ConfigurationError(
-        f"{_name_of(fn)} is a plain function that returned an awaitable, so {by} would guard nothing: "
-        "make it `async def` and await inside, or use acall"
-    )
-
-
-def _refuse_generator_function(fn: object) -> None:
-    # A plain function may well return a generator that somebody else drives; a generator function does nothing yet.
-    if colour_of(fn, by="call") != "plain":
-        raise ConfigurationError(
-            f"{_name_of(fn)} is a generator function, so call would guard only its creation: decorate it instead"
-        )
-
-
-def _refuse_value(fn: object, result: object) -> None:
-    if not inspect.isawaitable(result):  # a generator-based coroutine is one, though its class does not say so
-        raise ConfigurationError(f"{_name_of(fn)} returned nothing to await: use call for a plain function")
-
-
-def _name_of(fn: object) -> str:
-    return str(getattr(fn, "__qualname__", None) or repr(fn))
-
-
 def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:
     enter, leave = guard.enter, guard.leave
-    has_lane = hasattr(guard, "passing")
-    lane: Any = guard if has_lane else _NoLane
     # The class of the last result that proved to be no awaitable: looking it up anew costs more than the guard.
-    # `express` is the same for a guard with a lane and stays no class of any result for one without.
-    known: type[object] = _NoLane
-    express: type[object] = _NoLane
-
-    def finish(permit: Any, result: Any) -> Any:
-        nonlocal known, express
-        if type(result) is not known:
-            try:
-                if is_awaitable(result):
-                    refuse_awaitable(fn, result, by)
-            except BaseException as error:
-                leave(permit, error, None)
-                raise
-            known = cast("type[object]", type(result))
-            if has_lane:
-                express = known
-        if not has_lane or permit is not lane.passing:
-            leave(permit, None, result)
-        return result
+    known: type[object] = _Unseen
 
     @wraps(fn)
     def run(*args: Any, **kwargs: Any) -> Any:
-        permit = lane.passing
-        if permit is None:
-            permit = enter()
+        nonlocal known
+        permit = enter()
         try:
             result = fn(*args, **kwargs)
+            if type(result) is not known:
+                if is_awaitable(result):
+                    refuse_awaitable(fn, result, by)
+                known = cast("type[object]", type(result))
         except BaseException as error:
             leave(permit, error, None)
             raise
-        if permit is lane.passing and type(result) is express:
-            return result
-        return finish(permit, result)
+        leave(permit, None, result)
+        return result
 
     return run
 
 
 def _async(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:  # noqa: ARG001 - one signature for all shells
     enter, leave = guard.enter, guard.leave
-    lane: Any = guard if hasattr(guard, "passing") else _NoLane
 
     @wraps(fn)
     async def run(*args: Any, **kwargs: Any) -> Any:
-        permit = lane.passing
-        if permit is None:
-            permit = enter()
+        permit = enter()
         try:
             result = await fn(*args, **kwargs)
         except BaseException as error:
             leave(permit, error, None)
             raise
-        if permit is not lane.passing or permit is None:
-            leave(permit, None, result)
+        leave(permit, None, result)
         return result
 
     return run

@@ -1,7 +1,7 @@
 """A circuit breaker: stops calling what keeps failing, and lets a few probes find out when it is well again.
 
 ```
-closed ── failures in a row ──> open ── reset_timeout, then a call ──> half_open ── probes ──> closed or open
+closed ── failures, or slow calls ──> open ── reset_timeout, then a call ──> half_open ── probes ──> closed or open
 ```
 
 After Michael Nygard, "Release It!" (2007). The decisions are in `circuit.py`; this is the shell around them: the
@@ -11,86 +11,48 @@ the lock is held for its few steps only, and never while a call, a listener or a
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable
-from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from math import inf
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from reliakit.core import checks
-from reliakit.core.backoff import Backoff
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import CircuitOpenError, ConfigurationError
-from reliakit.core.events import CallEnded, CallRejected, CircuitChanged, ErrorSeen
+from reliakit.core.events import CallEnded, CallRejected, CircuitChanged, CircuitPresent, CircuitSpared, ErrorSeen
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.guard import acall, call, guarded
+from reliakit.core.lanes import Lane
 from reliakit.core.spine import Emitter, watch
 from reliakit.core.tracking import report
 from reliakit.resilience.blocks import Blocks, frame_of_block
-from reliakit.resilience.circuit import BreakerSnapshot, Circuit, State, Ticket
-from reliakit.resilience.verdict import ErrorFilter, Judge, Verdict, plain_callable
+from reliakit.resilience.breaks import FALLBACK, BreakLength, OpenFor, ResetTimeout
+from reliakit.resilience.circuit import Circuit, Entry, State, Ticket
+from reliakit.resilience.ledger import Ledger
+from reliakit.resilience.permit import Permit
+from reliakit.resilience.snapshot import BreakerSnapshot, snapshot_of
+from reliakit.resilience.triggers import triggers_of
+from reliakit.resilience.verdict import ErrorFilter, Judge, Verdict
+from reliakit.resilience.windows import CountWindow, TimeWindow
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from reliakit.core.spine import Listener
 
-__all__ = ["BreakerSnapshot", "CircuitBreaker", "Permit", "State"]
+__all__ = ["BreakerSnapshot", "CircuitBreaker", "CountWindow", "Permit", "State", "TimeWindow"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
-ResetTimeout: TypeAlias = float | Backoff | Callable[[int], float]
-
-_log = logging.getLogger("reliakit")
-_FALLBACK_BREAK = 60.0
-
-
-class Permit:
-    """Leave for one call that the breaker does not make itself; give it back with exactly one verdict.
-
-    The first verdict counts, later ones change nothing. Safe to settle from another thread or task.
-    """
-
-    __slots__ = ("_breaker", "_ticket")
-
-    def __init__(self, breaker: CircuitBreaker, ticket: Ticket) -> None:
-        self._breaker = breaker
-        self._ticket = [ticket]  # list.pop is atomic: of two threads that settle at once one finds it empty
-
-    def success(self) -> None:
-        """The dependency answered."""
-        self._settle("success", None)
-
-    def failure(self, error: BaseException | None = None) -> None:
-        """The dependency failed. With an error that the breaker ignores, this is `ignore()`."""
-        self._settle("failure", error)
-
-    def ignore(self) -> None:
-        """The call said nothing about the dependency: it neither counts nor resets."""
-        self._settle("ignored", None)
-
-    def claim(self) -> Ticket | None:
-        """Take out the ticket, once; for the breaker itself."""
-        try:
-            return self._ticket.pop()
-        except IndexError:
-            return None
-
-    def _settle(self, verdict: Verdict, error: BaseException | None) -> None:
-        ticket = self.claim()
-        if ticket is not None:
-            self._breaker.settle(ticket, verdict, error)
-
-    def __repr__(self) -> str:
-        return f"<Permit of {self._breaker.name!r}, {'open' if self._ticket else 'settled'}>"
+_LAST_HUNDRED = CountWindow(100)
 
 
 class CircuitBreaker:
-    """Stop calling a dependency that keeps failing.
+    """Stop calling a dependency that keeps failing or keeps being slow.
 
     ```python
-    breaker = CircuitBreaker("payments")
+    breaker = CircuitBreaker("payments", failure_rate=0.5, slow_call=2.0, slow_rate=0.8, window=TimeWindow(30.0))
 
     @breaker                                # def, async def, generators, async generators, methods
     async def pay(order): ...
@@ -102,97 +64,127 @@ class CircuitBreaker:
 
     A call that is refused raises CircuitOpenError. Cancellation, KeyboardInterrupt, SystemExit, GeneratorExit and
     rejections that pass through count as nothing; an error that is neither failure nor ignored counts as a success,
-    for the dependency answered. One object is safe for any mix of threads and tasks. A closed circuit costs about a
-    third of a bare wrapper function.
+    for the dependency answered. One object is safe for any mix of threads and tasks. What a call costs beside a bare
+    wrapper function is printed by benchmarks/resilience.py.
+
+    Any one of the triggers opens the circuit. Shares are inclusive and judged after every outcome, so a success may
+    open it too, by completing `minimum_calls` or once successes have left a time window.
 
     Args:
         name: Names the breaker in errors and events.
-        failure_threshold: Failures in a row that open the circuit.
+        failure_threshold: Failures in a row that open the circuit. None stands for 5, and for off when a rate is set.
+        failure_rate: Share of failures in the window that opens it, above 0 up to 1.
+        slow_call: Seconds from which on a call is slow, whatever it came to. Goes with `slow_rate`.
+        slow_rate: Share of slow calls in the window that opens it, above 0 up to 1.
+        window: Over which outcomes shares are taken.
+        minimum_calls: No share is judged over fewer outcomes.
         reset_timeout: How long it stays open, in seconds: a number, a `Backoff`, or a callable of how many times it
             has opened since it was closed, from 1. One that raises is logged and stands for 60 s.
-        half_open_calls: How many probes are let through after the break, and all must succeed; the first failure
-            opens the circuit again.
+        half_open_calls: How many probes are let through after the break. With a rate set, the rate over them decides
+            as soon as it can; else the first failure opens the circuit again, and all must succeed to close it.
         half_open_timeout: Seconds after which a probe that has not answered loses its permit to the next caller.
             None stands for the length of the break.
         failure: Which errors are failures: a type, a tuple of types, or a predicate of the error.
         ignore: Which errors count as nothing; beats `failure`.
         failure_result: A predicate of the result that makes it a failure, or None. `with` blocks have no result.
+        open_for: A callable of each failure, its error or its result, that returns how many seconds the dependency
+            itself asks to be left alone, such as a Retry-After, or None. The circuit then opens at once for so long.
         listeners: Callables that receive this breaker's events.
         clock: Where time and chance come from.
 
     Raises:
-        ConfigurationError: A setting is wrong.
+        ConfigurationError: A setting is wrong, or two of them do not go together.
     """
 
-    # Slots, because the wrapper of every call reads `passing` twice.
+    # Slots, because the wrapper of every call reads `passing`.
     __slots__ = (
         "__weakref__",
         "_blocks",
         "_circuit",
         "_clock",
         "_emitter",
-        "_failure_threshold",
-        "_further_settings",
         "_heard",
         "_judge",
-        "_lock",
+        "_ledger",
+        "_length",
         "_refused",
-        "_reset_timeout",
+        "_settings",
         "_telling",
         "_tells_refusals",
         "name",
         "passing",
+        "timing",
     )
 
     def __init__(
         self,
         name: str = "default",
         *,
-        failure_threshold: int = 5,
+        failure_threshold: int | None = None,
+        failure_rate: float | None = None,
+        slow_call: float | None = None,
+        slow_rate: float | None = None,
+        window: CountWindow | TimeWindow = _LAST_HUNDRED,
+        minimum_calls: int = 10,
         reset_timeout: ResetTimeout = 60.0,
         half_open_calls: int = 1,
         half_open_timeout: float | None = None,
         failure: ErrorFilter = Exception,
         ignore: ErrorFilter = (),
         failure_result: Callable[[Any], bool] | None = None,
+        open_for: OpenFor | None = None,
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.name: str = checks.named("name", name)
-        self._failure_threshold = checks.count("failure_threshold", failure_threshold)
-        checks.count("half_open_calls", half_open_calls)
+        triggers = triggers_of(
+            failure_threshold=failure_threshold,
+            failure_rate=failure_rate,
+            slow_call=slow_call,
+            slow_rate=slow_rate,
+            window=window,
+            minimum_calls=minimum_calls,
+            half_open_calls=half_open_calls,
+        )
         if half_open_timeout is not None:
             half_open_timeout = checks.seconds("half_open_timeout", half_open_timeout)
-        if callable(reset_timeout):
-            plain_callable("reset_timeout", reset_timeout)
-        elif not isinstance(reset_timeout, Backoff):
-            reset_timeout = checks.seconds("reset_timeout", reset_timeout)
-        self._reset_timeout = reset_timeout
+        self._length = BreakLength(name, reset_timeout, open_for)
         self._judge = Judge(failure, ignore, failure_result)
-        self._further_settings = "".join(
-            f", {argument}={value!r}"
-            for argument, value, default in (
-                ("half_open_calls", half_open_calls, 1),
-                ("half_open_timeout", half_open_timeout, None),
-                ("failure", failure, Exception),
-                ("ignore", ignore, ()),
-                ("failure_result", failure_result, None),
-            )
-            if value is not default
-        )
         self._clock = clock
         self._emitter = Emitter(name, listeners, clock)
-        # Re-entrant, because garbage that is collected while it is held may hold a permit of this very breaker.
-        self._lock = threading.RLock()
+        self._circuit = Circuit(triggers, window, half_open_timeout)
+        self._ledger = Ledger(self._circuit, self, clock)
         self._telling = threading.Lock()
-        self._circuit = Circuit(failure_threshold, half_open_calls, half_open_timeout)
         self._blocks: Blocks[Permit] = Blocks()
         self._heard = self._tells_refusals = False
         self._refused = (
             f"circuit breaker {name!r} is open, so the call was not tried; see retry_after for when to retry"
         )
-        self.passing: Ticket | None = None
-        renew_locks_after_fork(self, "_lock", "_telling")
+        self._settings = ", ".join(
+            f"{argument}={value!r}"
+            for argument, value, default in (
+                ("failure_threshold", triggers.in_a_row, None),
+                ("failure_rate", failure_rate, None),
+                ("slow_call", slow_call, None),
+                ("slow_rate", slow_rate, None),
+                ("window", window, _LAST_HUNDRED),
+                ("minimum_calls", minimum_calls, 10),
+                ("reset_timeout", reset_timeout, None),
+                ("half_open_calls", half_open_calls, 1),
+                ("half_open_timeout", half_open_timeout, None),
+                ("failure", failure, Exception),
+                ("ignore", ignore, ()),
+                ("failure_result", failure_result, None),
+                ("open_for", open_for, None),
+            )
+            if value != default
+        )
+        is_timed = slow_call is not None or isinstance(window, TimeWindow)
+        self.timing: tuple[Callable[[], float], float] | None = (
+            (clock.monotonic, inf if slow_call is None else float(slow_call)) if is_timed else None
+        )
+        self.passing: Lane | None = None
+        renew_locks_after_fork(self, "_telling")
         watch(self)
         self.listeners_changed()
 
@@ -238,25 +230,25 @@ class CircuitBreaker:
     @property
     def retry_after(self) -> float | None:
         """Seconds until a call may pass: 0.0 when it may now, None when that is not known."""
-        with self._lock:
+        with self._ledger.lock:
             return self._circuit.retry_after(self._clock.monotonic())
 
     def snapshot(self) -> BreakerSnapshot:
         """Return state, counts and the rest of the break, in plain values that another process can restore."""
-        with self._lock:
-            return self._circuit.snapshot(self._clock.monotonic())
+        with self._ledger.lock:
+            return snapshot_of(self._circuit, self._clock.monotonic())
 
     def restore(self, snapshot: BreakerSnapshot) -> None:
         """Go on from a snapshot, of this breaker or of one in another process. Calls under way are not counted."""
         if not isinstance(snapshot, BreakerSnapshot):
             raise ConfigurationError(f"restore takes a BreakerSnapshot, got {type(snapshot).__name__}")
-        with self._lock:
+        with self._ledger.lock:
             now = self._clock.monotonic()
             unknown = self._circuit.restore(snapshot, now)
-            generation = self._circuit.generation
-            self._open_lane_locked()
+            lane = self._circuit.lane
+            self._show_lane_locked()
         if unknown:
-            self._hold(generation, now, snapshot.opened_count)
+            self._hold(lane, now, snapshot.opened_count)
         self._tell()
 
     def force_open(self, seconds: float | None = None) -> None:
@@ -267,9 +259,9 @@ class CircuitBreaker:
         """
         if seconds is not None:
             seconds = checks.seconds("seconds", seconds, zero=True)
-        with self._lock:
+        with self._ledger.lock:
             self._circuit.force_open(self._clock.monotonic(), seconds)
-            self._open_lane_locked()
+            self._show_lane_locked()
         self._tell()
 
     def disable(self) -> None:
@@ -286,9 +278,9 @@ class CircuitBreaker:
 
     def reset(self) -> None:
         """Begin anew: closed, with nothing counted, and no outcome of an earlier call will be."""
-        with self._lock:
+        with self._ledger.lock:
             self._circuit.reset()
-            self._open_lane_locked()
+            self._show_lane_locked()
         self._tell()
 
     def enter(self) -> Ticket:
@@ -297,9 +289,6 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: No call may pass now.
         """
-        shared = self._circuit.shared
-        if shared is not None and not self._heard:
-            return shared
         ticket, wait = self._decide()
         if ticket is None:
             raise self._refusal(wait)
@@ -307,9 +296,6 @@ class CircuitBreaker:
 
     def offer(self) -> Ticket | None:
         """Let a call pass as `enter` does, or return None: for callers to whom a refusal is no error."""
-        shared = self._circuit.shared
-        if shared is not None and not self._heard:
-            return shared
         ticket, wait = self._decide()
         if ticket is None and self._tells_refusals:
             self._emitter.emit(CallRejected, reason="CircuitOpenError", retry_after=wait)
@@ -318,92 +304,96 @@ class CircuitBreaker:
     def _decide(self) -> tuple[Ticket | None, float | None]:
         """Return the ticket of a call that may pass, or None and the seconds until one may, where that is known."""
         circuit = self._circuit
+        lane = circuit.lane
+        if lane.until > -inf and not self._heard:
+            return (lane if self.timing is None else Entry(lane, self._clock.monotonic())), None
         now = self._clock.monotonic()
         until = circuit.until
         if now < until:  # one value that tells everything, so a refusal needs no lock
             return None, until - now if until < inf else None
-        with self._lock:
+        with self._ledger.lock:
             ticket = circuit.admit(now)
-            if ticket is circuit.shared and ticket is not None:
-                ticket = Ticket(ticket.generation, now)  # somebody listens, and wants to know the duration
             wait = None if ticket is not None else circuit.retry_after(now)
         self._tell()
         return ticket, wait
 
+    def permit_since(self, lane: Lane, began: float, /) -> Entry:
+        """Return the ticket of a call that began on this lane at this instant; for its wrapper."""
+        return Entry(lane, began)
+
     def leave(self, ticket: Ticket, error: BaseException | None, result: object, /) -> None:
         """Take a ticket back with what the call came to, and judge it."""
         verdict: Verdict = "ignored"
+        asked = None
         try:
             verdict = self._judge.of_result(result) if error is None else self._judge.of_error(error)
+            if verdict == "failure":
+                asked = self._length.asked_by(result if error is None else error)
         finally:
             # Also when a predicate is interrupted: a permit that is not given back would be lost.
-            self._count(ticket, verdict, error)
-
-    def listeners_changed(self) -> None:
-        """Leave the express lane while somebody listens to every call; see `reliakit.core.spine.watch`."""
-        with self._lock:
-            self._heard = self._emitter.hears(CallEnded)
-            self._tells_refusals = self._emitter.hears(CallRejected) or self._emitter.hears(ErrorSeen)
-            self._open_lane_locked()
+            self._count(ticket, verdict, error, asked)
 
     def settle(self, ticket: Ticket, verdict: Verdict, error: BaseException | None) -> None:
         """Take a ticket back with a verdict that is known; an error that counts as nothing overrules it."""
         neutral = True
+        asked = None
         try:
             neutral = error is not None and self._judge.is_neutral(error)
+            if verdict == "failure" and not neutral:
+                asked = self._length.asked_by(error)
         finally:
-            self._count(ticket, "ignored" if neutral else verdict, error)
+            self._count(ticket, "ignored" if neutral else verdict, error, asked)
 
-    def _count(self, ticket: Ticket, verdict: Verdict, error: BaseException | None) -> None:
-        circuit = self._circuit
-        with self._lock:
-            opened = circuit.settle(ticket, verdict)
-            generation, opened_count = circuit.generation, circuit.opened_count
-            counted = circuit.state is not State.DISABLED
-            self._open_lane_locked()
-        if opened:
-            self._hold(generation, self._clock.monotonic(), opened_count)
-        self._tell()
-        if self._heard and counted:
-            duration = None if ticket.started is None else self._clock.monotonic() - ticket.started
-            self._emitter.emit(CallEnded, verdict=verdict, duration=duration)
+    def listeners_changed(self) -> None:
+        """Leave the express lane while somebody listens to every call; see `reliakit.core.spine.watch`."""
+        with self._ledger.lock:
+            self._heard = self._emitter.hears(CallEnded)
+            self._tells_refusals = self._emitter.hears(CallRejected) or self._emitter.hears(ErrorSeen)
+            self._show_lane_locked()
+        self._emitter.emit(CircuitPresent, read=self._ledger.read)
+
+    def _count(self, ticket: Ticket, verdict: Verdict, error: BaseException | None, asked: float | None) -> None:
+        circuit, heard = self._circuit, self._heard
+        began = None if isinstance(ticket, Lane) else ticket.began
+        now = self._clock.monotonic()
+        slow = self.timing is not None and began is not None and now - began >= self.timing[1]
+        lane = ticket if isinstance(ticket, Lane) else ticket.lane
+        if verdict == "success" and now < lane.until and not slow and not heard:
+            lane.count += 1
+        else:
+            with self._ledger.lock:
+                opened = circuit.settle(ticket, verdict, now, slow=slow, asked=asked)
+                counted = self._ledger.count_locked(verdict)
+                lane, opened_count = circuit.lane, circuit.opened_count
+                self._show_lane_locked()
+            if opened:
+                self._hold(lane, now, opened_count)
+            self._tell()
+            if heard and counted:
+                self._emitter.emit(CallEnded, verdict=verdict, duration=None if began is None else now - began)
         if error is not None:
             report(self._emitter, error)
 
     def _switch(self, state: State) -> None:
-        with self._lock:
+        with self._ledger.lock:
             self._circuit.switch(state)
-            self._open_lane_locked()
+            self._show_lane_locked()
         self._tell()
 
-    def _hold(self, generation: int, now: float, opened_count: int) -> None:
+    def _hold(self, lane: Lane, now: float, opened_count: int) -> None:
         """Give the break its length. Until then everybody is refused, so the caller's code may take its time."""
-        length = _FALLBACK_BREAK
+        length = FALLBACK
         try:
-            length = self._break_length(max(1, opened_count))
-        except Exception:  # noqa: BLE001
-            # An open circuit protects; a wrong length of the break does not.
-            _log.exception("reset_timeout of circuit breaker %r raised; it opens for %g s", self.name, length)
+            length = self._length.after(max(1, opened_count), self._clock.random)
         finally:
-            with self._lock:
-                self._circuit.hold(generation, now, length)
+            with self._ledger.lock:
+                self._circuit.hold(lane, now, length)
 
-    def _break_length(self, opened_count: int) -> float:
-        given = self._reset_timeout
-        if isinstance(given, Backoff):
-            return given.delay(opened_count, self._clock.random)
-        if not callable(given):
-            return given
-        length = float(given(opened_count))
-        if not (isfinite(length) and length >= 0):
-            raise ConfigurationError(f"reset_timeout returned {length!r}, which is no number of seconds")
-        return length
-
-    def _open_lane_locked(self) -> None:
+    def _show_lane_locked(self) -> None:
         """Open the express lane while a success would change nothing and nobody wants to hear of it."""
         circuit = self._circuit
-        nothing_counts = circuit.state is State.DISABLED or (circuit.failures == 0 and not self._judge.reads_results)
-        self.passing = circuit.shared if nothing_counts and not self._heard else None
+        is_open = circuit.is_lane_open and not self._heard and not self._judge.reads_results
+        self.passing = circuit.lane if is_open else None
 
     def _tell(self) -> None:
         """Emit what has changed, in order: one thread does it, and who comes meanwhile leaves it to that one."""
@@ -412,6 +402,9 @@ class CircuitBreaker:
             try:
                 while changes:
                     change = changes.popleft()
+                    if change.previous is change.state:
+                        self._emitter.emit(CircuitSpared, cause=change.cause)
+                        continue
                     self._emitter.emit(
                         CircuitChanged,
                         previous=change.previous.value,
@@ -461,14 +454,11 @@ class CircuitBreaker:
         if ticket is None:
             return  # settled inside the block
         if error is None:
-            self._count(ticket, "success", None)
+            self._count(ticket, "success", None, None)
         else:
             self.leave(ticket, error, None)
 
     def __repr__(self) -> str:
-        circuit = self._circuit
-        settings = f"failure_threshold={self._failure_threshold}, reset_timeout={self._reset_timeout!r}"
-        return (
-            f"<CircuitBreaker {self.name!r} {circuit.state.value}, {circuit.failures} failures, "
-            f"{settings}{self._further_settings}>"
-        )
+        with self._ledger.lock:
+            standing = f"{self._circuit.state.value}, {self._circuit.failures} failures"
+        return f"<CircuitBreaker {self.name!r} {standing}, {self._settings}>"

@@ -1,34 +1,37 @@
 """The circuit as a pure machine: what a breaker decides, without clock, lock or listener.
 
 ```
-            failures reach the threshold                   the break is over and somebody calls
+            a trigger is exceeded                          the break is over and somebody calls
   closed ──────────────────────────────> open ──────────────────────────────────────────> half_open
     ^                                     ^                                                 │   │
-    │                                     └──────────────── a probe fails ──────────────────┘   │
-    └───────────────────────────── half_open_calls probes succeed ──────────────────────────────┘
+    │                                     └──────────────── the probes fail ────────────────┘   │
+    └─────────────────────────────── the probes succeed ────────────────────────────────────────┘
 
   forced_open: nobody passes      disabled: all pass, nothing counts      metrics_only: all pass, counted
 ```
 
-Every state that begins is a new generation. A call carries the ticket of the generation that it began in, and its
-outcome is dropped when that is over: a late failure never lengthens a break and a late success never closes a
-circuit. Generations are from sony/gobreaker, the re-armed probe is from Polly.
+Every state that begins is a new generation, known by its lane. A call carries the lane of the generation that it
+began in, and its outcome is dropped when that is over: a late failure never lengthens a break and a late success
+never closes a circuit. Generations are from sony/gobreaker, the re-armed probe is from Polly, the rule that a success
+may open a circuit is from Resilience4j.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from reliakit.core import checks
+from reliakit.core.lanes import GIL, Lane
+from reliakit.resilience.triggers import Probed, Triggers
+from reliakit.resilience.windows import CountWindow, Tally, TimeWindow, tally_of
 
 if TYPE_CHECKING:
+    from reliakit.resilience.snapshot import BreakerSnapshot
     from reliakit.resilience.verdict import Verdict
 
-__all__ = ["BreakerSnapshot", "Change", "Circuit", "State", "Ticket"]
+__all__ = ["Change", "Circuit", "Entry", "State", "Ticket"]
 
 
 class State(StrEnum):
@@ -42,54 +45,34 @@ class State(StrEnum):
     METRICS_ONLY = "metrics_only"
 
 
+# A call that ends so many changes of state later is missing from the sum of all successes.
+_LANES_KEPT = 16
 _PASSING = frozenset({State.CLOSED, State.DISABLED, State.METRICS_ONLY})
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerSnapshot:
-    """A breaker's state at one instant, in plain values that survive JSON and another process.
+class Entry:
+    """One call's leave to pass, good for the generation of its lane."""
 
-    Attributes:
-        state: Where it stands.
-        failures: Failures in a row so far.
-        opened_count: How many times it has opened since it was last closed.
-        retry_after: The rest of the break in seconds, or None where there is no break or no end of it.
-        break_length: The length of the current or last break in seconds, or None where there was none.
-    """
+    __slots__ = ("began", "is_out", "lane")
 
-    state: State
-    failures: int = 0
-    opened_count: int = 0
-    retry_after: float | None = None
-    break_length: float | None = None
-
-    def __post_init__(self) -> None:
-        # From JSON the state comes as plain text.
-        object.__setattr__(self, "state", State(checks.choice("state", self.state, [*State])))
-        checks.count("failures", self.failures, least=0)
-        checks.count("opened_count", self.opened_count, least=0)
-        for argument in ("retry_after", "break_length"):
-            if getattr(self, argument) is not None:
-                checks.seconds(argument, getattr(self, argument), zero=True)
-
-
-class Ticket:
-    """A call's leave to pass, good for one generation. While everybody passes, one ticket serves all calls."""
-
-    __slots__ = ("generation", "is_out", "started")
-
-    def __init__(self, generation: int, started: float | None = None) -> None:
-        self.generation: int = generation
-        self.started: float | None = started
+    def __init__(self, lane: Lane, began: float | None = None) -> None:
+        self.lane: Lane = lane
+        self.began: float | None = began
         self.is_out: bool = False  # it is a probe's, and holds its place among the probes
 
 
+Ticket: TypeAlias = Entry | Lane
+
+
 class Change:
-    """A move from one state to another, to be told to listeners in the order in which it happened."""
+    """A move from one state to another, to be told to listeners in the order in which it happened.
+
+    Where both are the same, `metrics_only` kept the circuit from opening.
+    """
 
     __slots__ = ("cause", "previous", "retry_after", "state")
 
-    def __init__(self, previous: State, state: State, cause: str, retry_after: float | None) -> None:
+    def __init__(self, previous: State, state: State, cause: str, retry_after: float | None = None) -> None:
         self.previous: State = previous
         self.state: State = state
         self.cause: str = cause
@@ -103,65 +86,111 @@ class Circuit:
     garbage, and that may close a guarded generator. So whether a probe is out is told by its own ticket alone.
 
     Args:
-        failure_threshold: Failures in a row that open it.
-        half_open_calls: How many probes decide, and may be out at once.
+        triggers: What opens it.
+        window: Over which outcomes shares are taken.
         half_open_timeout: Seconds after which a probe loses its ticket to the next caller; None for the break length.
     """
 
-    def __init__(self, failure_threshold: int, half_open_calls: int, half_open_timeout: float | None) -> None:
-        self._failure_threshold = failure_threshold
-        self._half_open_calls = half_open_calls
+    def __init__(self, triggers: Triggers, window: CountWindow | TimeWindow, half_open_timeout: float | None) -> None:
+        self._triggers = triggers
+        self._window = window
         self._half_open_timeout = half_open_timeout
         self.changes: deque[Change] = deque()
         self.state: State = State.CLOSED
-        self.failures: int = 0
         self.opened_count: int = 0
         # When the break ends: inf while that is not known, -inf outside of breaks. Callers may be refused by this
         # one value without the lock.
         self.until: float = -inf
-        # What every call gets while all may pass; None while each call needs a decision.
-        self.shared: Ticket | None = Ticket(0)
-        self.generation: int = 0
+        self.lane: Lane = Lane()
+        self._lanes = deque([self.lane])
+        self._passed = 0
+        self._counted = 0  # how many successes of the lane are in the tally
+        self.tally: Tally = tally_of(window)
+        self._in_a_row = 0
+        self._is_exceeded = False
         self._break_length = inf
-        self._probes: list[tuple[Ticket, float]] = []
-        self._probe_successes = 0
+        self._probes: list[tuple[Entry, float]] = []
+        self._probed = Probed()
+        self._open_lane()
 
-    def admit(self, now: float) -> Ticket | None:
+    @property
+    def is_lane_open(self) -> bool:
+        """Whether all may pass, and a success before `lane.until` changes nothing but counts."""
+        return self.lane.until > -inf
+
+    @property
+    def passed(self) -> int:
+        """How many successes all lanes have counted, those of calls that began on an earlier lane included."""
+        return self._passed + sum(lane.count for lane in self._lanes)
+
+    @property
+    def failures(self) -> int:
+        """Failures in a row so far."""
+        self.absorb()
+        return self._in_a_row
+
+    def admit(self, now: float) -> Entry | None:
         """Return a ticket, or None when the call must not be tried. Begins the probes once the break is over."""
-        if self.shared is not None:
-            return self.shared
+        if self.state in _PASSING:
+            return Entry(self.lane, now)
         if now < self.until:
             return None
         if self.state is not State.HALF_OPEN:
             self._move(State.HALF_OPEN, "the break is over")
         probes = self._probes_out()
-        if len(probes) + self._probe_successes >= self._half_open_calls:
+        if len(probes) + self._probed.calls >= self._triggers.probes:
             oldest, began = probes.pop(0)
             if now - began < self._probe_timeout:
                 return None
             oldest.is_out = False
-        ticket = Ticket(self.generation, now)
+        ticket = Entry(self.lane, now)
         ticket.is_out = True
         self._probes = [*probes, (ticket, now)]
         return ticket
 
-    def settle(self, ticket: Ticket, verdict: Verdict) -> bool:
-        """Count an outcome. Return whether it opened the circuit, which then waits for `hold`."""
-        if ticket.generation != self.generation or self.state is State.DISABLED:
+    def settle(self, ticket: Ticket, verdict: Verdict, now: float, *, slow: bool, asked: float | None = None) -> bool:
+        """Count an outcome. Return whether it opened the circuit, which then waits for `hold`.
+
+        Args:
+            ticket: The call's.
+            verdict: Failure, success or neither.
+            now: When it ended.
+            slow: Whether it took too long.
+            asked: For how many seconds the dependency itself asks to be left alone.
+        """
+        lane = ticket if isinstance(ticket, Lane) else ticket.lane
+        if lane is not self.lane or self.state is State.DISABLED:
             return False
         if self.state is State.HALF_OPEN:
-            return self._settle_probe(ticket, verdict)
-        if verdict == "success":
-            self.failures = 0
-        elif verdict == "failure":
-            self.failures += 1
-            if self.failures >= self._failure_threshold and self.state is State.CLOSED:
-                return self._open(f"{self.failures} failures in a row" if self.failures > 1 else "a call failed")
-        return False
+            assert isinstance(ticket, Entry)  # its lane is closed
+            was_out, ticket.is_out = ticket.is_out, False
+            if not was_out or verdict == "ignored":
+                return False  # it had lost its place to a later caller, or gives it back unused
+            cause = self._count_probe(verdict, slow=slow) if asked is None else None
+        elif verdict == "ignored":
+            return False
+        else:
+            cause = self._count(verdict, now, slow=slow)
+        if asked is not None:
+            cause = f"the dependency asked for {asked:g} s"
+        if cause is None or self.state is State.METRICS_ONLY or lane is not self.lane:
+            return False
+        self._open(cause)
+        if asked is not None:
+            self.hold(self.lane, now, asked)
+        return asked is None
 
-    def hold(self, generation: int, now: float, length: float) -> None:
-        """Say how long the break lasts that began in this generation."""
-        if generation == self.generation:
+    def absorb(self) -> None:
+        """Take over what the lane has counted. Successes are in time for this as long as nothing came in between."""
+        more = self.lane.count - self._counted
+        if more > 0 and self.state is not State.DISABLED:
+            self._counted += more
+            self.tally.succeed(more)
+            self._in_a_row = 0
+
+    def hold(self, lane: Lane, now: float, length: float) -> None:
+        """Say how long the break lasts that began with this lane."""
+        if lane is self.lane:
             self._break_length = length
             if self.state is State.OPEN:
                 self.until = now + length
@@ -173,7 +202,7 @@ class Circuit:
         if self.until == inf:
             return None
         probes = self._probes_out()
-        if self.state is State.HALF_OPEN and len(probes) + self._probe_successes >= self._half_open_calls:
+        if self.state is State.HALF_OPEN and len(probes) + self._probed.calls >= self._triggers.probes:
             until = probes[0][1] + self._probe_timeout
             return max(0.0, until - now) if until < inf else None
         return max(0.0, self.until - now)
@@ -195,57 +224,93 @@ class Circuit:
         self._move(State.CLOSED, "reset")
         self.opened_count = 0
 
-    def snapshot(self, now: float) -> BreakerSnapshot:
-        """Return everything that is worth keeping."""
-        rest = max(0.0, self.until - now) if -inf < self.until < inf else None
-        length = self._break_length if self._break_length < inf else None
-        return BreakerSnapshot(self.state, self.failures, self.opened_count, rest, length)
+    def rest_of_break(self, now: float) -> float | None:
+        """Return the seconds until the break is over, None where there is none or no end of it."""
+        return max(0.0, self.until - now) if -inf < self.until < inf else None
+
+    @property
+    def break_length(self) -> float | None:
+        """The length of the current or last break, None where there was none or it has no end."""
+        return self._break_length if self._break_length < inf else None
 
     def restore(self, kept: BreakerSnapshot, now: float) -> bool:
         """Go on from a snapshot. Return whether the break's length is not known and waits for `hold`."""
-        self._move(kept.state, "restored", kept.retry_after)
-        self.failures = kept.failures
+        self._move(State(kept.state), "restored", kept.retry_after)
+        for age, calls, failures, slow in kept.window:
+            self.tally.add(now - age, calls, failures, slow)
+        self._in_a_row = kept.failures
         self.opened_count = kept.opened_count
         self._break_length = inf if kept.break_length is None else kept.break_length
-        if kept.state in (State.OPEN, State.FORCED_OPEN):
+        if self.state in (State.OPEN, State.FORCED_OPEN):
             self.until = now + (inf if kept.retry_after is None else kept.retry_after)
-        if kept.state is State.OPEN:
+        self._open_lane()
+        if self.state is State.OPEN:
             return kept.retry_after is None or kept.break_length is None
-        return kept.state is State.HALF_OPEN and kept.break_length is None
+        return self.state is State.HALF_OPEN and kept.break_length is None
 
     @property
     def _probe_timeout(self) -> float:
         return self._break_length if self._half_open_timeout is None else self._half_open_timeout
 
-    def _probes_out(self) -> list[tuple[Ticket, float]]:
+    def _probes_out(self) -> list[tuple[Entry, float]]:
         return [probe for probe in self._probes if probe[0].is_out]
 
-    def _settle_probe(self, ticket: Ticket, verdict: Verdict) -> bool:
-        was_out, ticket.is_out = ticket.is_out, False
-        if not was_out or verdict == "ignored":
-            return False  # it had lost its place to a later caller, or gives it back unused
-        if verdict == "failure":
-            return self._open("a probe failed")
-        self._probe_successes += 1
-        if self._probe_successes >= self._half_open_calls:
+    def _count_probe(self, verdict: Verdict, *, slow: bool) -> str | None:
+        """Count a probe's outcome. Closes the circuit, or returns why it must open."""
+        probed = self._probed
+        probed.calls += 1
+        probed.failures += verdict == "failure"
+        probed.slow += slow
+        cause = self._triggers.probes_failed(probed)
+        if cause is None and self._triggers.probes_succeeded(probed):
             self._move(State.CLOSED, "the probes succeeded")
             self.opened_count = 0
-        return False
+        return cause
 
-    def _open(self, cause: str) -> bool:
-        failures = self.failures
+    def _count(self, verdict: Verdict, now: float, *, slow: bool) -> str | None:
+        """Count an outcome of a state in which all pass, and return what it means for the circuit."""
+        self.absorb()
+        triggers, tally = self._triggers, self.tally
+        tally.forget(now)
+        if self._is_exceeded:  # in metrics_only: told once, and again when it was good in between
+            self._is_exceeded = triggers.exceeded(self._in_a_row, tally) is not None
+        failed = verdict == "failure"
+        self._in_a_row = self._in_a_row + 1 if failed else 0
+        tally.add(now, 1, failed, slow)
+        cause = triggers.exceeded(self._in_a_row, tally)
+        if cause is not None and self.state is State.METRICS_ONLY and not self._is_exceeded:
+            self._is_exceeded = True
+            self.changes.append(Change(self.state, self.state, cause))
+        self._open_lane()
+        return cause
+
+    def _open_lane(self) -> None:
+        """Let successes pass by while they only count: the minimum is complete, and nothing leaves the window."""
+        triggers, tally = self._triggers, self.tally
+        is_open = self.state in _PASSING and GIL and (not triggers.has_rates or tally.calls >= triggers.minimum)
+        self.lane.until = (inf if self.state is State.DISABLED else tally.settled_until) if is_open else -inf
+
+    def _open(self, cause: str) -> None:
+        in_a_row, tally = self._in_a_row, self.tally
         self._move(State.OPEN, cause)
-        self.failures = failures
+        self._in_a_row, self.tally = in_a_row, tally  # to be looked at: nothing is counted now
         self.opened_count += 1
         self.until = inf  # refuses everybody until `hold` says how long
-        return True
 
     def _move(self, state: State, cause: str, retry_after: float | None = None) -> None:
         if state is not self.state:
             self.changes.append(Change(self.state, state, cause, retry_after))
-        self.generation += 1
         self.state = state
-        self.failures = self._probe_successes = 0
+        self.tally = tally_of(self._window)
+        self.lane.until = -inf
+        self.lane = Lane()
+        self._in_a_row = self._counted = 0
+        if state is not State.DISABLED:
+            self._lanes.append(self.lane)
+        if len(self._lanes) > _LANES_KEPT:
+            self._passed += self._lanes.popleft().count
+        self._is_exceeded = False
         self._probes = []
+        self._probed = Probed()
         self.until = -inf
-        self.shared = Ticket(self.generation) if state in _PASSING else None
+        self._open_lane()

@@ -1,0 +1,63 @@
+"""What a breaker has counted since it was made, to be read when somebody looks: calls cost nothing more for it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+from weakref import ref
+
+from reliakit.core.events import CircuitFigures
+from reliakit.core.fork import renew_locks_after_fork
+from reliakit.resilience.circuit import State
+
+if TYPE_CHECKING:
+    from reliakit.core.clock import Clock
+    from reliakit.resilience.circuit import Circuit
+    from reliakit.resilience.verdict import Verdict
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """One breaker's circuit, the lock around it, and its sums. Outlives the breaker while somebody reads it.
+
+    Args:
+        circuit: The circuit.
+        breaker: Whose it is; held weakly.
+        clock: What the window is measured by.
+    """
+
+    __slots__ = ("__weakref__", "_breaker", "_clock", "_counts", "circuit", "lock")
+
+    def __init__(self, circuit: Circuit, breaker: object, clock: Clock) -> None:
+        self.circuit: Circuit = circuit
+        # Re-entrant, because garbage that is collected while it is held may hold a permit of this very breaker.
+        self.lock = threading.RLock()
+        self._breaker = ref(breaker)
+        self._clock = clock
+        self._counts: dict[Verdict, int] = {"success": 0, "failure": 0, "ignored": 0}
+        renew_locks_after_fork(self, "lock")
+
+    def count_locked(self, verdict: Verdict) -> bool:
+        """Count an outcome that took the long way. Return whether it counts at all."""
+        if self.circuit.state is State.DISABLED:
+            return False
+        self._counts[verdict] += 1
+        return True
+
+    def read(self) -> CircuitFigures:
+        """Return the sums, and where the breaker stands. Waits for a decision under way at most."""
+        now = self._clock.monotonic()
+        with self.lock:
+            circuit = self.circuit
+            circuit.absorb()
+            circuit.tally.forget(now)
+            tally, counts = circuit.tally, self._counts
+            return CircuitFigures(
+                state=circuit.state.value,
+                success=counts["success"] + circuit.passed,
+                failure=counts["failure"],
+                ignored=counts["ignored"],
+                failure_ratio=tally.failures / tally.calls if tally.calls else None,
+                is_gone=self._breaker() is None,
+            )

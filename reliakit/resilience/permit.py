@@ -1,0 +1,53 @@
+"""Leave for one call in two steps, for code that does not run the call itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reliakit.resilience.breaker import CircuitBreaker
+    from reliakit.resilience.circuit import Ticket
+    from reliakit.resilience.verdict import Verdict
+
+__all__ = ["Permit"]
+
+
+class Permit:
+    """Leave for one call that the breaker does not make itself; give it back with exactly one verdict.
+
+    The first verdict counts, later ones change nothing. Safe to settle from another thread or task. How long the call
+    took is measured from `acquire()` to the verdict.
+    """
+
+    __slots__ = ("_breaker", "_ticket")
+
+    def __init__(self, breaker: CircuitBreaker, ticket: Ticket) -> None:
+        self._breaker = breaker
+        self._ticket = [ticket]  # list.pop is atomic: of two threads that settle at once one finds it empty
+
+    def success(self) -> None:
+        """The dependency answered."""
+        self._settle("success", None)
+
+    def failure(self, error: BaseException | None = None) -> None:
+        """The dependency failed. With an error that the breaker ignores, this is `ignore()`."""
+        self._settle("failure", error)
+
+    def ignore(self) -> None:
+        """The call said nothing about the dependency: it neither counts nor resets."""
+        self._settle("ignored", None)
+
+    def claim(self) -> Ticket | None:
+        """Take out the ticket, once; for the breaker itself."""
+        try:
+            return self._ticket.pop()
+        except IndexError:
+            return None
+
+    def _settle(self, verdict: Verdict, error: BaseException | None) -> None:
+        ticket = self.claim()
+        if ticket is not None:
+            self._breaker.settle(ticket, verdict, error)
+
+    def __repr__(self) -> str:
+        return f"<Permit of {self._breaker.name!r}, {'open' if self._ticket else 'settled'}>"

@@ -1,0 +1,207 @@
+"""The recent outcomes over which a breaker's rates are taken: the last so many, or those of the last seconds.
+
+```
+CountWindow(8)     . . x . . . x .     the newest pushes the oldest out
+TimeWindow(30.0)   [4 of 90][0 of 71][9 of 88] now     each leaves when its first outcome is too old
+```
+
+Successes are added in batches: between two failures only their number matters. After the sliding windows of
+Resilience4j, with finer steps: a time window moves in hundredths of its length, and outcomes that are further apart
+than that leave one by one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol, TypeAlias
+
+from reliakit.core import checks
+
+__all__ = ["CountWindow", "Run", "Tally", "TimeWindow", "tally_of"]
+
+# So many steps does a time window take until nothing in it is left.
+_STEPS = 100
+
+# How many seconds ago, how many outcomes, how many of them were failures, how many were slow. Oldest first.
+Run: TypeAlias = tuple[float, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CountWindow:
+    """The last outcomes, as many as `size`. Remembers the failures and slow ones among them, one entry each.
+
+    Args:
+        size: How many.
+    """
+
+    size: int = 100
+
+    def __post_init__(self) -> None:
+        checks.count("size", self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeWindow:
+    """The outcomes of the last seconds, in at most 100 steps. An outcome that is `seconds` old is out.
+
+    Args:
+        seconds: How far back it reaches.
+    """
+
+    seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        checks.seconds("seconds", self.seconds)
+
+
+class Tally(Protocol):
+    """What is in a window. Not thread-safe, but a garbage collection in the midst of a step may take another one."""
+
+    failures: int
+    slow: int
+
+    @property
+    def calls(self) -> int:
+        """How many outcomes are in it."""
+        ...
+
+    @property
+    def settled_until(self) -> float:
+        """Until when nothing leaves it, and successes may be added by `succeed`; -inf for not at all."""
+        ...
+
+    def succeed(self, times: int) -> None:
+        """Add so many successes that ended before `settled_until`."""
+        ...
+
+    def add(self, at: float, calls: int, failures: int, slow: int) -> None:
+        """Add outcomes that ended at this instant."""
+        ...
+
+    def forget(self, now: float) -> None:
+        """Let go what is too old by now."""
+        ...
+
+    def runs(self, now: float) -> tuple[Run, ...]:
+        """Return all that is in it, oldest first, in a form that `add` rebuilds it from."""
+        ...
+
+
+class _CountTally:
+    """Counts every outcome, and remembers the numbers of those that were failures or slow."""
+
+    __slots__ = ("_marked", "_numbered", "_size", "failures", "slow")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._numbered = 0
+        self._marked: deque[tuple[int, int, int]] = deque()
+        self.failures: int = 0
+        self.slow: int = 0
+
+    @property
+    def calls(self) -> int:
+        return min(self._numbered, self._size)
+
+    @property
+    def settled_until(self) -> float:
+        return inf
+
+    def succeed(self, times: int) -> None:
+        self._numbered += times
+        self.forget(0.0)
+
+    def add(self, at: float, calls: int, failures: int, slow: int) -> None:  # noqa: ARG002 - any time is good
+        marked = max(failures, slow)
+        self._numbered += calls - marked
+        for left in range(marked, 0, -1):
+            self._numbered += 1
+            failed, was_slow = int(left <= failures), int(left <= slow)
+            self._marked.append((self._numbered, failed, was_slow))
+            self.failures += failed
+            self.slow += was_slow
+        self.forget(0.0)
+
+    def forget(self, now: float) -> None:  # noqa: ARG002
+        marked, gone = self._marked, self._numbered - self._size
+        while marked and marked[0][0] <= gone:
+            _, failed, was_slow = marked.popleft()
+            self.failures -= failed
+            self.slow -= was_slow
+
+    def runs(self, now: float) -> tuple[Run, ...]:  # noqa: ARG002
+        found: list[Run] = []
+        last = max(0, self._numbered - self._size)
+        for number, failed, was_slow in self._marked:
+            found.append((0.0, number - last, failed, was_slow))
+            last = number
+        if self._numbered > last:
+            found.append((0.0, self._numbered - last, 0, 0))
+        return tuple(found)
+
+
+class _Step:
+    """The outcomes of one step of a time window."""
+
+    __slots__ = ("began", "calls", "failures", "slow")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.calls = self.failures = self.slow = 0
+
+
+class _TimeTally:
+    """Counts by steps. A step begins with its first outcome, so outcomes that are far apart have one each."""
+
+    __slots__ = ("_seconds", "_steps", "_width", "calls", "failures", "slow")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._width = seconds / _STEPS
+        self._steps: deque[_Step] = deque()
+        self.calls: int = 0
+        self.failures: int = 0
+        self.slow: int = 0
+
+    @property
+    def settled_until(self) -> float:
+        steps = self._steps
+        return min(steps[-1].began + self._width, steps[0].began + self._seconds) if steps else -inf
+
+    def succeed(self, times: int) -> None:
+        if self._steps:  # else a thread was interrupted for so long that they are out of the window by now
+            self._steps[-1].calls += times
+            self.calls += times
+
+    def add(self, at: float, calls: int, failures: int, slow: int) -> None:
+        steps = self._steps
+        if not steps or at - steps[-1].began >= self._width:
+            steps.append(_Step(at))
+        step = steps[-1]
+        step.calls += calls
+        step.failures += failures
+        step.slow += slow
+        self.calls += calls
+        self.failures += failures
+        self.slow += slow
+
+    def forget(self, now: float) -> None:
+        steps = self._steps
+        while steps and now - steps[0].began >= self._seconds:
+            gone = steps.popleft()
+            self.calls -= gone.calls
+            self.failures -= gone.failures
+            self.slow -= gone.slow
+
+    def runs(self, now: float) -> tuple[Run, ...]:
+        self.forget(now)
+        return tuple(
+            (max(0.0, now - step.began), step.calls, step.failures, step.slow) for step in tuple(self._steps)
+        )
+
+
+def tally_of(window: CountWindow | TimeWindow) -> Tally:
+    """Return an empty tally for this window."""
+    return _CountTally(window.size) if isinstance(window, CountWindow) else _TimeTally(window.seconds)
