@@ -93,7 +93,7 @@ if TYPE_CHECKING:
         LoginStatus,
         RateLimiter,
     )
-    from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, Permit, State
+    from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, CountWindow, Permit, State, TimeWindow
     from reliakit.stores import MemoryStore
     from reliakit.validation import Schema, validated
     from reliakit.web import (
@@ -126,6 +126,7 @@ __all__ = [
     "ConcurrencyLimiter",
     "ConfigurationError",
     "Cors",
+    "CountWindow",
     "Counter",
     "Database",
     "DatabaseStats",
@@ -177,6 +178,7 @@ __all__ = [
     "State",
     "StoreError",
     "Subscription",
+    "TimeWindow",
     "Transaction",
     "TransactionError",
     "TransactionOutcome",
@@ -301,8 +303,10 @@ _HOMES = {
     "RateLimiter": "reliakit.ratelimit",
     "BreakerSnapshot": "reliakit.resilience.breaker",
     "CircuitBreaker": "reliakit.resilience.breaker",
+    "CountWindow": "reliakit.resilience.breaker",
     "Permit": "reliakit.resilience.breaker",
     "State": "reliakit.resilience.breaker",
+    "TimeWindow": "reliakit.resilience.breaker",
     "MemoryStore": "reliakit.stores",
     "Schema": "reliakit.validation",
     "validated": "reliakit.validation",

@@ -7,6 +7,7 @@ import threading
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from reliakit import subscribe
 from reliakit.core import events as vocabulary
 from reliakit.core.events import (
     AttemptFailed,
@@ -309,8 +310,10 @@ class TestResilience:
         assert value(metrics, "calls_rejected_total", name="pool", reason="BulkheadFullError") == 1
         assert value(metrics, "circuit_breaker_calls_total", name="pool", outcome="rejected") is None
 
-    def test_calls_with_a_duration_are_timed(self, metrics):
-        Emitter("db").emit(CallEnded, verdict="success", duration=0.2)
+    def test_calls_with_a_duration_are_timed_for_who_asks_for_it(self, metrics):
+        assert not Emitter("db").hears(CallEnded)
+        with subscribe(metrics, CallEnded):
+            Emitter("db").emit(CallEnded, verdict="success", duration=0.2)
         assert value(metrics, "circuit_breaker_call_duration_seconds_sum", name="db") == 0.2
 
     def test_attempts_decisions_and_stores_are_counted(self, metrics):
@@ -497,8 +500,9 @@ class TestAttaching:
         assert value(metrics, "transaction_total", **LOGIN, status="commit") == 1
 
     def test_every_event_is_counted_or_left_out_on_purpose(self):
-        # A database remembers every statement once somebody listens for slow transactions.
-        left_out = {"NumbersWanted", "TransactionSlow", "Event"}
+        # A database remembers every statement once somebody listens for slow transactions, and a breaker tells every
+        # call once somebody listens for them.
+        left_out = {"CallEnded", "CircuitSpared", "NumbersWanted", "TransactionSlow", "Event"}
         known = {name for name in vocabulary.__all__ if issubclass(getattr(vocabulary, name), Event)}
         heard = {kind.__name__ for kind in Metrics()._feed.types}
         assert known - heard == left_out

@@ -18,7 +18,7 @@ from garbage import abandon, in_time
 
 from reliakit import ConfigurationError, Event, Subscription, subscribe
 from reliakit.core import events
-from reliakit.core.events import CallRejected, CircuitChanged, DeadlineOverrun
+from reliakit.core.events import CallRejected, CircuitChanged, CircuitPresent, DeadlineOverrun
 from reliakit.core.spine import Emitter, watch
 from reliakit.testing import ManualClock, RecordingListener
 
@@ -472,3 +472,12 @@ def test_every_event_is_a_frozen_value_with_slots() -> None:
         assert not hasattr(kind, "__dict__") or "__dict__" not in dir(object.__new__(kind))
         assert [own.name for own in fields(kind)][:3] == ["name", "at", "sequence"]
         assert kind.__doc__
+
+
+def test_an_introduction_is_heard_by_who_named_it_alone() -> None:
+    everything, named, own = RecordingListener(), RecordingListener(), RecordingListener()
+    emitter = Emitter("main", listeners=[own])
+    with subscribe(everything), subscribe(named, CircuitPresent):
+        emitter.introduce(CircuitPresent, read=lambda: None)
+    mine = [[event for event in heard.events if event.name == "main"] for heard in (everything, named, own)]
+    assert [len(events) for events in mine] == [0, 1, 0]

@@ -342,7 +342,7 @@ class CircuitFigures(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitPresent(Event):
-    """A circuit breaker exists. Told when it is made, and again whenever the listeners change.
+    """A circuit breaker exists. Told to who names this event, when it is made and whenever the listeners change.
 
     So a listener that needs sums only asks for them when it is asked itself, and calls stay free of it.
 

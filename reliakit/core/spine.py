@@ -233,9 +233,21 @@ class Emitter:
         """Build and deliver one event, if anybody listens for its type. Never raises a listener's error."""
         routes = self._routes(kind)
         if routes:
-            event = kind(name=self.name, at=self._clock.monotonic(), sequence=self._next(), **fields)
-            for route in routes:
-                route.deliver(event)
+            self._deliver(routes, kind, fields)
+
+    def introduce(self, kind: type[E], /, **fields: Any) -> None:
+        """Emit an event to the process-wide listeners that named this very type, and to nobody else.
+
+        For what is told again and again to whom it may concern, and happens to nobody.
+        """
+        routes = tuple(route for route in _everybody.routes if kind in route.types)
+        if routes:
+            self._deliver(routes, kind, fields)
+
+    def _deliver(self, routes: tuple[_Route, ...], kind: type[Event], fields: dict[str, Any]) -> None:
+        event = kind(name=self.name, at=self._clock.monotonic(), sequence=self._next(), **fields)
+        for route in routes:
+            route.deliver(event)
 
     def _routes(self, kind: type[Event]) -> tuple[_Route, ...]:
         everybody = _everybody.routes

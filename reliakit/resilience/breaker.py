@@ -350,7 +350,7 @@ class CircuitBreaker:
             self._heard = self._emitter.hears(CallEnded)
             self._tells_refusals = self._emitter.hears(CallRejected) or self._emitter.hears(ErrorSeen)
             self._show_lane_locked()
-        self._emitter.emit(CircuitPresent, read=self._ledger.read)
+        self._emitter.introduce(CircuitPresent, read=self._ledger.read)
 
     def _count(self, ticket: Ticket, verdict: Verdict, error: BaseException | None, asked: float | None) -> None:
         circuit, heard = self._circuit, self._heard

@@ -34,6 +34,7 @@ from reliakit import (
     ConfigurationError,
     Cors,
     Counter,
+    CountWindow,
     Database,
     DatabaseStats,
     DeadlineExceededError,
@@ -84,6 +85,7 @@ from reliakit import (
     State,
     StoreError,
     Subscription,
+    TimeWindow,
     Transaction,
     TransactionError,
     TransactionOutcome,
@@ -125,6 +127,12 @@ heard: list[Event] = []
 breaker = CircuitBreaker(
     "payments",
     failure_threshold=3,
+    failure_rate=0.5,
+    slow_call=2.0,
+    slow_rate=0.8,
+    window=TimeWindow(30.0),
+    minimum_calls=20,
+    open_for=lambda failure: 5.0 if failure == 503 else None,
     reset_timeout=Backoff(base=0.5, factor=2.0, cap=30.0, jitter="decorrelated"),
     failure=(OSError, TimeoutError),
     ignore=lambda error: isinstance(error, KeyError),
@@ -132,6 +140,7 @@ breaker = CircuitBreaker(
     listeners=[heard.append],
     clock=SYSTEM_CLOCK,
 )
+last_fifty = CircuitBreaker(failure_rate=0.5, window=CountWindow(50), half_open_calls=3)
 limiter = RateLimiter("10/s", Limit(600, per=60.0, burst=100), name="search", store=MemoryStore(max_keys=1000))
 
 
