@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from http import HTTPStatus
+from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import Cookie, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, Field, SecretStr, StringConstraints
 from starlette.exceptions import HTTPException
@@ -20,9 +21,9 @@ from examples.auth.tokens import InvalidTokenError, Tokens
 from reliakit import (
     AsyncDatabase,
     ErrorTracker,
+    LoginGuard,
     Metrics,
     Problem,
-    RateLimiter,
     ValidationError,
     current_request,
     deadline,
@@ -44,6 +45,10 @@ log = get_logger(__name__)
 
 _ADDRESS = r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+$"
 Email = Annotated[str, StringConstraints(pattern=_ADDRESS, max_length=254), AfterValidator(str.lower)]
+
+
+Device = Annotated[str, StringConstraints(min_length=1, max_length=64)] | None
+_DEVICE_SECONDS = 90 * 86_400
 
 
 def encodable(password: SecretStr) -> SecretStr:
@@ -114,18 +119,20 @@ def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase) -> None:
     accounts = Accounts(db)
     passwords = Passwords(settings.hashes_at_once)
     tokens = Tokens(settings.jwt_secret, settings.token_seconds)
-    tries = RateLimiter(settings.login_limit, name="login")
+    logins = LoginGuard(service="auth")
     source_of = client_ip(trusted=settings.trusted_proxies)
 
-    @tries.limit(key=lambda login, source: f"{login.email} {source}")
-    async def authenticate(login: Login, source: str) -> UUID:
+    async def authenticate(login: Login, source: str, device: str | None) -> UUID:
+        # What can fail through no fault of the client's comes first: an attempt counts until it has a verdict.
         account = await accounts.find(login.email)
         stored = account.password_hash if account else None
-        fits = await passwords.fits(stored, login.password.get_secret_value())
-        if account is None or not fits:
-            log.security("failed_login", source=source, email=login.email, password=login.password)
-            raise LoginRefusedError("the address or the password is wrong")
-        return account.id
+        async with logins.attempt(account=login.email, source=source, device=device) as attempt:
+            fits = await passwords.fits(stored, login.password.get_secret_value())
+            if account is None or not fits:
+                attempt.failure()
+                raise LoginRefusedError("the address or the password is wrong")
+            attempt.success(account.id)
+            return account.id
 
     @app.post("/register", status_code=201)
     async def register(registration: Registration) -> dict[str, str]:
@@ -137,11 +144,16 @@ def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase) -> None:
         return {"id": str(account_id)}
 
     @app.post("/login")
-    async def login(login: Login, request: Request) -> Token:
+    async def login(
+        login: Login, request: Request, response: Response, device: Annotated[Device, Cookie()] = None
+    ) -> Token:
         source = source_of(request.scope)
-        account_id = await authenticate(login, source)
+        device = device or token_urlsafe()
+        account_id = await authenticate(login, source, device)
         await accounts.note_login(account_id)
         token = tokens.issue(str(account_id))
+        # Who has logged in from this device before is not locked out by what others try.
+        response.set_cookie("device", device, max_age=_DEVICE_SECONDS, secure=True, httponly=True, samesite="strict")
         log.info("Logged in", email=login.email, access_token=token, source=source)
         return Token(access_token=token, expires_in=tokens.seconds)
 
@@ -150,7 +162,7 @@ def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase) -> None:
         try:
             return tokens.read(authorization)
         except InvalidTokenError:
-            log.security("invalid_token", source=source_of(request.scope), authorization=authorization)
+            await logins.atoken_failed(source=source_of(request.scope))
             raise
 
 

@@ -17,7 +17,6 @@ class Settings:
         database_url: Conninfo or URL of its own PostgreSQL database.
         jwt_secret: Signs the tokens, at least 32 bytes; the services that read tokens hold the same one.
         token_seconds: How long a token is valid.
-        login_limit: Tries for one account from one source.
         hashes_at_once: Passwords hashed at the same time; each takes 64 MiB and one core.
         trusted_proxies: Networks whose X-Forwarded-For is believed.
         host: Address to listen on.
@@ -27,7 +26,6 @@ class Settings:
     database_url: str = field(repr=False)
     jwt_secret: str = field(repr=False)
     token_seconds: int = 900
-    login_limit: str = "5/min"
     hashes_at_once: int = 2
     trusted_proxies: tuple[str, ...] = ()
     host: str = "127.0.0.1"
@@ -47,7 +45,6 @@ class Settings:
                 database_url=env.get("DATABASE_URL", ""),
                 jwt_secret=env.get("JWT_SECRET", ""),
                 token_seconds=int(env.get("TOKEN_SECONDS", "900")),
-                login_limit=env.get("LOGIN_LIMIT", "5/min"),
                 hashes_at_once=int(env.get("HASHES_AT_ONCE", "2")),
                 trusted_proxies=tuple(env.get("TRUSTED_PROXIES", "").split()),
                 host=env.get("HOST", "127.0.0.1"),

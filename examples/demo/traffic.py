@@ -173,7 +173,7 @@ class Traffic:
     async def _mistype(self) -> None:
         person = self._dice.choice(self._people[1:])
         answer = await self._try_to_log_in(Person(person.email, self._planted.password()), self._address())
-        self._expect(answer, 401, "a wrong password")
+        self._expect(answer, 401, "a wrong password", 429)
         self.tally.wrong_passwords += _is(answer, 401)
 
     async def _guess(self) -> None:
@@ -190,8 +190,8 @@ class Traffic:
             [("auth", "/verify"), ("employee", "/departments/1"), ("project", "/projects")]
         )
         answer = await self._ask(service, "GET", path, token=self._planted.forged_token())
-        self._expect(answer, 401, "a forged token")
-        self.tally.forged_tokens += _is(answer, 401)
+        self._expect(answer, 401, "a forged token", 429)
+        self.tally.forged_tokens += _is(answer, 401) or _is(answer, 429)
 
     async def _blunder(self) -> None:
         """Send what no service may accept."""

@@ -56,8 +56,8 @@ class Run:
 
     @property
     def guesses_allowed(self) -> int:
-        """Five at once, then one more every twelve seconds; preparing the run and settling it take time too."""
-        return 5 + int((self.seconds + 10.0) / 12.0)
+        """Five at once, then one after 1, 3, 7, 15 ... seconds; preparing the run and settling it take time too."""
+        return 5 + int(math.log2(self.seconds + 10.0 + 1.0))
 
 
 def judge(run: Run) -> list[Row]:
@@ -158,7 +158,7 @@ def _security(run: Run) -> list[Row]:
     has_looked = scan.markers == len(run.planted.markers) > 0
     return [
         Row("Security"),
-        Row("rejected logins", f"{tally.wrong_passwords} by password, {tally.guesses_turned_away} by the limit"),
+        Row("rejected logins", f"{tally.wrong_passwords} by password, {tally.guesses_turned_away} by the guard"),
         Row("failed logins counted", f"{counted:.0f}"),
         _row(
             "attacker's guesses looked at",

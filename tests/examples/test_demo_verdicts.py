@@ -101,7 +101,7 @@ def test_what_the_traffic_saw_can_breach():
     run = good_run()
     run.tally.problems["500 internal_error"] = 1
     run.tally.surprises["200 to a forged token"] = 1
-    run.tally.guesses_answered = 8
+    run.tally.guesses_answered = 12
     run.tally.writes["raise", "2"] = "unknown"
     assert breached(run) == [
         "failed by a defect",
