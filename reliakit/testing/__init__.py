@@ -3,11 +3,13 @@
     ManualClock            time and chance under the test's control, for threads and tasks
     RecordingListener      the events that were emitted, in order
     EmbeddedPostgres       a real PostgreSQL on a machine that may have none
+    EmbeddedRedis          a real Redis, likewise
     rolled_back            whatever a database commits in a test is rolled back after it
     FaultProxy             latency, black holes, resets and cuts between a client and its server
 
 As a pytest plugin it is registered by installation: fixtures `manual_clock`, `recording_listener`,
-`reliakit_postgres`, `reliakit_dsn` and `fault_proxy`. Names load when they are first used.
+`reliakit_postgres`, `reliakit_dsn`, `reliakit_redis`, `reliakit_redis_url` and `fault_proxy`. Names load when
+they are first used.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
     from reliakit.testing.fault_proxy import Cut, Fault, FaultProxy, ProxyStats
     from reliakit.testing.listeners import RecordingListener
     from reliakit.testing.postgres import EmbeddedPostgres
+    from reliakit.testing.redis import EmbeddedRedis
     from reliakit.testing.sandbox import rolled_back
 
 __all__ = [
     "Cut",
     "EmbeddedPostgres",
+    "EmbeddedRedis",
     "Fault",
     "FaultProxy",
     "ManualClock",
@@ -36,6 +40,7 @@ __all__ = [
 _HOMES = {
     "Cut": "fault_proxy",
     "EmbeddedPostgres": "postgres",
+    "EmbeddedRedis": "redis",
     "Fault": "fault_proxy",
     "FaultProxy": "fault_proxy",
     "ManualClock": "clock",

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 Request = dict[str, Any]
 
@@ -59,6 +59,18 @@ _SETTINGS = {
 
 class Unavailable(Exception):  # noqa: N818 - a protocol answer, not a failure of this program
     """What was asked for cannot be done here, in words for the user."""
+
+
+class Supervised(Protocol):
+    """What this process runs for its owner."""
+
+    def obey(self, request: Request, /) -> Request:
+        """Do what one request asks and return what to answer."""
+        ...
+
+    def remove(self) -> None:
+        """Stop the server and remove everything that was made."""
+        ...
 
 
 class _Installation:
@@ -143,7 +155,7 @@ class Supervisor:
 
     def _make_folder(self) -> None:
         is_root = os.geteuid() == 0
-        self._folder = Path(tempfile.mkdtemp(prefix="reliakit-pg-", dir=_temporary_root(is_root=is_root)))
+        self._folder = Path(tempfile.mkdtemp(prefix="reliakit-pg-", dir=temporary_root(is_root=is_root)))
         self._run.mkdir(mode=0o700)
         if is_root:
             self._user = _hand_over(self._run)
@@ -173,7 +185,7 @@ class Supervisor:
             except (OSError, subprocess.SubprocessError) as error:
                 return "", f"{program} cannot be run: {getattr(error, 'strerror', None) or error}"
             if status != 0:
-                return "", f"{program} cannot be run: {_complaint(said)}"
+                return "", f"{program} cannot be run: {complaint(said)}"
             version = said.split("(PostgreSQL)")[-1].split()[0]
         major = int("".join(c if c.isdigit() else " " for c in version).split()[0])
         return (version, "") if major >= _OLDEST else ("", f"{version} is older than {_OLDEST}")
@@ -198,7 +210,7 @@ class Supervisor:
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=self._run,
-            env=_environment(),
+            env=environment(),
             umask=0o077,
             user=uid,
             group=gid,
@@ -232,7 +244,7 @@ class Supervisor:
         status, said = self._run_program(command, patience=120.0)
         secret.unlink()
         if status != 0:
-            raise Unavailable(f"initdb failed: {_complaint(said)}")
+            raise Unavailable(f"initdb failed: {complaint(said)}")
 
     def _start(self) -> None:
         """Start the server on its port; a free port that somebody took meanwhile is exchanged for another."""
@@ -243,7 +255,7 @@ class Supervisor:
         complaint = ""
         for _ in range(10 if may_move else 1):
             if may_move:
-                self._port = _free_port()
+                self._port = free_port()
             complaint = self._launch()
             if "Address already in use" not in complaint:
                 break
@@ -270,7 +282,7 @@ class Supervisor:
             timed_out = time.monotonic() > until  # noqa: TID251
             if timed_out or self._server.poll() is not None:
                 self._shut_down(signal.SIGQUIT)
-                said = _complaint(self._log.read_bytes()[log_start:].decode(errors="replace"))
+                said = complaint(self._log.read_bytes()[log_start:].decode(errors="replace"))
                 return f"not ready in time; {said}" if timed_out else said
             time.sleep(0.005)  # noqa: TID251
         return ""
@@ -327,7 +339,7 @@ class Supervisor:
             ctypes.CDLL(None).shmctl(int(shared_memory[0].split()[1]), _IPC_RMID, None)
 
 
-def _temporary_root(*, is_root: bool) -> str:
+def temporary_root(*, is_root: bool) -> str:
     """Return where the folder goes: TMPDIR if that is set, memory if there is plenty, else the usual places."""
     roots = [os.environ.get("TMPDIR", ""), "/dev/shm" if _has_roomy_memory() else "", tempfile.gettempdir()]  # noqa: S108
     for root in filter(None, (*roots, "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp makes the folder inside
@@ -369,7 +381,7 @@ def _hand_over(folder: Path) -> tuple[int, int]:
     raise Unavailable("PostgreSQL refuses to run as root, and none of nobody, postgres, daemon can be used")
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Nothing of the caller's locale or PG* variables, only what programs need to be found and loaded."""
     kept = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
@@ -383,13 +395,13 @@ def _needless(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name in {"include", "doc", "man", "pgxs"} or name.endswith(".a")}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _complaint(log: str) -> str:
+def complaint(log: str) -> str:
     """Return the lines of a log that say what went wrong, as one short line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "rror:", "could not"))]
@@ -449,7 +461,7 @@ def _prepare_process() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _serve(owner: int, supervisor: Supervisor) -> None:
+def _serve(owner: int, supervisor: Supervised) -> None:
     """Obey until the pipe ends or the owner is gone; a forked child of the owner may hold the pipe open."""
     pending = b""
     while os.getppid() == owner:
@@ -472,10 +484,9 @@ def _serve(owner: int, supervisor: Supervisor) -> None:
             os.write(1, json.dumps({"id": request["id"], **answer}).encode() + b"\n")
 
 
-def main() -> None:
-    """Serve the process whose id is the only argument."""
+def supervise(supervisor: Supervised) -> None:
+    """Serve the process whose id is the program's first argument, until that is gone."""
     _prepare_process()
-    supervisor = Supervisor()
     try:
         _serve(int(sys.argv[1]), supervisor)
     except BrokenPipeError:
@@ -486,4 +497,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    supervise(Supervisor())

@@ -15,14 +15,9 @@ the server belongs to a small supervising process at the other end of a pipe.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import secrets
-import shutil
-import subprocess
-import sys
 import threading
 import weakref
 from dataclasses import asdict
@@ -30,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reliakit.core.errors import ConfigurationError
+from reliakit.testing._link import Link
 from reliakit.testing._postgres_programs import find_installations
 
 if TYPE_CHECKING:
@@ -53,83 +49,6 @@ _PINS = {
     "PGTARGETSESSIONATTRS": ("target_session_attrs", "any"),
     "PGOPTIONS": ("options", ""),
 }
-
-
-class _Link:
-    """The owner's end of the pipe to the supervising process."""
-
-    def __init__(self) -> None:
-        self.owner = os.getpid()
-        self.folder: str | None = None
-        self._lock = threading.Lock()
-        self._request = 0
-        self._received = b""
-        self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("_postgres_supervisor.py")), str(self.owner)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd="/",
-            # A terminal's Ctrl-C is for the owner, who decides when the server goes.
-            start_new_session=True,
-        )
-
-    def ask(self, command: str, **fields: object) -> dict[str, Any]:
-        """Send one request and return its answer.
-
-        Raises:
-            ConfigurationError: It could not be done; the message says why.
-        """
-        if os.getpid() != self.owner:
-            raise ConfigurationError("this PostgreSQL belongs to the process that started it, not to its fork")
-        with self._lock:
-            self._request += 1
-            self._send({"id": self._request, "command": command, **fields})
-            while True:
-                answer: dict[str, Any] = json.loads(self._line())
-                # A request that was interrupted (Ctrl-C) leaves its answer behind.
-                if answer["id"] == self._request:
-                    break
-        if "error" in answer:
-            raise ConfigurationError(answer["error"])
-        return answer
-
-    def close(self) -> None:
-        """End the server and the supervising process, and see that the folder is gone; idempotent."""
-        # A fork inherits this object and its finalizer, but not the server.
-        if os.getpid() != self.owner or self._process.stdin is None or self._process.stdin.closed:
-            return
-        with contextlib.suppress(BrokenPipeError):  # it may be gone already
-            self._process.stdin.write(b'{"command": "stop"}\n')
-        self._process.stdin.close()
-        try:
-            self._process.wait(60.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        if self.folder is not None:
-            # Only when the supervising process was killed: the kernel then stopped the server.
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _send(self, request: dict[str, object]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        except (BrokenPipeError, ValueError) as error:
-            raise ConfigurationError("the process that supervises PostgreSQL is gone; stop() and start()") from error
-
-    def _line(self) -> bytes:
-        assert self._process.stdout is not None
-        while b"\n" not in self._received:
-            received = os.read(self._process.stdout.fileno(), 65536)
-            if not received:
-                raise ConfigurationError("the process that supervises PostgreSQL is gone; stop() and start()")
-            self._received += received
-        line, _, self._received = self._received.partition(b"\n")
-        return line
 
 
 class EmbeddedPostgres:
@@ -166,7 +85,7 @@ class EmbeddedPostgres:
         self._lock = threading.RLock()
         self._external: str | None = None
         self._databases: set[str] = set()
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._finalizer: weakref.finalize[..., EmbeddedPostgres] | None = None
         self._facts: dict[str, Any] = {}
         self._password = ""
@@ -195,7 +114,7 @@ class EmbeddedPostgres:
         if not found:
             raise ConfigurationError(f"no PostgreSQL server found: {_WAY_OUT}")
         self._password = secrets.token_urlsafe(24)
-        self._link = _Link()
+        self._link = Link("PostgreSQL", [str(Path(__file__).with_name("_postgres_supervisor.py"))])
         self._finalizer = weakref.finalize(self, self._link.close)
         try:
             self._prepare(self._link, found)
@@ -206,7 +125,7 @@ class EmbeddedPostgres:
             self.stop()
             raise
 
-    def _prepare(self, link: _Link, found: list[dict[str, Any]]) -> None:
+    def _prepare(self, link: Link, found: list[dict[str, Any]]) -> None:
         try:
             link.folder = link.ask("choose", installations=found)["folder"]
         except ConfigurationError as error:
@@ -325,7 +244,7 @@ class EmbeddedPostgres:
             return "<EmbeddedPostgres not started>"
         return f"<EmbeddedPostgres {self.version} from {self._facts['programs']} in {self.folder}>"
 
-    def _own(self, command: str) -> _Link:
+    def _own(self, command: str) -> Link:
         if self._external is not None:
             raise ConfigurationError(
                 f"{command}() would stop the server of RELIAKIT_DSN, which is not ours; unset RELIAKIT_DSN or give "

@@ -4,6 +4,8 @@ manual_clock           a ManualClock
 recording_listener     a RecordingListener that hears every event in the process
 reliakit_postgres      the session's EmbeddedPostgres
 reliakit_dsn           conninfo of an empty database of this test's own
+reliakit_redis         the session's EmbeddedRedis
+reliakit_redis_url     address of that server, emptied for this test
 reliakit_rollback      a function: what a Database does from reliakit_rollback(db) on is rolled back after the test
 fault_proxy            a factory: fault_proxy(target) is an open FaultProxy
 """
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from reliakit.database import Database
-    from reliakit.testing import EmbeddedPostgres, FaultProxy, ManualClock, RecordingListener
+    from reliakit.testing import EmbeddedPostgres, EmbeddedRedis, FaultProxy, ManualClock, RecordingListener
 
 
 @pytest.fixture
@@ -68,6 +70,34 @@ def reliakit_dsn(reliakit_postgres: EmbeddedPostgres) -> Iterator[str]:
     yield conninfo
     reliakit_postgres.start()
     reliakit_postgres.drop_database(conninfo)
+
+
+@pytest.fixture(scope="session")
+def reliakit_redis() -> Iterator[EmbeddedRedis]:
+    """A Redis server for the whole session, with a TCP port.
+
+    A test that needs one and cannot have it fails; it is never skipped.
+    """
+    from reliakit.core.errors import ConfigurationError  # noqa: PLC0415
+    from reliakit.testing import EmbeddedRedis  # noqa: PLC0415
+
+    server = EmbeddedRedis(port=0)
+    try:
+        server.start()
+    except ConfigurationError as error:
+        pytest.fail(str(error), pytrace=False)
+    with server:
+        yield server
+
+
+@pytest.fixture
+def reliakit_redis_url(reliakit_redis: EmbeddedRedis) -> str:
+    """Address of a Redis that holds nothing and that only this test uses."""
+    # A test before this one may have killed or stalled the server.
+    reliakit_redis.start()
+    reliakit_redis.resume()
+    reliakit_redis.flush()
+    return reliakit_redis.url
 
 
 @pytest.fixture

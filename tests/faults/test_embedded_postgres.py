@@ -266,8 +266,8 @@ def test_a_free_port_that_is_taken_meanwhile_is_exchanged(server, monkeypatch):
     from reliakit.testing import _postgres_supervisor
 
     ports = iter([server.port, server.port])
-    really_free = _postgres_supervisor._free_port
-    monkeypatch.setattr(_postgres_supervisor, "_free_port", lambda: next(ports, None) or really_free())
+    really_free = _postgres_supervisor.free_port
+    monkeypatch.setattr(_postgres_supervisor, "free_port", lambda: next(ports, None) or really_free())
     supervisor = _postgres_supervisor.Supervisor()
     found = [dataclasses.asdict(installation) for installation in find_installations(None)]
     try:
