@@ -1,0 +1,211 @@
+"""A store in Redis or Valkey: one script for each decision, by the server's clock.
+
+```
+hit(key) ──> EVALSHA ──> server: clock, state of the key, decision, state and TTL written ──> Answer
+ahit(key) × n in one tick of the event loop ──> one pipeline of n ──────────────────────> n Answers
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from reliakit.core import checks
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.errors import ConfigurationError, StoreError
+from reliakit.stores.protocol import FOREVER, Answer, Op, Plan
+from reliakit.stores.redis_scripts import DECIDE, DECIDE_ONE
+from reliakit.stores.redis_wire import (
+    BlockingWire,
+    ClientBlockingWire,
+    ClientTickWire,
+    Library,
+    Request,
+    TickWire,
+    is_async,
+)
+from reliakit.stores.shared import SharedPlan
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["RedisStore"]
+
+# The layout of states; in every key, so that another version starts afresh instead of misreading them.
+_SCHEMA = "1"
+_LONGEST_KEY = 200
+
+
+class RedisStore:
+    """Keep the state of keys in Redis (6.2 or later) or Valkey, shared by all processes that use it.
+
+    ```python
+    store = RedisStore("redis://localhost:6379")
+    limiter = RateLimiter("10/s", name="search", store=store)
+    ```
+
+    A decision is one round trip, whatever the number of limits, and its time is the server's. Tasks that decide in one
+    tick of their event loop share a round trip. One store serves any mix of threads, tasks and event loops, and forked
+    children. It connects when it is first used. Every key expires by itself.
+
+    Args:
+        source: An address (redis://, rediss://, unix://, valkey://, valkeys://), or a client of redis-py or valkey-py.
+            With an address the store has connections of its own for both colours, and a thread's decision keeps to its
+            deadline. A client keeps its own settings: give it short timeouts. An asynchronous client serves tasks of
+            its loop, a plain one serves threads, and tasks through threads. Cluster and sentinel clients will do.
+        prefix: What every key begins with.
+        timeout: Seconds that connecting or an answer may take where no deadline is nearer; for an address.
+        clock: "server", or "client" for the clock of this machine, for servers that forbid TIME in scripts. Clocks that
+            differ then admit too much or too little by as much.
+
+    Raises:
+        ConfigurationError: A setting is wrong, or there is no client library.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        prefix: str = "reliakit",
+        timeout: float = 1.0,
+        clock: Literal["server", "client"] = "server",
+        system_clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._prefix = checks.named("prefix", prefix)
+        timeout = checks.seconds("timeout", timeout)
+        checks.choice("clock", clock, ("server", "client"))
+        self._has_own_time = clock == "client"
+        self._clock = system_clock
+        self._blocking: BlockingWire | ClientBlockingWire | None = None
+        self._ticks: TickWire | ClientTickWire | None = None
+        self._plans: dict[Plan, _Shape] = {}
+        self._closed = False
+        if isinstance(source, str):
+            library = Library(source, timeout)
+            self._shown = repr(library)
+            self._blocking, self._ticks = BlockingWire(library), TickWire(library)
+            return
+        if isinstance(source, type) or not all(callable(getattr(source, name, None)) for name in ("evalsha", "eval")):
+            raise ConfigurationError(
+                f'source must be an address such as "redis://localhost" or a client of redis-py or valkey-py, got {source!r}'
+            )
+        self._shown = type(source).__name__
+        if is_async(source):
+            self._ticks = ClientTickWire(source)
+        else:
+            self._blocking = ClientBlockingWire(source)
+
+    def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
+        """Decide in one round trip; see `Store.apply`."""
+        if self._blocking is None:
+            raise ConfigurationError(f"{self!r} was given an asynchronous client: give it an address to serve threads")
+        shape = self._plans.get(plan) or self._shape(plan)
+        return shape.answer(self._run(shape.request(op, key, cost, patience, self._now())), op, cost, patience)
+
+    async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
+        """Decide in one round trip, which all decisions of this tick of the event loop share; see `Store.apply`."""
+        shape = self._plans.get(plan) or self._shape(plan)
+        reply = await self._arun(shape.request(op, key, cost, patience, self._now()))
+        return shape.answer(reply, op, cost, patience)
+
+    def open(self) -> None:
+        """Connect now instead of with the first decision.
+
+        Raises:
+            StoreError: It cannot be reached.
+        """
+        if isinstance(self._blocking, BlockingWire):
+            try:
+                self._blocking.connect()
+            except Exception as error:
+                raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Close the connections for threads; those for tasks go with their event loop. A given client stays open."""
+        self._closed = True
+        if self._blocking is not None:
+            self._blocking.close()
+
+    async def aclose(self) -> None:
+        """Close the connections for threads and those of this event loop. A given client stays open."""
+        self.close()
+        if self._ticks is not None:
+            await self._ticks.aclose()
+
+    def _now(self) -> bytes:
+        return b"%d" % round(self._clock.time() * 1e6) if self._has_own_time else b""
+
+    def _shape(self, plan: Plan) -> _Shape:
+        return self._plans.setdefault(plan, _Shape(plan, self._prefix))
+
+    def _run(self, request: Request) -> Any:
+        assert self._blocking is not None
+        if self._closed:
+            raise StoreError(f"{self!r} is closed", store="RedisStore")
+        try:
+            return self._blocking.run(request)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    async def _arun(self, request: Request) -> Any:
+        if self._ticks is None:
+            return await asyncio.to_thread(self._run, request)
+        if self._closed:
+            raise StoreError(f"{self!r} is closed", store="RedisStore")
+        try:
+            return await self._ticks.run(request)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreError:
+        return StoreError(f"{self!r} does not decide: {type(error).__name__}: {error}", store="RedisStore")
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        clock = ", clock='client'" if self._has_own_time else ""
+        return f"<RedisStore {self._shown}, prefix={self._prefix!r}{clock}>"
+
+
+class _Shape:
+    """What all decisions under one plan have in common."""
+
+    __slots__ = ("_numbers", "_plan", "_prefix", "_script", "_suffix")
+
+    def __init__(self, plan: Plan, prefix: str) -> None:
+        self._plan = SharedPlan(plan)
+        self._script = DECIDE_ONE if self._plan.is_one_gcra else DECIDE
+        self._numbers = tuple(b"%d" % number for number in self._plan.numbers)
+        self._prefix = f"{prefix}:{_SCHEMA}:"
+        self._suffix = f":{plan.space}"
+
+    def request(self, op: Op, key: str, cost: int, patience: int, now: bytes) -> Request:
+        fixed = (op.encode(), now, b"%d" % cost, b"%d" % (patience // 1000))
+        return Request(self._script, (self._place(key),), (*fixed, *self._numbers))
+
+    def answer(self, reply: Any, op: Op, cost: int, patience: int) -> Answer:
+        now, before = reply
+        return self._plan.answer(op, now, [int(number) for number in before.split()], cost, patience // 1000)
+
+    def _place(self, key: str) -> bytes:
+        # In braces, so that all of a key's states lie in one slot of a cluster; see its rules for hash tags.
+        if len(key) > _LONGEST_KEY or "}" in key:
+            key = "#" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return f"{self._prefix}{{{key}}}{self._suffix}".encode("utf-8", "surrogatepass")

@@ -1,0 +1,159 @@
+"""What stores outside this process have in common: rules in whole microseconds, and states as rows of numbers.
+
+```
+apply ──> SharedPlan.numbers ──> server: reads the state, decides, writes the state after it ──> (now, state before it)
+      <── Answer <── SharedPlan.answer: the same machine as in memory, on that state
+```
+
+The server decides by the same whole numbers, so what it has written and what this process concludes are the same,
+and the answer's details cost the server nothing. Windows begin at whole multiples of their period on the store's
+clock. A state is one row of numbers: for each rule
+
+    gcra             arrival (whole), arrival (rest, in 1/scale)
+    sliding_log      how many, and so many instants
+    sliding_counter  start of the window, sum of the one before, sum of this one
+    fixed_window     start of the window, sum
+
+then (instant, cost) of each reservation. A rule that has counted nothing has zeros.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from reliakit.core.errors import ConfigurationError
+from reliakit.stores.algorithms import AllOf, Counter, FixedWindow, Gcra, Machine, OneGcra, SlidingCounter, SlidingLog
+from reliakit.stores.protocol import ALGORITHMS, FOREVER, Answer, Op, Plan, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["SharedPlan", "in_microseconds", "micros"]
+
+# Doubles are whole up to here, and Lua has no other numbers.
+_LARGEST = 2**53
+
+
+class SharedPlan:
+    """A plan for a server.
+
+    Args:
+        plan: The limiter's rules.
+
+    Raises:
+        ConfigurationError: A rule comes to numbers that a server cannot hold exactly.
+    """
+
+    __slots__ = ("_counters", "_machine", "is_one_gcra", "numbers")
+
+    def __init__(self, plan: Plan) -> None:
+        rules = [in_microseconds(rule) for rule in plan.rules]
+        self._counters = [_counter(rule) for rule in rules]
+        alone = self._counters[0]
+        self.is_one_gcra: bool = len(rules) == 1 and isinstance(alone, Gcra)
+        self._machine: Machine = (
+            OneGcra(alone) if len(rules) == 1 and isinstance(alone, Gcra) else AllOf((*self._counters,))
+        )
+        # For each rule: kind, limit, period, scale, increment (whole, rest), tolerance (whole, rest).
+        self.numbers: tuple[int, ...] = tuple(number for rule in rules for number in _numbers(rule))
+
+    def answer(self, op: Op, now: int, row: Sequence[int], cost: int, patience: int) -> Answer:
+        """Return the answer that goes with what a server has decided.
+
+        Args:
+            op: What it was asked to do.
+            now: Its clock, in microseconds.
+            row: The state before the decision, empty for none.
+            cost: How much.
+            patience: In microseconds.
+        """
+        admitted, binding, left, wait, reset = self._machine.decide(op, self._state(row), now, cost, patience)[0]
+        return Answer(admitted, binding, left, wait * 1000, reset * 1000)
+
+    def _state(self, row: Sequence[int]) -> Any:
+        if not row:
+            return None
+        if self.is_one_gcra:
+            return _arrival(self._counters[0], row[0], row[1])
+        states: list[Any] = []
+        at = 0
+        for counter in self._counters:
+            if isinstance(counter, Gcra):
+                states.append(_arrival(counter, row[at], row[at + 1]))
+                at += 2
+                continue
+            if isinstance(counter, SlidingLog):
+                at += 1
+                width = row[at - 1]
+            else:
+                width = 3 if isinstance(counter, SlidingCounter) else 2
+            kept = tuple(row[at : at + width])
+            states.append(kept if any(kept) else None)
+            at += width
+        return (*states, tuple(zip(row[at::2], row[at + 1 :: 2], strict=True)))
+
+
+def micros(nanoseconds: int) -> int:
+    """Return whole microseconds, rounded up; for ever stays for ever."""
+    return FOREVER // 1000 if nanoseconds >= FOREVER else -(-nanoseconds // 1000)
+
+
+def in_microseconds(rule: Rule) -> Rule:
+    """Return a rule whose period is in whole microseconds."""
+    return rule._replace(period=micros(rule.period))
+
+
+class _AlignedCounter(SlidingCounter):
+    """Windows that begin at whole multiples of the period."""
+
+    __slots__ = ()
+
+    def _rolled(self, state: tuple[int, int, int] | None, at: int) -> tuple[int, int, int]:
+        start, before, here = super()._rolled(state, at)
+        return (start, before, here) if before or here else (at - at % self._period, 0, 0)
+
+
+class _AlignedWindow(FixedWindow):
+    """A window that begins at a whole multiple of the period."""
+
+    __slots__ = ()
+
+    def _rolled(self, state: tuple[int, int] | None, at: int) -> tuple[int, int]:
+        start, spent = super()._rolled(state, at)
+        return (start, spent) if spent else (at - at % self._period, 0)
+
+
+def _counter(rule: Rule) -> Counter:
+    kinds: dict[str, type[Gcra | SlidingLog | SlidingCounter | FixedWindow]] = {
+        "gcra": Gcra,
+        "sliding_log": SlidingLog,
+        "sliding_counter": _AlignedCounter,
+        "fixed_window": _AlignedWindow,
+    }
+    return kinds[rule.algorithm](rule)
+
+
+def _numbers(rule: Rule) -> tuple[int, ...]:
+    kind = ALGORITHMS.index(rule.algorithm)
+    if kind:
+        if rule.period * (rule.limit if rule.algorithm == "sliding_counter" else 1) >= _LARGEST:
+            raise _too_large(rule)
+        return (kind, rule.limit, rule.period, 1, 0, 0, 0, 0)
+    counter = Gcra(rule)
+    increment, tolerance = divmod(counter.increment, counter.scale), divmod(counter.tolerance, counter.scale)
+    # Half of what is exact, as the epoch and a cost are added to it.
+    if tolerance[0] >= _LARGEST // 2 or rule.burst * counter.scale >= _LARGEST:
+        raise _too_large(rule)
+    return (kind, rule.limit, rule.period, counter.scale, *increment, *tolerance)
+
+
+def _too_large(rule: Rule) -> ConfigurationError:
+    return ConfigurationError(
+        f"limit: {rule.limit} per {rule.period / 1e6:g} s by {rule.algorithm} is more than a shared store can count "
+        "exactly: give a smaller limit over a shorter period"
+    )
+
+
+def _arrival(counter: Any, whole: int, rest: int) -> int | None:
+    arrival: int = whole * counter.scale + rest
+    return arrival or None
