@@ -94,7 +94,7 @@ if TYPE_CHECKING:
         RateLimiter,
     )
     from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, CountWindow, Permit, State, TimeWindow
-    from reliakit.stores import MemoryStore
+    from reliakit.stores import MemoryStore, RedisStore
     from reliakit.validation import Schema, validated
     from reliakit.web import (
         BodyLimit,
@@ -166,6 +166,7 @@ __all__ = [
     "RateLimitHeaders",
     "RateLimitedError",
     "RateLimiter",
+    "RedisStore",
     "RejectedError",
     "ReliakitError",
     "Repository",
@@ -308,6 +309,7 @@ _HOMES = {
     "State": "reliakit.resilience.breaker",
     "TimeWindow": "reliakit.resilience.breaker",
     "MemoryStore": "reliakit.stores",
+    "RedisStore": "reliakit.stores",
     "Schema": "reliakit.validation",
     "validated": "reliakit.validation",
     "BodyLimit": "reliakit.web",

@@ -1,6 +1,31 @@
-"""Where counts are kept that decide over keys: one small protocol, and the stores that speak it."""
+"""Where counts are kept that decide over keys: one small protocol, and the stores that speak it.
+
+RedisStore and PostgresStore load when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from reliakit.stores.memory import MemoryStore
 from reliakit.stores.protocol import Answer, Op, Plan, Rule, Store
 
-__all__ = ["Answer", "MemoryStore", "Op", "Plan", "Rule", "Store"]
+if TYPE_CHECKING:
+    from reliakit.stores.redis import RedisStore
+
+__all__ = ["Answer", "MemoryStore", "Op", "Plan", "RedisStore", "Rule", "Store"]
+
+_HOMES = {"RedisStore": "reliakit.stores.redis"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

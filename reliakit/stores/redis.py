@@ -13,9 +13,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from reliakit.core import checks
-from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError, StoreError
-from reliakit.stores.protocol import FOREVER, Answer, Op, Plan
 from reliakit.stores.redis_scripts import DECIDE, DECIDE_ONE
 from reliakit.stores.redis_wire import (
     BlockingWire,
@@ -26,10 +24,13 @@ from reliakit.stores.redis_wire import (
     TickWire,
     is_async,
 )
-from reliakit.stores.shared import SharedPlan
+from reliakit.stores.shared import SharedPlan, clock_of
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from reliakit.core.clock import Clock
+    from reliakit.stores.protocol import Answer, Op, Plan
 
 __all__ = ["RedisStore"]
 
@@ -46,19 +47,20 @@ class RedisStore:
     limiter = RateLimiter("10/s", name="search", store=store)
     ```
 
-    A decision is one round trip, whatever the number of limits, and its time is the server's. Tasks that decide in one
-    tick of their event loop share a round trip. One store serves any mix of threads, tasks and event loops, and forked
-    children. It connects when it is first used. Every key expires by itself.
+    A decision is one round trip, whatever the number of limits, and its time is the server's. Tasks that decide in
+    one tick of their event loop share a round trip. One store serves any mix of threads, tasks and event loops, and
+    forked children. It connects when it is first used. Every key expires by itself.
 
     Args:
-        source: An address (redis://, rediss://, unix://, valkey://, valkeys://), or a client of redis-py or valkey-py.
-            With an address the store has connections of its own for both colours, and a thread's decision keeps to its
-            deadline. A client keeps its own settings: give it short timeouts. An asynchronous client serves tasks of
-            its loop, a plain one serves threads, and tasks through threads. Cluster and sentinel clients will do.
+        source: An address (redis://, rediss://, unix://, valkey://, valkeys://), or a client of redis-py or
+            valkey-py. With an address the store has connections of its own for both colours, and a thread's decision
+            keeps to its deadline. A client keeps its own settings: give it short timeouts. An asynchronous client
+            serves tasks of its loop, a plain one serves threads, and tasks through threads. Clients of clusters and
+            sentinels will do.
         prefix: What every key begins with.
         timeout: Seconds that connecting or an answer may take where no deadline is nearer; for an address.
-        clock: "server", or "client" for the clock of this machine, for servers that forbid TIME in scripts. Clocks that
-            differ then admit too much or too little by as much.
+        clock: "server", or "client" for the clock of this machine, for servers that forbid TIME in scripts: clocks
+            that differ then admit too much or too little by as much. Tests give a `Clock`.
 
     Raises:
         ConfigurationError: A setting is wrong, or there is no client library.
@@ -70,14 +72,11 @@ class RedisStore:
         *,
         prefix: str = "reliakit",
         timeout: float = 1.0,
-        clock: Literal["server", "client"] = "server",
-        system_clock: Clock = SYSTEM_CLOCK,
+        clock: Literal["server", "client"] | Clock = "server",
     ) -> None:
         self._prefix = checks.named("prefix", prefix)
         timeout = checks.seconds("timeout", timeout)
-        checks.choice("clock", clock, ("server", "client"))
-        self._has_own_time = clock == "client"
-        self._clock = system_clock
+        self._clock = clock_of(clock)
         self._blocking: BlockingWire | ClientBlockingWire | None = None
         self._ticks: TickWire | ClientTickWire | None = None
         self._plans: dict[Plan, _Shape] = {}
@@ -89,7 +88,7 @@ class RedisStore:
             return
         if isinstance(source, type) or not all(callable(getattr(source, name, None)) for name in ("evalsha", "eval")):
             raise ConfigurationError(
-                f'source must be an address such as "redis://localhost" or a client of redis-py or valkey-py, got {source!r}'
+                f'source must be an address such as "redis://localhost" or a client of redis-py, got {source!r}'
             )
         self._shown = type(source).__name__
         if is_async(source):
@@ -100,7 +99,7 @@ class RedisStore:
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one round trip; see `Store.apply`."""
         if self._blocking is None:
-            raise ConfigurationError(f"{self!r} was given an asynchronous client: give it an address to serve threads")
+            raise ConfigurationError(f"{self!r} has an asynchronous client: give it an address to serve threads")
         shape = self._plans.get(plan) or self._shape(plan)
         return shape.answer(self._run(shape.request(op, key, cost, patience, self._now())), op, cost, patience)
 
@@ -135,7 +134,7 @@ class RedisStore:
             await self._ticks.aclose()
 
     def _now(self) -> bytes:
-        return b"%d" % round(self._clock.time() * 1e6) if self._has_own_time else b""
+        return b"" if self._clock is None else b"%d" % round(self._clock.time() * 1e6)
 
     def _shape(self, plan: Plan) -> _Shape:
         return self._plans.setdefault(plan, _Shape(plan, self._prefix))
@@ -180,7 +179,7 @@ class RedisStore:
         await self.aclose()
 
     def __repr__(self) -> str:
-        clock = ", clock='client'" if self._has_own_time else ""
+        clock = ", clock='client'" if self._clock else ""
         return f"<RedisStore {self._shown}, prefix={self._prefix!r}{clock}>"
 
 

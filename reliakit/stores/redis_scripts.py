@@ -29,10 +29,12 @@ class Script:
 
 
 # ARGV: op, now or "" for the server's clock, cost, patience, rules. Times are microseconds since the epoch, whole in
-# a double until the year 2255, and written with %.0f, as Lua would round them to 14 digits.
+# a double until the year 2255, and written with %.0f, as Lua would round them to 14 digits. By clients' clocks a
+# state is kept a minute longer, for clients whose clocks are behind.
 _CLOCK = """
-local now = tonumber(ARGV[2])
+local now, slack = tonumber(ARGV[2]), 60000
 if not now then
+  slack = 2
   local t = redis.call('TIME')
   now = t[1] * 1000000 + t[2]
 end
@@ -64,13 +66,13 @@ if op == 'hit' then
   local due = whole - tonumber(ARGV[11])
   if part > tonumber(ARGV[12]) then due = due + 1 end
   if due - now <= tonumber(ARGV[4]) then
-    redis.call('SET', key, string.format('%.0f %.0f', whole, part), 'PX', math.floor((whole - now) / 1000) + 2)
+    redis.call('SET', key, string.format('%.0f %.0f', whole, part), 'PX', math.floor((whole - now) / 1000) + slack)
   end
 elseif op == 'refund' then
   whole, part = whole - spending, part - over
   if part < 0 then whole, part = whole - 1, part + scale end
   if whole > now or (whole == now and part > 0) then
-    redis.call('SET', key, string.format('%.0f %.0f', whole, part), 'PX', math.floor((whole - now) / 1000) + 2)
+    redis.call('SET', key, string.format('%.0f %.0f', whole, part), 'PX', math.floor((whole - now) / 1000) + slack)
   elseif before then
     redis.call('DEL', key)
   end
@@ -286,7 +288,7 @@ for _, slot in ipairs(reserved) do
   write(slot[1])
   write(slot[2])
 end
-redis.call('SET', key, table.concat(written, ' '), 'PX', math.floor((full - now) / 1000) + 2)
+redis.call('SET', key, table.concat(written, ' '), 'PX', math.floor((full - now) / 1000) + slack)
 return {now, before or ''}
 """
 )

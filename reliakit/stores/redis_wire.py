@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import importlib
+import importlib.util
 import inspect
 import threading
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from reliakit.core.deadline import remaining
@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
     from reliakit.stores.redis_scripts import Script
 
-__all__ = ["BlockingWire", "ClientBlockingWire", "ClientTickWire", "Library", "Request", "TickWire", "Wire", "is_async"]
+__all__ = [
+    "BlockingWire",
+    "ClientBlockingWire",
+    "ClientTickWire",
+    "Library",
+    "Request",
+    "TickWire",
+    "is_async",
+]
 
 # A pause between a task's request and the server's answer is common; more connections than this help nobody.
 _IDLE: Final = 16
@@ -57,18 +65,6 @@ class Request(NamedTuple):
         name, text = (b"EVAL", script.text) if whole else (b"EVALSHA", script.digest)
         words = (name, text.encode(), b"%d" % len(self.keys), *self.keys, *self.args)
         return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
-
-
-class Wire(Protocol):
-    """Runs scripts for threads."""
-
-    def run(self, request: Request, /) -> Any:
-        """Run it and return its reply."""
-        ...
-
-    def close(self) -> None:
-        """Close all connections that are its own."""
-        ...
 
 
 class Library:
@@ -145,7 +141,7 @@ class BlockingWire:
         self._idle.append(connection)
 
     def run(self, request: Request, /) -> Any:
-        """Run it and return its reply, see `Wire`."""
+        """Run it and return its reply."""
         left = remaining()
         seconds = self._library.timeout if left is None else max(_SHORTEST, min(left, self._library.timeout))
         try:
@@ -161,7 +157,6 @@ class BlockingWire:
             return self._exchange(self._library.connection(), request, seconds)
 
     def _exchange(self, connection: Any, request: Request, seconds: float) -> Any:
-        is_whole = False
         try:
             _hurry(connection, seconds)
             connection.send_packed_command([request.packed()])
@@ -170,7 +165,6 @@ class BlockingWire:
             except Exception as error:
                 if type(error).__name__ != "NoScriptError":
                     raise
-                is_whole = True
                 connection.send_packed_command([request.packed(whole=True)])
                 reply = connection.read_response()
         except BaseException as error:
@@ -190,7 +184,7 @@ class BlockingWire:
             connection.disconnect()
 
     def close(self) -> None:
-        """See `Wire`."""
+        """Close all connections."""
         idle, self._idle = self._idle, deque()
         for connection in idle:
             connection.disconnect()
@@ -203,7 +197,7 @@ class ClientBlockingWire:
         self._client = client
 
     def run(self, request: Request, /) -> Any:
-        """See `Wire`."""
+        """Run it and return its reply."""
         script, keys, args = request
         try:
             return self._client.evalsha(script.digest, len(keys), *keys, *args)

@@ -1,7 +1,7 @@
 """What stores outside this process have in common: rules in whole microseconds, and states as rows of numbers.
 
 ```
-apply ──> SharedPlan.numbers ──> server: reads the state, decides, writes the state after it ──> (now, state before it)
+apply ──> SharedPlan.numbers ──> server: reads the state, decides, writes the state after it ──> now, state before
       <── Answer <── SharedPlan.answer: the same machine as in memory, on that state
 ```
 
@@ -19,16 +19,28 @@ then (instant, cost) of each reservation. A rule that has counted nothing has ze
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from reliakit.core import checks
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
-from reliakit.stores.algorithms import AllOf, Counter, FixedWindow, Gcra, Machine, OneGcra, SlidingCounter, SlidingLog
+from reliakit.stores.algorithms import (
+    AllOf,
+    Counter,
+    FixedWindow,
+    Gcra,
+    Machine,
+    OneGcra,
+    SlidingCounter,
+    SlidingLog,
+    machine_for,
+)
 from reliakit.stores.protocol import ALGORITHMS, FOREVER, Answer, Op, Plan, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SharedPlan", "in_microseconds", "micros"]
+__all__ = ["SharedPlan", "clock_of", "in_microseconds", "machine_of", "micros"]
 
 # Doubles are whole up to here, and Lua has no other numbers.
 _LARGEST = 2**53
@@ -49,11 +61,8 @@ class SharedPlan:
     def __init__(self, plan: Plan) -> None:
         rules = [in_microseconds(rule) for rule in plan.rules]
         self._counters = [_counter(rule) for rule in rules]
-        alone = self._counters[0]
-        self.is_one_gcra: bool = len(rules) == 1 and isinstance(alone, Gcra)
-        self._machine: Machine = (
-            OneGcra(alone) if len(rules) == 1 and isinstance(alone, Gcra) else AllOf((*self._counters,))
-        )
+        self._machine: Machine = machine_of(tuple(rules), aligned=True)
+        self.is_one_gcra: bool = isinstance(self._machine, OneGcra)
         # For each rule: kind, limit, period, scale, increment (whole, rest), tolerance (whole, rest).
         self.numbers: tuple[int, ...] = tuple(number for rule in rules for number in _numbers(rule))
 
@@ -93,6 +102,21 @@ class SharedPlan:
         return (*states, tuple(zip(row[at::2], row[at + 1 :: 2], strict=True)))
 
 
+def clock_of(clock: Literal["server", "client"] | Clock) -> Clock | None:
+    """Return whose time counts: None for the server's.
+
+    Args:
+        clock: The setting: "server", "client" or a Clock.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    if isinstance(clock, str):
+        checks.choice("clock", clock, ("server", "client"))
+        return SYSTEM_CLOCK if clock == "client" else None
+    return checks.clock("clock", clock)
+
+
 def micros(nanoseconds: int) -> int:
     """Return whole microseconds, rounded up; for ever stays for ever."""
     return FOREVER // 1000 if nanoseconds >= FOREVER else -(-nanoseconds // 1000)
@@ -121,6 +145,20 @@ class _AlignedWindow(FixedWindow):
     def _rolled(self, state: tuple[int, int] | None, at: int) -> tuple[int, int]:
         start, spent = super()._rolled(state, at)
         return (start, spent) if spent else (at - at % self._period, 0)
+
+
+def machine_of(rules: tuple[Rule, ...], *, aligned: bool) -> Machine:
+    """Return the machine that decides under these rules together.
+
+    Args:
+        rules: At least one.
+        aligned: Whether windows begin at whole multiples of their period, not with a key's first hit.
+    """
+    if not aligned:
+        return machine_for(rules)
+    counters = tuple(_counter(rule) for rule in rules)
+    alone = counters[0]
+    return OneGcra(alone) if len(rules) == 1 and isinstance(alone, Gcra) else AllOf(counters)
 
 
 def _counter(rule: Rule) -> Counter:

@@ -73,6 +73,7 @@ from reliakit import (
     RateLimitedError,
     RateLimiter,
     RateLimitHeaders,
+    RedisStore,
     RejectedError,
     ReliakitError,
     Repository,
@@ -141,6 +142,7 @@ breaker = CircuitBreaker(
     clock=SYSTEM_CLOCK,
 )
 last_fifty = CircuitBreaker(failure_rate=0.5, window=CountWindow(50), half_open_calls=3)
+RateLimiter("10/s", store=RedisStore("redis://localhost", clock="client"))
 limiter = RateLimiter("10/s", Limit(600, per=60.0, burst=100), name="search", store=MemoryStore(max_keys=1000))
 
 
