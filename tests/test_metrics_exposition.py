@@ -8,17 +8,21 @@ import subprocess
 import sys
 import threading
 
+import anyio
+import anyio.lowlevel
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client import Counter as TheirCounter
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from reliakit.core.context import request_context
 from reliakit.core.errors import ConfigurationError
 from reliakit.metrics import Metrics
-from reliakit.metrics.exposition import OPENMETRICS, TEXT, wants_openmetrics
+from reliakit.metrics.exposition import OPENMETRICS, TEXT, pieces, wants_openmetrics
 from reliakit.testing import ManualClock
 
 OPEN = "application/openmetrics-text"
@@ -68,9 +72,10 @@ class TestFormats:
         metrics.register(registry)
         assert parsed(parse_text, generate_latest(registry)) == parsed(parse_text, metrics.render().body)
 
+    @settings(max_examples=40)
     @given(st.lists(st.text(st.characters(exclude_categories=()), max_size=200), max_size=8))
     def test_hostile_label_values_never_break_a_scrape(self, values):
-        metrics = Metrics()
+        metrics = Metrics(objectives=())
         counter = metrics.counter("jobs", labels=("n",))
         for one in values:
             counter.labels(one).inc()
@@ -78,6 +83,7 @@ class TestFormats:
             found = parsed(parse, metrics.render(accept).body)
             assert sum(value for (name, _), value in found.items() if name == "jobs_total") == len(values)
 
+    @settings(max_examples=40)
     @given(
         st.dictionaries(
             st.text(st.characters(exclude_categories=["Cs"]), max_size=100), st.integers(0, 9), max_size=8
@@ -95,6 +101,7 @@ class TestFormats:
         }
         assert found == values
 
+    @settings(max_examples=40)
     @given(st.text(max_size=50))
     def test_any_help_text_survives(self, text):
         text = f"a{text}z"  # the parser strips white space at the ends
@@ -119,13 +126,13 @@ class TestFormats:
             number = 0
             while not stop.is_set():
                 number += 1
-                histogram.labels(str(number % 700)).observe(number % 3)
+                histogram.labels(str(number % 300)).observe(number % 3)
 
         crowd = [threading.Thread(target=work) for _ in range(3)]
         for thread in crowd:
             thread.start()
         try:
-            for _ in range(10):
+            for _ in range(5):
                 found = parsed(parse_text, metrics.render().body)
                 for (name, labels), value in found.items():
                     if name == "work_count":
@@ -134,6 +141,64 @@ class TestFormats:
             stop.set()
             for thread in crowd:
                 thread.join()
+
+
+class TestExemplars:
+    def exemplars(self, body):
+        return {
+            sample.labels["le"]: sample.exemplar
+            for family in parse_openmetrics(body.decode())
+            for sample in family.samples
+            if sample.exemplar is not None
+        }
+
+    def test_a_bucket_shows_its_latest_measurement_within_a_trace(self):
+        clock = ManualClock()
+        metrics = Metrics(clock=clock)
+        work = metrics.histogram("work", buckets=(1, 2))
+        work.observe(0.9)
+        with request_context(trace_id="a" * 32):
+            work.observe(0.5)
+            clock.advance(1)
+            work.observe(0.25)
+        with request_context(trace_id="b" * 32):
+            work.observe(1.5)
+        with request_context(request_id="no trace"):
+            work.observe(3)
+            work.observe(0.75)
+        found = self.exemplars(metrics.render(OPEN).body)
+        assert {le: (one.labels, one.value) for le, one in found.items()} == {
+            "1.0": ({"trace_id": "a" * 32}, 0.25),
+            "2.0": ({"trace_id": "b" * 32}, 1.5),
+        }
+        assert float(found["1.0"].timestamp) == clock.time()
+        assert b"trace_id" not in metrics.render().body
+
+    def test_the_very_first_measurement_of_a_thread_is_an_exemplar_too(self):
+        metrics = Metrics()
+        with request_context(trace_id="a" * 32):
+            metrics.observe("transaction", 0.01, status="commit")
+        assert len(self.exemplars(metrics.render(OPEN).body)) == 1
+
+    @pytest.mark.parametrize(
+        "trace_id", ['"} 1\n# EOF\n', "\ud800", "x" * 101, "x" * 5000, 7, b"x", ["x"], "é" * 100]
+    )
+    def test_hostile_trace_ids_never_break_a_scrape(self, trace_id):
+        metrics = Metrics()
+        work = metrics.histogram("work")
+        with request_context(trace_id=trace_id):
+            work.observe(0.5)
+        body = metrics.render(OPEN).body
+        assert parsed(parse_openmetrics, body)["work_count", ()] == 1
+        assert all(len(one.labels["trace_id"]) <= 100 for one in self.exemplars(body).values())
+
+    def test_a_prometheus_client_registry_shows_them_too(self):
+        metrics, registry = Metrics(), CollectorRegistry()
+        metrics.register(registry)
+        with request_context(trace_id="a" * 32):
+            metrics.histogram("work").observe(0.5)
+        (shown,) = self.exemplars(generate_openmetrics(registry)).values()
+        assert (shown.labels, shown.value) == ({"trace_id": "a" * 32}, 0.5)
 
 
 class TestNegotiation:
@@ -174,6 +239,7 @@ class TestNegotiation:
     def test_openmetrics_is_given_to(self, accept):
         assert wants_openmetrics(accept)
 
+    @settings(max_examples=40)
     @given(st.text())
     def test_no_header_raises(self, accept):
         wants_openmetrics(accept)
@@ -214,6 +280,41 @@ class TestApplications:
         assert b"reliakit_error_total" in gzip.decompress(body)
         _, headers, body = await call(app, headers=[(b"accept-encoding", b"gzip;q=0")])
         assert b"content-encoding" not in headers
+
+    @pytest.mark.anyio
+    async def test_a_large_scrape_is_rendered_in_short_steps_off_the_event_loop(self):
+        metrics = Metrics(max_series=3000)
+        jobs = metrics.counter("jobs", labels=("n",))
+        for number in range(3000):
+            jobs.labels(number).inc()
+        renderers, turns, done = set(), 0, False
+        metrics.gauge("where").set_function(lambda: renderers.add(threading.get_ident()) or 1)
+
+        async def others():
+            nonlocal turns
+            while not done:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(others)
+            _, _, body = await call(metrics.asgi_app, headers=[(b"accept-encoding", b"gzip")])
+            done = True
+        assert gzip.decompress(body).count(b"\njobs_total{") == 3000
+        assert renderers
+        assert threading.get_ident() not in renderers
+        assert turns >= 3000 / 400, "the loop had no turn between the pieces"
+        sizes = [piece.count("\n") for piece in pieces(metrics._all(), openmetrics=True)]
+        assert max(sizes) < 1000
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize(
+        ("header", "is_compressed"),
+        [(b"*", True), (b"*;q=0, gzip", True), (b"*, gzip;q=0", False), (b"identity", False), (b"br;q=1.0", False)],
+    )
+    async def test_a_star_stands_for_what_is_not_named(self, header, is_compressed):
+        _, headers, _ = await call(Metrics().asgi_app, headers=[(b"accept-encoding", header)])
+        assert (b"content-encoding" in headers) == is_compressed
 
     @pytest.mark.anyio
     async def test_the_asgi_application_answers_head_and_refuses_the_rest(self):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reliakit.core.errors import ConfigurationError
 from reliakit.metrics import Metrics
 from reliakit.metrics.labels import OTHER
 from reliakit.metrics.sources import HeavyHitters, SpaceSaving
@@ -70,6 +71,69 @@ class TestSpaceSaving:
             sketch.offer(str(number))
         # All keys stand in the two lowest buckets, which is all that an eviction looks at.
         assert len(sketch._buckets) <= 2
+
+
+class TestModes:
+    @pytest.mark.parametrize(
+        ("mode", "sources", "shown"),
+        [
+            ("ip", ["203.0.113.9", "2001:db8:1:2::9"], {"203.0.113.9", "2001:db8:1:2::/64"}),
+            ("prefix", ["203.0.113.9", "203.0.113.77", "2001:db8:1:2::9"], {"203.0.113.0/24", "2001:db8:1::/48"}),
+            ("prefix", ["::ffff:203.0.113.9", "unix"], {"203.0.113.0/24", "unix"}),
+            ("off", ["203.0.113.9", "unix"], set()),
+        ],
+    )
+    def test_a_source_that_is_often_seen_is_shown_as_the_mode_says(self, mode, sources, shown):
+        metrics = Metrics(source=mode)
+        for source in sources * 5:
+            metrics.increment("security", event="failed_login", source=source)
+        assert set(events(metrics)) == shown | {OTHER}
+        assert sum(events(metrics).values()) == 5 * len(sources)
+
+    def test_networks_are_few_so_all_exist_from_the_start_and_count_at_once(self):
+        metrics = Metrics(source="network")
+        assert events(metrics) == {OTHER: 0, "loopback": 0, "private": 0, "public": 0}
+        for source in (
+            "127.0.0.1",
+            "::1",
+            "unix",
+            "10.1.2.3",
+            "fd00::1",
+            "100.64.0.1",
+            "8.8.8.8",
+            "::ffff:8.8.8.8",
+            "x",
+        ):
+            metrics.increment("security", event="failed_login", source=source)
+        assert events(metrics) == {OTHER: 1, "loopback": 3, "private": 3, "public": 2}
+
+    def test_pseudonyms_are_equal_for_equal_addresses_under_one_key_only(self):
+        def named(key, source):
+            metrics = Metrics(source="hmac", hmac_key=key)
+            metrics.increment("security", 5, event="failed_login", source=source)
+            (name,) = set(events(metrics)) - {OTHER}
+            return name
+
+        one = named("k" * 16, "2001:db8::1")
+        assert one == named(b"k" * 16, "2001:db8::2")  # the same /64
+        assert len({one, named("l" * 16, "2001:db8::1"), named("k" * 16, "192.0.2.1")}) == 3
+        assert one.startswith("hmac:")
+        assert "2001" not in one
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"source": "addresses"},
+            {"source": None},
+            {"source": "hmac"},
+            {"source": "ip", "hmac_key": "k" * 16},
+            {"source": "hmac", "hmac_key": "short"},
+            {"source": "hmac", "hmac_key": 5},
+        ],
+    )
+    def test_bad_settings_are_refused(self, settings):
+        with pytest.raises(ConfigurationError, match=r"source|hmac_key"):
+            Metrics(**settings)
 
 
 class TestNames:

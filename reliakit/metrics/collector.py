@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar as TheirExemplar
 
+from reliakit.metrics.exposition import is_trace_id
 from reliakit.metrics.family import Counter, Gauge
 
 if TYPE_CHECKING:
@@ -77,4 +78,6 @@ def _add_buckets(collected: Any, family: Histogram) -> None:
 
 
 def _exemplar(exemplar: Exemplar | None) -> Any:
-    return None if exemplar is None else TheirExemplar({"trace_id": exemplar.trace_id}, exemplar.value, exemplar.at)
+    if exemplar is None or not is_trace_id(exemplar.trace_id):
+        return None
+    return TheirExemplar({"trace_id": exemplar.trace_id}, exemplar.value, exemplar.at)

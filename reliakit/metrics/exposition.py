@@ -6,11 +6,11 @@ label text ready and a scrape only appends numbers.
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from reliakit.metrics.family import Counter, Gauge, escaped
-from reliakit.metrics.labels import label_text
+from reliakit.metrics.family import Counter, Gauge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from reliakit.metrics.family import AnyFamily
     from reliakit.metrics.series import Exemplar, HistogramSeries
 
-__all__ = ["OPENMETRICS", "TEXT", "Exposition", "pieces", "render", "wants_openmetrics"]
+__all__ = ["OPENMETRICS", "TEXT", "Exposition", "is_trace_id", "pieces", "render", "wants_openmetrics"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 # How many lines make a piece: about a quarter of a millisecond.
 _PIECE = 400
-_LONGEST_ID = 100
+# OpenMetrics allows 128 characters for name and value together, and not every parser reads what is escaped there.
+_TRACE_ID = re.compile("[0-9A-Za-z_-]{1,100}")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
@@ -108,10 +109,14 @@ def _histogram(
 
 
 def _exemplar(exemplar: Exemplar) -> str:
-    trace_id = label_text(exemplar.trace_id)
-    if len(trace_id) > _LONGEST_ID:  # OpenMetrics allows 128 characters for name and value together
+    if not is_trace_id(exemplar.trace_id):
         return ""
-    return f' # {{trace_id="{escaped(trace_id)}"}} {float(exemplar.value)!r} {exemplar.at:.3f}'
+    return f' # {{trace_id="{exemplar.trace_id}"}} {float(exemplar.value)!r} {exemplar.at:.3f}'
+
+
+def is_trace_id(trace_id: object) -> bool:
+    """Return whether an exemplar can carry this id."""
+    return isinstance(trace_id, str) and _TRACE_ID.fullmatch(trace_id) is not None
 
 
 def _help(text: str, *, quotes: bool) -> str:

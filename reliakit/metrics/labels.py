@@ -20,9 +20,12 @@ from typing import Generic, TypeVar
 
 __all__ = [
     "LONGEST",
+    "NETWORKS",
     "OTHER",
     "Label",
     "Places",
+    "fold_network",
+    "fold_prefix",
     "fold_source",
     "fold_sqlstate",
     "fold_status",
@@ -130,15 +133,45 @@ def label_text(value: object) -> str:
 @lru_cache(maxsize=4096)
 def fold_source(text: str) -> str:
     """Return a client's address as it is counted: IPv6 as its /64, IPv4-mapped as IPv4, other texts unchanged."""
+    address = _address(text)
+    if address is None:
+        return text
+    return str(address) if address.version == 4 else _network(address, 64)
+
+
+@lru_cache(maxsize=4096)
+def fold_prefix(text: str) -> str:
+    """Return the network of a client's address, IPv4 as /24 and IPv6 as /48, and other texts unchanged."""
+    address = _address(text)
+    return text if address is None else _network(address, 24 if address.version == 4 else 48)
+
+
+NETWORKS = ("loopback", "private", "public")
+
+
+@lru_cache(maxsize=4096)
+def fold_network(text: str) -> str:
+    """Return what kind of network a client's address is in, `_other` for what is no address."""
+    address = _address(text)
+    if address is None:
+        return "loopback" if text == "unix" else OTHER
+    if address.is_loopback:
+        return "loopback"
+    return "public" if address.is_global else "private"
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(text.strip().strip("[]"))
     except ValueError:
-        return text
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _network(address: ipaddress.IPv4Address | ipaddress.IPv6Address, length: int) -> str:
+    return str(ipaddress.ip_network((int(address), length), strict=False))
 
 
 _EXACT_STATES = frozenset({"40001", "40P01", "57014", "25P03", "23505", "53300"})

@@ -34,10 +34,10 @@ from reliakit.metrics.feed import Feed
 from reliakit.metrics.objectives import Objective
 from reliakit.metrics.results import Results
 from reliakit.metrics.scoreboard import Scoreboard, thresholds
-from reliakit.metrics.sources import SourceCounter
+from reliakit.metrics.sources import Naming, SourceCounter, SourceMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from prometheus_client import CollectorRegistry
@@ -56,6 +56,8 @@ _MANY = 1000
 # How often a process shows the others what it otherwise works out when it is asked, in seconds.
 _SHOW_EVERY = 1.0
 _UNBOUNDED = 1 << 30
+_KINDS: dict[str, type[AnyFamily]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+_SECURITY = next(metric for metric in CATALOGUE if metric.name == "security_total")
 
 
 class Metrics:
@@ -76,6 +78,11 @@ class Metrics:
     Args:
         namespace: Goes before the names of reliakit's own metrics; "" leaves them bare.
         max_series: How many series one metric may hold, 1 or more; further label values count as `_other`.
+        source: How clients are shown in `security_total`: "ip", the address, IPv6 as its /64; "prefix", its /24 or
+            /48; "network", loopback, private or public; "hmac", a pseudonym of the address; "off", not at all.
+            Addresses, prefixes and pseudonyms are named once five events are certain, at most 100 of them; the rest
+            is `_other`.
+        hmac_key: The key of the pseudonyms, at least 16 bytes; kept secret, or they can be guessed.
         objectives: Objectives beside the default ones, or instead of those with the same name.
         clock: What drives the windows of the objectives.
 
@@ -92,6 +99,8 @@ class Metrics:
         namespace: str = "reliakit",
         *,
         max_series: int = 1000,
+        source: SourceMode = "ip",
+        hmac_key: bytes | str | None = None,
         objectives: Iterable[Objective] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -99,6 +108,7 @@ class Metrics:
             raise ConfigurationError(f"namespace must be letters, digits and _, or empty, got {namespace!r}")
         self.namespace = namespace
         self.max_series: int = checks.count("max_series", max_series)
+        self._naming = Naming(source, hmac_key)
         # Guards declaring and attaching. Counting and rendering never take it.
         self._lock = Lock()
         self._emitter = Emitter("metrics", clock=clock)
@@ -386,7 +396,11 @@ class Metrics:
                 raise ConfigurationError(
                     f"metric {full} clashes with {self._owners[name]} over {name}: use another name"
                 )
-        family = _family_class(metric)(metric, full, _UNBOUNDED if metric.fixed else self.max_series, self._registry)
+        room = _UNBOUNDED if metric.fixed else self.max_series
+        if metric is _SECURITY:
+            family: AnyFamily = SourceCounter(metric, full, room, self._registry, self._naming)
+        else:
+            family = _KINDS[metric.kind](metric, full, room, self._registry)
         self._owners.update(dict.fromkeys(reserved(metric, full), full))
         self._families[full] = family
         for alias in (full, *aliases(metric)):
@@ -463,13 +477,6 @@ def _merged(objectives: Iterable[Objective]) -> list[Objective]:
             raise ConfigurationError(f"objectives must hold Objective, got {objective!r}")
         merged[objective.name] = objective
     return list(merged.values())
-
-
-def _family_class(metric: Metric) -> Callable[..., AnyFamily]:
-    if metric.name == "security_total":
-        return SourceCounter
-    kinds: dict[str, type[AnyFamily]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
-    return kinds[metric.kind]
 
 
 def _is_same(one: Metric, other: Metric) -> bool:

@@ -10,20 +10,36 @@ Source: Metwally, Agrawal and El Abbadi, "Efficient computation of frequent and 
 
 from __future__ import annotations
 
+import hmac
 from collections import deque
+from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.metrics.family import Counter
-from reliakit.metrics.labels import OTHER, Places, fold_source, label_text
+from reliakit.metrics.labels import (
+    NETWORKS,
+    OTHER,
+    Places,
+    fold_network,
+    fold_prefix,
+    fold_source,
+    label_text,
+)
 from reliakit.metrics.series import MOST, CounterSeries
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reliakit.metrics.catalogue import Metric
     from reliakit.metrics.family import Registry
 
-__all__ = ["HeavyHitters", "SourceCounter", "SpaceSaving"]
+__all__ = ["HeavyHitters", "Naming", "SourceCounter", "SourceMode", "SpaceSaving"]
+
+SourceMode = Literal["ip", "prefix", "network", "hmac", "off"]
+_SHORTEST_KEY = 16
 
 
 class SpaceSaving:
@@ -146,10 +162,58 @@ class _SourceSeries(CounterSeries):
         return self._family.bound(self._event, self._source).get()
 
 
+class Naming:
+    """How sources are shown: which text stands for one, and whether it has to earn its name.
+
+    Args:
+        mode: "ip", "prefix", "network", "hmac" or "off", see `Metrics`.
+        hmac_key: The key of the pseudonyms.
+
+    Raises:
+        ConfigurationError: There is no such mode, or the key does not go with it.
+    """
+
+    def __init__(self, mode: str = "ip", hmac_key: bytes | str | None = None) -> None:
+        if mode not in get_args(SourceMode):
+            raise ConfigurationError(f"source must be one of {', '.join(get_args(SourceMode))}, got {mode!r}")
+        if (mode == "hmac") != (hmac_key is not None):
+            raise ConfigurationError('source="hmac" needs an hmac_key, and nothing else takes one')
+        self.fold: Callable[[str], str] = _FOLDS[mode] if hmac_key is None else _pseudonyms(hmac_key)
+        # So few that all of them exist from the start.
+        self.known: tuple[str, ...] = NETWORKS if mode == "network" else ()
+        self.is_closed: bool = mode in {"network", "off"}
+
+
+def _pseudonyms(hmac_key: object) -> Callable[[str], str]:
+    key = hmac_key.encode() if isinstance(hmac_key, str) else hmac_key
+    if not isinstance(key, bytes) or len(key) < _SHORTEST_KEY:
+        raise ConfigurationError(f"hmac_key must have at least {_SHORTEST_KEY} bytes")
+
+    @lru_cache(maxsize=4096)
+    def fold(text: str) -> str:
+        source = fold_source(text)
+        if source in {"", OTHER}:
+            return source
+        return f"hmac:{hmac.digest(key, source.encode('utf-8', 'replace'), 'sha256').hex()[:8]}"
+
+    return fold
+
+
+_FOLDS: dict[str, Callable[[str], str]] = {
+    "ip": fold_source,
+    "prefix": fold_prefix,
+    "network": fold_network,
+    "off": lambda _text: OTHER,
+}
+
+
 class SourceCounter(Counter):
     """The counter of security events by source."""
 
-    def __init__(self, metric: Metric, name: str, max_series: int, registry: Registry) -> None:
+    def __init__(
+        self, metric: Metric, name: str, max_series: int, registry: Registry, naming: Naming | None = None
+    ) -> None:
+        self._naming = naming or Naming()
         self._hitters = HeavyHitters()
         super().__init__(metric, name, max_series, registry)
 
@@ -161,20 +225,23 @@ class SourceCounter(Counter):
         if chosen is None or len(chosen) != 2:
             return self._lost
         event, source = chosen
-        return _SourceSeries(self, label_text(event), fold_source(label_text(source)))
+        return _SourceSeries(self, label_text(event), self._naming.fold(label_text(source)))
 
     def count(self, event: str, source: str, amount: float) -> None:
         """Count under the source's name where it has one, else as `_other`."""
         self.bound(event, source).inc(amount)
-        if source not in {"", OTHER} and not self._hitters.is_named(source):
+        if source not in {"", OTHER} and not self._is_named(source):
             self._hitters.notice(source, _times(amount))
-            if self._hitters.is_named(source):
+            if self._is_named(source):
                 # Born at 0, so that the first event under the name is an increase.
                 self.bound(event, source)
 
     def bound(self, event: str, source: str) -> CounterSeries:
         """Return the series that such an event counts in now."""
-        return super().labels(event, source if self._hitters.is_named(source) else OTHER)
+        return super().labels(event, source if self._is_named(source) else OTHER)
+
+    def _is_named(self, source: str) -> bool:
+        return self._naming.is_closed or self._hitters.is_named(source)
 
     def _add_siblings(self, _key: tuple[str, ...], /) -> None:
         # A named source of one event does not need a series for each of the others.
@@ -182,7 +249,8 @@ class SourceCounter(Counter):
 
     def _give_birth(self) -> None:
         for event in self.metric.labels[0].born:
-            self._place((event, OTHER))
+            for source in (OTHER, *self._naming.known):
+                self._place((event, source))
 
 
 def _times(amount: Any) -> int:
