@@ -94,6 +94,12 @@ if TYPE_CHECKING:
         RateLimiter,
     )
     from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, CountWindow, Permit, State, TimeWindow
+    from reliakit.resilience.budget import RetryBudget
+    from reliakit.resilience.bulkhead import Bulkhead
+    from reliakit.resilience.fallback import Fallback
+    from reliakit.resilience.policy import Policy
+    from reliakit.resilience.retry import Retry
+    from reliakit.resilience.timeout import Timeout
     from reliakit.stores import MemoryStore, RedisStore
     from reliakit.validation import Schema, validated
     from reliakit.web import (
@@ -118,6 +124,7 @@ __all__ = [
     "Backoff",
     "BodyLimit",
     "BreakerSnapshot",
+    "Bulkhead",
     "BulkheadFullError",
     "CircuitBreaker",
     "CircuitOpenError",
@@ -137,6 +144,7 @@ __all__ = [
     "ErrorTracker",
     "Event",
     "Exposition",
+    "Fallback",
     "Gauge",
     "Histogram",
     "Isolation",
@@ -158,6 +166,7 @@ __all__ = [
     "OutboxStats",
     "OverloadedError",
     "Permit",
+    "Policy",
     "Priority",
     "Problem",
     "ProblemResponse",
@@ -173,6 +182,8 @@ __all__ = [
     "RequestContext",
     "RequestObserver",
     "RequestTimeout",
+    "Retry",
+    "RetryBudget",
     "RetryBudgetExceededError",
     "Schema",
     "SecurityHeaders",
@@ -180,6 +191,7 @@ __all__ = [
     "StoreError",
     "Subscription",
     "TimeWindow",
+    "Timeout",
     "Transaction",
     "TransactionError",
     "TransactionOutcome",
@@ -308,6 +320,12 @@ _HOMES = {
     "Permit": "reliakit.resilience.breaker",
     "State": "reliakit.resilience.breaker",
     "TimeWindow": "reliakit.resilience.breaker",
+    "RetryBudget": "reliakit.resilience.budget",
+    "Bulkhead": "reliakit.resilience.bulkhead",
+    "Fallback": "reliakit.resilience.fallback",
+    "Policy": "reliakit.resilience.policy",
+    "Retry": "reliakit.resilience.retry",
+    "Timeout": "reliakit.resilience.timeout",
     "MemoryStore": "reliakit.stores",
     "RedisStore": "reliakit.stores",
     "Schema": "reliakit.validation",

@@ -34,12 +34,12 @@ _MOST_MILLISECONDS = 999_999_999  # eleven days, in the nine digits that peers r
 _MOST_GRPC = 99_999_999  # eight digits, see "Timeout" in the protocol of gRPC over HTTP/2
 
 
-class _Budget:
+class Budget:
     """One running block's share of time, linked to the block around it."""
 
     __slots__ = ("clock", "inherited", "outer", "over", "seconds", "until")
 
-    def __init__(self, seconds: float, clock: Clock, outer: _Budget | None) -> None:
+    def __init__(self, seconds: float, clock: Clock, outer: Budget | None) -> None:
         self.outer = outer
         self.over = False
         self.inherited = False
@@ -54,11 +54,11 @@ class _Budget:
         return self.until - self.clock.monotonic()
 
 
-_current: ContextVar[_Budget | None] = ContextVar("reliakit_deadline", default=None)
+_current: ContextVar[Budget | None] = ContextVar("reliakit_deadline", default=None)
 _emitter = Emitter("deadline")
 
 
-def _binding() -> _Budget | None:
+def _binding() -> Budget | None:
     # A generator may be closed in another context than it began in, or after the block around it: its budget then
     # stays behind in the context. Asking each budget whether its block still runs makes that harmless.
     budget = _current.get()
@@ -146,7 +146,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
     def __init__(self, seconds: float, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._seconds = checks.seconds("seconds", seconds, zero=True)
         self._clock = clock if clock is SYSTEM_CLOCK else checks.clock("clock", clock)
-        self._budget: _Budget | None = None
+        self._budget: Budget | None = None
         self._timeout: asyncio.Timeout | None = None
         self._watchdog: asyncio.Task[None] | None = None
 
@@ -157,7 +157,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
     def __enter__(self) -> Self:
         if self._budget is not None:
             raise ConfigurationError("this deadline is running already: make a new one for each block")
-        self._budget = _Budget(self._seconds, self._clock, _binding())
+        self._budget = Budget(self._seconds, self._clock, _binding())
         _current.set(self._budget)
         return self
 
@@ -206,7 +206,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
         self.__exit__(kind, error, trace)
 
     @staticmethod
-    async def _watch(budget: _Budget, timeout: asyncio.Timeout) -> None:
+    async def _watch(budget: Budget, timeout: asyncio.Timeout) -> None:
         import asyncio  # noqa: PLC0415
 
         # A clock that jumps to the end of each sleep must not do so for who merely watches.
@@ -214,7 +214,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
         await wait(max(0.0, budget.remaining()))
         timeout.reschedule(asyncio.get_running_loop().time())
 
-    def _leave(self) -> _Budget:
+    def _leave(self) -> Budget:
         budget, self._budget = self._budget, None
         assert budget is not None
         budget.over = True

@@ -111,6 +111,24 @@ class ManualClock:
         finally:
             self._get_up(sleeper)
 
+    def until(self, event: threading.Event, seconds: float) -> None:
+        """Block this thread until the clock has moved that far, or somebody sets the event before; it is set then.
+
+        For code that waits for another thread, but only so long. With `auto_advance` an event that is not set yet
+        comes too late.
+        """
+        if event.is_set() or seconds <= 0:
+            event.set()
+            return
+        if self._auto_advance:
+            self.sleep(seconds)
+            return
+        sleeper = self._lie_down(self._now + seconds, event.set)
+        try:
+            event.wait()
+        finally:
+            self._get_up(sleeper)
+
     async def asleep(self, seconds: float, /) -> None:
         """Suspend this task until the clock has moved that far."""
         await self._suspend(seconds, jumps=self._auto_advance)

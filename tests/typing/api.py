@@ -25,6 +25,7 @@ from reliakit import (
     Backoff,
     BodyLimit,
     BreakerSnapshot,
+    Bulkhead,
     BulkheadFullError,
     CircuitBreaker,
     CircuitOpenError,
@@ -44,6 +45,7 @@ from reliakit import (
     ErrorTracker,
     Event,
     Exposition,
+    Fallback,
     Gauge,
     Histogram,
     Isolation,
@@ -65,6 +67,7 @@ from reliakit import (
     OutboxStats,
     OverloadedError,
     Permit,
+    Policy,
     Priority,
     Problem,
     ProblemResponse,
@@ -80,12 +83,15 @@ from reliakit import (
     RequestContext,
     RequestObserver,
     RequestTimeout,
+    Retry,
+    RetryBudget,
     RetryBudgetExceededError,
     Schema,
     SecurityHeaders,
     State,
     StoreError,
     Subscription,
+    Timeout,
     TimeWindow,
     Transaction,
     TransactionError,
@@ -520,6 +526,50 @@ def parts(error: ValueError) -> None:
     RateLimitHeaders(limiter, key=key)
     BodyLimit(1024)
     ProblemResponses(service="shop")
+
+
+# Policies
+
+bank: Policy = Timeout(10.0) | Retry(3, on=(OSError, KeyError), wait=Backoff(), budget=RetryBudget(0.1)) | breaker
+
+
+@bank
+def priced(a: int, *, b: str = "") -> float:
+    return a + len(b)
+
+
+@(breaker | Bulkhead(5, max_waiting=2, wait=1.0, order="lifo"))
+async def apriced(a: int) -> str:
+    return str(a)
+
+
+def stand_in(error: Exception) -> list[str]:
+    return [str(error)]
+
+
+@Fallback(stand_in, on=OSError)
+def listed(a: int) -> Generator[str]:
+    yield str(a)
+
+
+@Policy.standard("bank", fallback=None)
+async def alisted(a: int) -> AsyncIterator[str]:
+    yield str(a)
+
+
+async def policies() -> None:
+    assert_type(priced(1, b="x"), float)
+    assert_type(await apriced(1), str)
+    assert_type(listed(1), Generator[str])
+    assert_type(alisted(1), AsyncIterator[str])
+    assert_type(bank.call(priced, 1, b="x"), float)
+    assert_type(await bank.acall(apriced, 1), str)
+    assert_type(bank.explain(), str)
+    assert_type(Retry(retry_result=lambda result: result is None) | bank, Policy)
+    with Bulkhead(5) as bulkhead:
+        assert_type(bulkhead, Bulkhead)
+    async with Bulkhead(5) as bulkhead:
+        assert_type(bulkhead.running, int)
 
 
 # Validation

@@ -1,0 +1,132 @@
+"""A budget for retries and hedges: a share of what is under way, so that they cannot multiply an outage.
+
+```
+calls    o o o o o o o o o o o o o o o o o o o o      20 under way
+retries  x x x x                                       4 of them may be tries beyond the first: ratio 0.2
+```
+
+After failsafe-go's budget and the retry budgets of Finagle. A few may always run, for a service with little to do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
+
+from reliakit.core import checks
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.errors import RetryBudgetExceededError
+from reliakit.core.events import CallRejected
+from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.spine import Emitter
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from reliakit.core.spine import Listener
+
+__all__ = ["RetryBudget"]
+
+
+class RetryBudget:
+    """Bound how many of the calls under way may be tries beyond their first.
+
+    Give one object to every `Retry` and `Hedge` that calls the same dependency. A retry holds its place from the
+    beginning of its pause to the end of its attempt. When the budget is spent a Retry gives up with the last real
+    error and a Hedge starts no copy; no first try is ever refused. For a loop of your own:
+
+    ```python
+    with budget:                            # one call, however often it is tried
+        budget.acquire()                    # one more try, or RetryBudgetExceededError
+        budget.release()
+    ```
+
+    One object is safe for any mix of threads and tasks and never waits.
+
+    Args:
+        ratio: The share of the calls under way that may be retries.
+        minimum: So many may always be.
+        name: Names the budget in errors and events.
+        listeners: Callables that receive its events.
+        clock: Where the time of events comes from.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+
+    __slots__ = ("__weakref__", "_calls", "_emitter", "_lock", "_retries", "minimum", "name", "ratio")
+
+    def __init__(
+        self,
+        ratio: float = 0.2,
+        minimum: int = 3,
+        *,
+        name: str = "default",
+        listeners: Iterable[Listener] = (),
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.ratio: float = checks.share("ratio", ratio, zero=True)
+        self.minimum: int = checks.count("minimum", minimum, least=0)
+        self.name: str = checks.named("name", name)
+        self._emitter = Emitter(name, listeners, clock)
+        # Adding to and taking from a deque are atomic steps, so nothing is counted twice or lost without a lock.
+        self._calls: deque[None] = deque()
+        self._retries: deque[None] = deque()
+        self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call
+        renew_locks_after_fork(self, "_lock")
+
+    @property
+    def calls(self) -> int:
+        """How many calls are under way."""
+        return len(self._calls)
+
+    @property
+    def retries(self) -> int:
+        """How many tries beyond the first are under way or about to be."""
+        return len(self._retries)
+
+    @property
+    def limit(self) -> int:
+        """How many there may be now."""
+        return max(self.minimum, int(self.ratio * len(self._calls)))
+
+    def offer(self) -> bool:
+        """Take a place for one more try and return True, or return False when there is none. Never waits."""
+        with self._lock:  # of two threads that look at once, one must see what the other has taken
+            granted = len(self._retries) < self.limit
+            if granted:
+                self._retries.append(None)
+        if not granted:
+            self._emitter.emit(CallRejected, reason=RetryBudgetExceededError.__name__, retry_after=None)
+        return granted
+
+    def acquire(self) -> None:
+        """Take a place for one more try, to be released by the caller.
+
+        Raises:
+            RetryBudgetExceededError: There is none.
+        """
+        if not self.offer():
+            raise RetryBudgetExceededError(
+                f"retry budget {self.name!r} is spent: {self.retries} of {self.calls} calls under way are retries",
+                name=self.name,
+            )
+
+    def release(self) -> None:
+        """Give the place of a try back. One too many changes nothing."""
+        if self._retries:
+            self._retries.pop()
+
+    def __enter__(self) -> Self:
+        self._calls.append(None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._calls.pop()
+
+    def __repr__(self) -> str:
+        return f"RetryBudget(ratio={self.ratio:g}, minimum={self.minimum}, name={self.name!r})"

@@ -1,0 +1,86 @@
+"""One thread or task that waits to be woken, from anywhere, for a bounded time of any clock.
+
+```
+waiter.wait(5.0, clock)      a thread          waiter.wake()      from any thread or task
+await waiter.wait(...)       a task
+```
+
+What woke it, the waker or the time, is told by what the waker has written down, not by the waiter.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from reliakit.core.clock import SYSTEM_CLOCK
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from reliakit.core.clock import Clock
+
+__all__ = ["TaskWaiter", "ThreadWaiter"]
+
+
+class ThreadWaiter:
+    """A thread that waits."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def wake(self) -> None:
+        """End the wait, now or before it begins."""
+        self._event.set()
+
+    def wait(self, seconds: float | None, clock: Clock) -> None:
+        """Block until woken, or until so much time has passed; None for any time."""
+        until = getattr(clock, "until", None)  # a clock for tests passes its own time
+        if until is not None and seconds is not None:
+            until(self._event, seconds)
+        else:
+            self._event.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+
+
+class TaskWaiter:
+    """A task that waits. Made in its own event loop."""
+
+    __slots__ = ("_loop", "_woken")
+
+    def __init__(self) -> None:
+        import asyncio  # noqa: PLC0415 - only programs that await pay for the import
+
+        self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self._woken: asyncio.Future[None] = self._loop.create_future()
+
+    def wake(self) -> None:
+        """End the wait, now or before it begins.
+
+        Raises:
+            RuntimeError: Its event loop is closed, and so nobody waits any more.
+        """
+        self._loop.call_soon_threadsafe(self._set)
+
+    async def wait(self, seconds: float | None, clock: Clock) -> None:
+        """Suspend until woken, or until so much time has passed; None for any time."""
+        if seconds is None:
+            await self._woken
+        elif clock is SYSTEM_CLOCK:
+            timer = self._loop.call_later(seconds, self._set)
+            try:
+                await self._woken
+            finally:
+                timer.cancel()
+        else:
+            sleep = self._loop.create_task(clock.asleep(seconds))
+            sleep.add_done_callback(lambda _: self._set())
+            try:
+                await self._woken
+            finally:
+                sleep.cancel()
+
+    def _set(self) -> None:
+        if not self._woken.done():
+            self._woken.set_result(None)
