@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from reliakit.metrics.objectives import Goal
 
-__all__ = ["VERDICTS", "Reading", "Verdict", "judge", "pooled", "wilson"]
+__all__ = ["VERDICTS", "Reading", "Verdict", "Z", "judge", "pooled", "wilson"]
 
 VerdictName = Literal["met", "at_risk", "breached", "insufficient_data"]
 Kind = Literal["below", "ratio", "zero", "complete", "at_most"]
@@ -35,7 +35,7 @@ _KINDS: dict[type[Goal], Kind] = {
     AtMost: "at_most",
 }
 # The two-sided 95 % quantile of the normal distribution.
-_Z = 1.959963984540054
+Z = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,10 @@ class Reading:
 def wilson(part: float, total: float) -> tuple[float, float]:
     """Return the 95 % Wilson interval of the share `part / total`; `total` is above 0."""
     share = part / total
-    square = _Z * _Z
+    square = Z * Z
     scale = 1 + square / total
     middle = (share + square / (2 * total)) / scale
-    spread = _Z / scale * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    spread = Z / scale * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
     # Without this a share of exactly 0 or 1 would be outside of its own interval by one rounding.
     return max(0.0, min(share, middle - spread)), min(1.0, max(share, middle + spread))
 
