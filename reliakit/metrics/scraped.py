@@ -1,0 +1,124 @@
+"""The verdicts as a scrape carries them, read back by whoever asks a service from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+__all__ = ["Judged", "fetched", "judged"]
+
+# No scrape of ours is so long; what is longer is not one.
+_LONGEST = 64 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Judged:
+    """What a service says of one objective."""
+
+    objective: str
+    verdict: str = ""
+    kind: str = ""
+    value: float | None = None
+    target: float | None = None
+    quantile: float | None = None
+    events: float | None = None
+    budget_left: float | None = None
+    pace: float | None = None
+    gone_after: float | None = None
+
+    def row(self) -> tuple[str, ...]:
+        """Return its line of a table."""
+        share = self.kind in {"below", "ratio", "complete"}
+        return (
+            self.objective,
+            self.verdict,
+            self._value(share),
+            "" if self.target is None else f"{self._wants()} {_shown(self.target, share)}",
+            "" if self.events is None else f"{self.events:.0f}",
+            "" if self.budget_left is None else f"{self.budget_left:.0%}",
+            self._pace(),
+        )
+
+    def _wants(self) -> str:
+        return "at least" if self.kind in {"below", "complete"} else "at most"
+
+    def _value(self, share: bool) -> str:
+        if self.value is None:
+            return "nothing known"
+        quantile = "" if self.quantile is None else f", p{100 * (self.target or 0):g} {self.quantile * 1000:.3g} ms"
+        return _shown(self.value, share) + quantile
+
+    def _pace(self) -> str:
+        if self.pace is None:
+            return ""
+        text = f"{self.pace:.2g} times what it may"
+        return text if self.gone_after is None else f"{text}: budget gone in {_span(self.gone_after)} at this pace"
+
+
+def _shown(value: float, share: bool) -> str:
+    return f"{value * 100:.4g} %" if share else f"{value:g}"
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+_FIELDS = {
+    "slo_value": "value",
+    "slo_target": "target",
+    "slo_quantile_seconds": "quantile",
+    "slo_events": "events",
+    "slo_error_budget_remaining_ratio": "budget_left",
+    "slo_burn_rate": "pace",
+    "slo_budget_gone_seconds": "gone_after",
+}
+
+
+def judged(text: str) -> list[Judged]:
+    """Return the verdicts that stand in a scrape, whatever its namespace.
+
+    Raises:
+        ValueError: There are none, or it is no scrape.
+    """
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - loads slowly
+
+    found: dict[str, Judged] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if "slo" in sample.labels:
+                one = found.setdefault(sample.labels["slo"], Judged(sample.labels["slo"]))
+                _take(one, sample)
+    verdicts = [one for one in found.values() if one.verdict]
+    if not verdicts:
+        raise ValueError("these are no metrics of reliakit: no slo_verdict among them")
+    return verdicts
+
+
+def _take(one: Judged, sample: Any) -> None:
+    if sample.name.endswith("slo_verdict") and sample.value > 0:
+        one.verdict = sample.labels.get("verdict", "")
+    for name, field in _FIELDS.items():
+        if sample.name == name or sample.name.endswith(f"_{name}"):
+            setattr(one, field, sample.value)
+            if field == "target":
+                one.kind = sample.labels.get("goal", "")
+
+
+def fetched(url: str, timeout: float) -> str:
+    """Return what an address shows, as plain text.
+
+    Raises:
+        ValueError: It is no address of the web.
+        OSError: It cannot be reached, or does not answer well.
+    """
+    if urlsplit(url).scheme not in {"http", "https"}:
+        raise ValueError("the address must begin with http:// or https://")
+    request = Request(url, headers={"Accept": "text/plain"})  # noqa: S310 - the scheme was just looked at
+    with urlopen(request, timeout=timeout) as answer:  # noqa: S310 - likewise
+        body: bytes = answer.read(_LONGEST)
+    return body.decode("utf-8", "replace")
