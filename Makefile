@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install services check lint types test matrix docs demo bench ci
+.PHONY: monitoring help install services check lint types test matrix docs demo bench ci
 
 export PATH := $(CURDIR)/.services/bin:$(PATH)
 
@@ -25,6 +25,13 @@ test:  ## The suite on this Python
 
 matrix:  ## The suite on every supported Python
 	.venv/bin/nox -s tests --error-on-missing-interpreters
+
+monitoring:  ## Rules, their tests, dashboard and pages, anew from the declarations
+	.venv/bin/python -m reliakit metrics rules > monitoring/rules.yml
+	.venv/bin/python -m reliakit metrics rules-test > monitoring/rules_test.yml
+	.venv/bin/python -m reliakit metrics dashboard > monitoring/dashboard.json
+	.venv/bin/python -m reliakit metrics catalogue > docs/reference/catalogue.md
+	.venv/bin/python -m reliakit metrics runbooks > docs/runbooks.md
 
 docs:  ## Build the site into site/
 	.venv/bin/zensical build --strict --clean

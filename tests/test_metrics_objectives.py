@@ -140,6 +140,13 @@ class TestArguments:
         found = verdict(metrics, "checkout_fast")
         assert (found.value, found.count, found.verdict) == (2 / 3, 3, "at_risk")
 
+    def test_a_share_of_measurements_is_one_of_measurements_whatever_else_has_the_name(self):
+        metrics = Metrics(objectives=[Objective("quick", below("transaction", 0.05, 0.9), minimum=4)])
+        metrics.increment("transaction", 1000, status="commit")
+        for seconds in (0.01, 0.02, 0.05, 0.06):
+            metrics.observe("transaction", seconds, status="commit")
+        assert (verdict(metrics, "quick").value, verdict(metrics, "quick").count) == (0.75, 4)
+
     def test_a_threshold_counts_with_labels_and_sums(self):
         metrics = Metrics()
         jobs = metrics.counter("jobs", labels=("result",))

@@ -84,7 +84,7 @@ def _slo(asked: argparse.Namespace) -> int:
 
 
 def _table(found: list[Judged]) -> list[str]:
-    rows = [("objective", "verdict", "value", "target", "events", "budget left", "pace")]
+    rows: list[tuple[str, ...]] = [("objective", "verdict", "value", "target", "events", "budget left", "pace")]
     rows += [one.row() for one in found]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

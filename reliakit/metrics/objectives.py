@@ -16,7 +16,7 @@ written down for Prometheus (`monitoring/`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from reliakit.core import checks
@@ -48,11 +48,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """The part of a metric that is counted: series with these label values, measurements up to `bound`."""
+    """The part of a metric that is counted: series with these label values, measurements up to `bound`.
+
+    A name may stand for a counter and a histogram; `measured` means the histogram.
+    """
 
     metric: str
     labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     bound: float = math.inf
+    measured: bool = False
 
     def wants(self, labels: Mapping[str, str]) -> bool:
         """Return whether a series with these labels is meant."""
@@ -164,10 +168,10 @@ def below(metric: str | AnyFamily, seconds: float, share: float) -> Below:
         seconds: The threshold, in the histogram's unit.
         share: The share that must not exceed it, above 0 up to 1.
     """
-    total = count(metric)
     bound = checks.seconds("seconds", seconds)
-    good = Count(tuple(Term(term.metric, term.labels, bound) for term in total.plus))
-    return Below(good, total, bound, checks.share("share", share))
+    (term,) = count(metric).plus
+    good, total = (replace(term, bound=up_to, measured=True) for up_to in (bound, math.inf))
+    return Below(Count((good,)), Count((total,)), bound, checks.share("share", share))
 
 
 def ratio(bad: Count | str | AnyFamily, total: Count | str | AnyFamily, limit: float) -> Ratio:

@@ -72,10 +72,9 @@ class Scoreboard:
     def _open(self, term: Term, span: Span) -> None:
         if (term, span) in self._found:
             return
-        measured = math.isfinite(term.bound)
-        family = (self._find_histogram if measured else self._find)(term.metric)
+        family = (self._find_histogram if term.measured else self._find)(term.metric)
         if family is None or isinstance(family, Gauge):
-            kind = "histogram" if measured else "counter or histogram"
+            kind = "histogram" if term.measured else "counter or histogram"
             raise ConfigurationError(
                 f"metric {term.metric!r} must be a declared {kind}: declare it before its objective"
             )
@@ -83,7 +82,7 @@ class Scoreboard:
         unknown = [name for name, _ in term.labels if name not in known]
         if unknown:
             raise ConfigurationError(f"metric {family.name} has no label {unknown[0]!r}, only {sorted(known)}")
-        if measured and isinstance(family, Histogram) and term.bound not in family.bounds:
+        if math.isfinite(term.bound) and isinstance(family, Histogram) and term.bound not in family.bounds:
             raise ConfigurationError(
                 f"metric {family.name} has no bucket bound {term.bound}: declare it with objectives=[{term.bound}]"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from reliakit.metrics.monitoring.conditions import Burn, Happened, Level, Share, bad_and_total
+from reliakit.metrics.monitoring.conditions import FEWEST_BAD, Burn, Happened, Level, Share, bad_and_total
 from reliakit.metrics.objectives import AtMost, Below, Count, Ratio, Term
 
 if TYPE_CHECKING:
@@ -71,31 +71,7 @@ def _of(objective: Objective) -> list[Alert]:
         condition = Level(goal.metric, goal.target, wait=300.0)
         return [Alert(name, condition, "ticket", "{job}: " + _lower(objective.help), advice, wait=300.0)]
     if isinstance(goal, Below | Ratio):
-        return [
-            Alert(
-                f"{name}BurnsFast",
-                Burn(objective, "fast"),
-                "page",
-                f"{{job}}: the error budget of {objective.name} will be gone within days",
-                advice,
-                wait=120.0,
-            ),
-            Alert(
-                f"{name}BurnsSlowly",
-                Burn(objective, "slow"),
-                "ticket",
-                f"{{job}}: the error budget of {objective.name} will not last",
-                advice,
-                wait=900.0,
-            ),
-            Alert(
-                f"{name}FailsAtLowTraffic",
-                Burn(objective, "few"),
-                "ticket",
-                f"{{job}}: few events, and at least half of them fail {objective.name}",
-                advice,
-            ),
-        ]
+        return _burning(name, objective, advice)
     bad, _ = bad_and_total(goal)
     severity: Severity = "page" if objective.name in _PAGES else "ticket"
     return [
@@ -107,6 +83,21 @@ def _of(objective: Objective) -> list[Alert]:
             advice,
         )
     ]
+
+
+def _burning(name: str, objective: Objective, advice: Advice) -> list[Alert]:
+    summary = f"{{job}}: the error budget of {objective.name}"
+    found = [
+        Alert(
+            f"{name}BurnsFast", Burn(objective, "fast"), "page", f"{summary} will be gone within days", advice, 120.0
+        ),
+        Alert(f"{name}BurnsSlowly", Burn(objective, "slow"), "ticket", f"{summary} will not last", advice, 900.0),
+    ]
+    # The others wait for so many events in an hour; what is fewer than these is nobody's business.
+    if objective.minimum > FEWEST_BAD + 1:
+        summary = f"{{job}}: few events, and at least half of them fail {objective.name}"
+        found.append(Alert(f"{name}FailsAtLowTraffic", Burn(objective, "few"), "ticket", summary, advice))
+    return found
 
 
 def _lower(text: str) -> str:

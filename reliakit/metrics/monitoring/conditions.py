@@ -196,7 +196,7 @@ class Burn:
         healthy = traffic(1000 - 500 * allowed, 500 * allowed)
         return [
             Trial("all bad", traffic(0, 10), fires=self.speed != "few", labels=labels),
-            Trial("a bad one in ten minutes", traffic(0, 0.1), fires=self.speed == "few", labels=labels),
+            Trial("four bad ones in an hour", traffic(0, 4 / MINUTES), fires=self.speed == "few", labels=labels),
             Trial(
                 "four times too many",
                 traffic(1000 - 4000 * allowed, 4000 * allowed),
@@ -247,7 +247,7 @@ def _traffic(kit: Kit, objective: Objective, *, good: float, bad: float) -> dict
 
     goal = objective.goal
     if isinstance(goal, Below):
-        (within,), (all_of_them,) = _series(kit, goal.good.plus[0]), _series(kit, goal.total.plus[0], measured=True)
+        (within,), (all_of_them,) = _series(kit, goal.good.plus[0]), _series(kit, goal.total.plus[0])
         return {within: rising(good), all_of_them: rising(good + bad)}
     wanted, whole = bad_and_total(goal)  # type: ignore[arg-type]  # gauges burn no budget
     (bad_one,) = _series(kit, wanted.plus[0])
@@ -258,12 +258,10 @@ def _traffic(kit: Kit, objective: Objective, *, good: float, bad: float) -> dict
     return samples
 
 
-def _series(
-    kit: Kit, term: Term, *, avoid: Term | None = None, also: tuple[Term, ...] = (), measured: bool = False
-) -> list[str]:
+def _series(kit: Kit, term: Term, *, avoid: Term | None = None, also: tuple[Term, ...] = ()) -> list[str]:
     """Return the one series of a term that trials feed; with `avoid` one that those terms do not mean."""
     is_bucket = math.isfinite(term.bound)
-    metric = kit.find(term.metric, measured=measured or is_bucket)
+    metric = kit.find(term.metric, measured=term.measured)
     suffix = "_bucket" if is_bucket else "_count" if metric.kind == "histogram" else ""
     others = () if avoid is None else (avoid, *also)
     labels = dict(_WHERE)

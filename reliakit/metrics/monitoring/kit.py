@@ -48,10 +48,9 @@ class Kit:
 
     def selector(self, term: Term) -> str:
         """Return the series that a term counts."""
-        measured = math.isfinite(term.bound)
-        metric = self.find(term.metric, measured=measured)
+        metric = self.find(term.metric, measured=term.measured)
         name, matchers = self.full(metric.name), [_matcher(label, values) for label, values in term.labels]
-        if measured:
+        if math.isfinite(term.bound):
             name, matchers = f"{name}_bucket", [*matchers, f'le="{term.bound!r}"']
         elif metric.kind == "histogram":
             name = f"{name}_count"
