@@ -10,6 +10,7 @@ import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 
 from examples.demo.stage import SERVICES
+from reliakit import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ class Figures:
     """The samples of all services' /metrics, and their verdicts on their objectives, and their errors by cause."""
 
     samples: list[tuple[str, Mapping[str, str], float]] = field(default_factory=list)
-    verdicts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
 
     def total(self, name: str, **labels: str) -> float:
@@ -61,7 +62,8 @@ async def read(client: httpx2.AsyncClient, urls: Mapping[str, str]) -> Figures:
         metrics = await client.get(f"{urls[name]}/metrics/", headers={"Accept": "text/plain"})
         for family in text_string_to_metric_families(metrics.raise_for_status().text):
             figures.samples += [(sample.name, sample.labels, sample.value) for sample in family.samples]
-        figures.verdicts[name] = (await client.get(f"{urls[name]}/slo")).raise_for_status().json()
+        told = (await client.get(f"{urls[name]}/slo")).raise_for_status().json()
+        figures.verdicts[name] = [Verdict(**verdict) for verdict in told]
         figures.errors += (await client.get(f"{urls[name]}/errors")).raise_for_status().json()
     return figures
 

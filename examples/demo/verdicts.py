@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from reliakit import pooled
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,9 +18,14 @@ if TYPE_CHECKING:
 _DURATION = "reliakit_transaction_duration_seconds"
 _TRANSACTIONS = "reliakit_transaction_total"
 _STATUSES = ("commit", "rollback", "timeout", "unknown")
-_SHARES = {"transaction_latency": "at least", "rollback_rate": "at most"}
-_SEVERITY = ("met", "insufficient_data", "at_risk", "breached")
 Verdict = Literal["met", "at_risk", "breached", "told"]
+# Too little to tell is too little to be sure either way.
+_NAMES: dict[str, Verdict] = {
+    "met": "met",
+    "at_risk": "at_risk",
+    "breached": "breached",
+    "insufficient_data": "at_risk",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +81,9 @@ def _requests(run: Run) -> list[Row]:
         Row("sent", f"{tally.requests:,} in {run.seconds:g} s, {tally.tried_again} of them again"),
         Row("failed", f"{failed} ({failed / tally.requests:.2%}){_list(tally.problems)}"),
         _row("failed by a defect", defects, "0", defects == 0),
-        _tracked(run.figures),
+        _objective(run.figures, "errors_tracked", "errors tracked", "{:.1%}", "{:.0%}"),
         _grouped(run.figures),
+        _objective(run.figures, "error_resolution", "oldest open error", "{:.0f} s", "at most {:.0f} s"),
         Row("errors by type", _list(_whole(run.figures.by("reliakit_error_total", "type")), none="none")),
         Row("pages shown without names", str(tally.incomplete_pages)),
     ]
@@ -106,32 +114,13 @@ def _transactions(run: Run) -> list[Row]:
 
 
 def _objective(figures: Figures, name: str, title: str, value: str, target: str) -> Row:
-    """Put the services' verdicts on one objective together.
-
-    Shares are pooled and judged as the services judge their own, by the Wilson 95 % interval; a service that is
-    outside on its own is not talked away by the others.
-    """
-    known = [v for its in figures.verdicts.values() for v in its if v["objective"] == name and v["value"] is not None]
-    if not known:
+    """Pool the services' verdicts on one objective; who is outside on its own is not talked away by the others."""
+    told = [verdict for its in figures.verdicts.values() for verdict in its if verdict.objective == name]
+    judged = next(iter(pooled(told)), None)
+    if judged is None or judged.value is None:
         return Row(title, "nothing happened")
-    goal = known[0]["target"]
-    worst = max((v["verdict"] for v in known), key=_SEVERITY.index)
-    verdict: Verdict = "breached" if worst == "breached" else "met"
-    if name in _SHARES:
-        count = sum(v["count"] for v in known)
-        pooled = sum(v["value"] * v["count"] for v in known) / count
-        low, high = wilson(pooled, count)
-        is_inside = high <= goal if _SHARES[name] == "at most" else low >= goal
-        verdict = verdict if verdict == "breached" or is_inside else "at_risk"
-    else:
-        pooled = sum(v["value"] for v in known)
-    return Row(title, value.format(pooled), target.format(goal), verdict)
-
-
-def _tracked(figures: Figures) -> Row:
-    errors = figures.total("reliakit_error_total")
-    missed = figures.total("reliakit_error_untracked_total")
-    return _row("errors not tracked", f"{missed:.0f} of {errors + missed:.0f}", "0", missed == 0)
+    verdict: Verdict = "breached" if any(one.verdict == "breached" for one in told) else _NAMES[judged.verdict]
+    return Row(title, value.format(judged.value), target.format(judged.target), verdict)
 
 
 def _grouped(figures: Figures) -> Row:
@@ -140,14 +129,6 @@ def _grouped(figures: Figures) -> Row:
     is_open = sum(group["state"] == "open" for group in figures.errors)
     text = f"{grouped} of {errors:.0f}, {len(figures.errors)} causes, {is_open} of them open"
     return _row("errors grouped by cause", text, f"{errors:.0f}", grouped == errors)
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Return between which values a sampled share lies, with 95 % confidence (E. B. Wilson, 1927)."""
-    z = 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    spread = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - spread, middle + spread
 
 
 def _security(run: Run) -> list[Row]:
@@ -173,6 +154,7 @@ def _security(run: Run) -> list[Row]:
             "0",
             not scan.found and has_looked,
         ),
+        _objective(run.figures, "secrets_masked", "secrets masked", "{:.1%}", "{:.0%}"),
     ]
 
 

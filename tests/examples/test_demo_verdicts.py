@@ -13,11 +13,17 @@ from examples.demo.figures import Figures, Truth, look, sessions
 from examples.demo.planted import Planted, Scan, forms, scan
 from examples.demo.screen import Screen
 from examples.demo.tally import Tally
-from examples.demo.verdicts import Run, judge, wilson
+from examples.demo.verdicts import Run, judge
+from reliakit import Objective, Verdict, below
+from reliakit.metrics.verdicts import Reading
+from reliakit.metrics.verdicts import judge as judged_alone
+
+KINDS = {"transaction_latency": "below", "rollback_rate": "ratio", "error_resolution": "at_most"}
 
 
 def objective(name, verdict="met", value=0.0, target=0.0, count=1000):
-    return {"objective": name, "verdict": verdict, "value": value, "target": target, "count": count}
+    kind = KINDS.get(name, "complete" if target == 1 else "zero")
+    return Verdict(name, verdict, value, target, value, value, count, 300.0, kind=kind)
 
 
 def good_run():
@@ -40,6 +46,9 @@ def good_run():
                 objective("rollback_rate", value=0.001, target=0.01),
                 objective("deadlocks"),
                 objective("leaked_connections"),
+                objective("errors_tracked", value=1.0, target=1.0),
+                objective("error_resolution", value=12.0, target=3600.0, count=1),
+                objective("secrets_masked", value=1.0, target=1.0),
             ]
         },
     )
@@ -111,11 +120,30 @@ def test_what_the_traffic_saw_can_breach():
     ]
 
 
-@pytest.mark.parametrize("name", ["deadlocks", "leaked_connections"])
-def test_one_service_that_breaches_an_objective_is_enough(name):
+@pytest.mark.parametrize(
+    ("name", "value", "target"),
+    [
+        ("deadlocks", 1.0, 0.0),
+        ("leaked_connections", 1.0, 0.0),
+        ("errors_tracked", 0.9, 1.0),
+        ("error_resolution", 4000.0, 3600.0),
+        ("secrets_masked", 0.99, 1.0),
+        ("rollback_rate", 0.05, 0.01),
+    ],
+)
+def test_one_service_that_breaches_an_objective_is_enough(name, value, target):
     run = good_run()
-    run.figures.verdicts["project"] = [objective(name, "breached", value=1.0)]
+    run.figures.verdicts["project"] = [objective(name, "breached", value=value, target=target)]
     assert len(breached(run)) == 1
+
+
+def test_what_rests_on_too_little_is_told_so():
+    run = good_run()
+    run.figures.verdicts["auth"][0] = objective(
+        "transaction_latency", "insufficient_data", value=1.0, target=0.95, count=9
+    )
+    (row,) = [row for row in judge(run) if row.name == "within 0.1 s"]
+    assert row.verdict == "at_risk"
 
 
 @pytest.mark.parametrize(
@@ -124,8 +152,8 @@ def test_one_service_that_breaches_an_objective_is_enough(name):
 )
 def test_a_share_is_breached_only_when_it_surely_is(value, verdict):
     run = good_run()
-    judged = "breached" if wilson(value, 1000)[1] < 0.95 else "met"
-    run.figures.verdicts["auth"][0] = objective("transaction_latency", judged, value=value, target=0.95)
+    alone = judged_alone(Objective("transaction_latency", below("x", 0.1, 0.95)), Reading(value * 1000, 1000))
+    run.figures.verdicts["auth"][0] = alone
     (row,) = [row for row in judge(run) if row.name == "within 0.1 s"]
     assert row.verdict == verdict
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 __all__ = ["dump"]
 
@@ -19,12 +19,13 @@ def dump(value: object) -> str:
     return "\n".join(_lines(value, 0)) + "\n"
 
 
-def _lines(value: object, depth: int) -> list[str]:
+def _lines(value: Any, depth: int) -> list[str]:
     pad = "  " * depth
     if isinstance(value, Mapping):
-        return [line for key, one in value.items() for line in _entry(f"{pad}{_text(str(key))}:", one, depth)]
+        entries = cast("Mapping[str, Any]", value)
+        return [line for key, one in entries.items() for line in _entry(f"{pad}{_text(key)}:", one, depth)]
     lines: list[str] = []
-    for one in value if isinstance(value, Sequence) else ():  # pyright: ignore[reportUnknownVariableType]
+    for one in value:
         inner = _lines(one, depth + 1) if _is_nested(one) else [f"{pad}  {_scalar(one)}"]
         lines += [f"{pad}- {inner[0].lstrip()}", *inner[1:]]
     return lines
