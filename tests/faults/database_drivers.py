@@ -121,7 +121,7 @@ async def all_obtainable(db: Anybase) -> None:
     assert (before.in_use, before.waiting, before.leaked) == (0, 0, 0), before
     async with contextlib.AsyncExitStack() as stack:
         for count in range(size):
-            own = block(db, propagation=Propagation.REQUIRES_NEW, timeout=5.0)
+            own = block(db, propagation=Propagation.REQUIRES_NEW, timeout=30.0)
             tx = await stack.enter_async_context(own)
             assert await got(tx.fetch_value("SELECT %s::int", (count,))) == count
         assert db.stats().in_use == size

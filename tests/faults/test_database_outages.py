@@ -121,10 +121,8 @@ def test_a_connection_cut_at_commit_is_an_unknown_outcome_and_never_tried_again(
     assert attempts == [1]
     transaction_id = caught.value.transaction_id
     assert transaction_id is not None
-    for _ in range(100):
-        outcome = db.fetch_value("SELECT pg_xact_status(%s::xid8)", (transaction_id,))
-        if outcome != "in progress":
-            break
+    status = "SELECT pg_xact_status(%s::xid8)"
+    while (outcome := db.fetch_value(status, (transaction_id,))) == "in progress":
         time.sleep(0.02)  # noqa: TID251 - the server notices the cut by itself
     assert outcome == ("committed" if committed else "aborted")
     assert db.fetch_value("SELECT count(*) FROM item") == committed

@@ -72,17 +72,23 @@ async def one_after_the_other(
 
 
 @contextlib.contextmanager
-def cuts(proxy: FaultProxy, seed: int) -> Iterator[None]:
-    """Cut connections at COMMIT, now before and now after the server has it, and all of them now and then."""
+def cuts(proxy: FaultProxy, reported: dict[int, str], seed: int) -> Iterator[None]:
+    """Cut connections at COMMIT, now before and now after the server has it, and all of them now and then.
+
+    So often by the number of inserts and not by the clock, or a slow machine would commit next to nothing.
+    """
     chance, over = random.Random(seed), threading.Event()
 
     def weather() -> None:
         while not over.is_set():
             with proxy.cut_on(b"COMMIT\0", after=chance.random() < 0.5) as cut:
-                cut.wait(0.1)
-            over.wait(0.01)
+                while not cut.wait(0.05) and not over.is_set():
+                    pass
             if chance.random() < 0.2:
                 proxy.reset()
+            enough = len(reported) + chance.randint(2, 14)
+            while len(reported) < enough and not over.wait(0.001):
+                pass
 
     thread = threading.Thread(target=weather)
     thread.start()
@@ -126,7 +132,7 @@ def test_in_a_storm_of_cancelled_inserts_every_row_is_told_rightly(reliakit_dsn:
             async with opened("tasks", dsn, max_size=6, timeout=20) as db:
                 await db.execute("CREATE TABLE item (id int PRIMARY KEY)")
                 items, chance = iter(range(INSERTS)), random.Random(4)
-                with cuts(proxy, 5) if network == "cut" else contextlib.nullcontext():
+                with cuts(proxy, reported, 5) if network == "cut" else contextlib.nullcontext():
                     async with asyncio.TaskGroup() as group:
                         for _ in range(WORKERS):
                             work = one_after_the_other(
@@ -151,7 +157,7 @@ def test_in_a_storm_of_cut_connections_every_row_of_every_thread_is_told_rightly
         with FaultProxy(reliakit_dsn) as proxy:
             async with opened("threads", proxy.dsn(), max_size=6, timeout=20) as db:
                 db.execute("CREATE TABLE item (id int PRIMARY KEY)")
-                with cuts(proxy, 6), ThreadPoolExecutor(WORKERS) as workers:
+                with cuts(proxy, reported, 6), ThreadPoolExecutor(WORKERS) as workers:
                     for _ in range(WORKERS):
                         work = one_after_the_other(items, reported, lambda item: insert(db, item))
                         workers.submit(run_blocking, work)

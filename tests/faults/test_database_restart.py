@@ -284,7 +284,7 @@ def test_a_restart_costs_the_transactions_in_flight_and_nothing_else(
     async def count(tx: Any) -> int:
         return await got(tx.fetch_value("SELECT count(*) FROM item"))
 
-    play(colour, server.database(), script, source, max_size=4)
+    play(colour, server.database(), script, source, max_size=4, timeout=50)
 
 
 @pytest.mark.parametrize("colour", COLOURS)
@@ -311,7 +311,7 @@ def test_a_crash_while_commit_is_in_flight_is_an_unknown_outcome(server: Embedde
         await away(colour, crash.join)
         assert await got(db.fetch_value("SELECT count(*) FROM fatal")) == 0
 
-    play(colour, dsn, script, timeout=20)
+    play(colour, dsn, script, timeout=50)
 
 
 @pytest.mark.parametrize("colour", COLOURS)

@@ -73,7 +73,7 @@ class Standby:
         """Wait until the standby has everything that the primary has committed."""
         with psycopg.connect(self._primary.dsn, autocommit=True) as connection:
             wanted = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone()[0]
-        for _ in range(400):
+        for _ in range(2000):
             try:
                 with psycopg.connect(self.dsn, autocommit=True) as connection:
                     arrived = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"

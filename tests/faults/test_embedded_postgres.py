@@ -546,10 +546,14 @@ def test_a_fork_that_ends_does_not_end_the_server():
 
 
 def test_ctrl_c_is_left_to_the_owner():
-    then = "signal.signal(signal.SIGINT, lambda *_: print(server.running, flush=True))\n    time.sleep(60)"
+    then = """
+    signal.signal(signal.SIGINT, lambda *_: print(server.running, flush=True))
+    print("ready", flush=True)
+    time.sleep(60)
+    """
     child, folder, pid, supervisor = owner(ONE, then)
     with child:
-        threading.Event().wait(0.2)
+        assert child.stdout.readline() == "ready\n"
         os.killpg(child.pid, signal.SIGINT)
         assert child.stdout.readline() == "True\n"
         assert is_alive(pid)
