@@ -100,7 +100,7 @@ if TYPE_CHECKING:
     from reliakit.resilience.policy import Policy
     from reliakit.resilience.retry import Retry
     from reliakit.resilience.timeout import Timeout
-    from reliakit.stores import MemoryStore, RedisStore
+    from reliakit.stores import MemoryStore, PostgresStore, RedisStore
     from reliakit.validation import Schema, validated
     from reliakit.web import (
         BodyLimit,
@@ -167,6 +167,7 @@ __all__ = [
     "OverloadedError",
     "Permit",
     "Policy",
+    "PostgresStore",
     "Priority",
     "Problem",
     "ProblemResponse",
@@ -327,6 +328,7 @@ _HOMES = {
     "Retry": "reliakit.resilience.retry",
     "Timeout": "reliakit.resilience.timeout",
     "MemoryStore": "reliakit.stores",
+    "PostgresStore": "reliakit.stores",
     "RedisStore": "reliakit.stores",
     "Schema": "reliakit.validation",
     "validated": "reliakit.validation",

@@ -12,11 +12,12 @@ from reliakit.stores.memory import MemoryStore
 from reliakit.stores.protocol import Answer, Op, Plan, Rule, Store
 
 if TYPE_CHECKING:
+    from reliakit.stores.postgres import PostgresStore
     from reliakit.stores.redis import RedisStore
 
-__all__ = ["Answer", "MemoryStore", "Op", "Plan", "RedisStore", "Rule", "Store"]
+__all__ = ["Answer", "MemoryStore", "Op", "Plan", "PostgresStore", "RedisStore", "Rule", "Store"]
 
-_HOMES = {"RedisStore": "reliakit.stores.redis"}
+_HOMES = {"PostgresStore": "reliakit.stores.postgres", "RedisStore": "reliakit.stores.redis"}
 
 
 def __getattr__(name: str) -> object:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from reliakit.stores import MemoryStore, RedisStore
+from reliakit.stores import MemoryStore, PostgresStore, RedisStore
 from reliakit.testing import ManualClock
 from reliakit.testing.store_suite import Kept, StoreSuite
 
@@ -29,6 +29,29 @@ class TestRedisStore(StoreSuite):
     def kept(self) -> Kept:
         clock = ManualClock()
         self.made.append(RedisStore(self.url, clock=clock))
+        return Kept(
+            self.made[-1],
+            advance=clock.advance,
+            now=lambda: round(clock.time() * 1e6) * 1000,
+            tick=1000,
+            windows="clock",
+        )
+
+
+class TestPostgresStore(StoreSuite):
+    examples = 60
+
+    @pytest.fixture(autouse=True)
+    def _server(self, reliakit_dsn: str) -> Iterator[None]:
+        self.dsn = reliakit_dsn
+        self.made: list[PostgresStore] = []
+        yield
+        for store in self.made:
+            store.close()
+
+    def kept(self) -> Kept:
+        clock = ManualClock()
+        self.made.append(PostgresStore(self.dsn, clock=clock, timeout=30.0))
         return Kept(
             self.made[-1],
             advance=clock.advance,

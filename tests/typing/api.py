@@ -76,6 +76,7 @@ from reliakit import (
     RateLimitedError,
     RateLimiter,
     RateLimitHeaders,
+    PostgresStore,
     RedisStore,
     RejectedError,
     ReliakitError,
@@ -149,6 +150,7 @@ breaker = CircuitBreaker(
 )
 last_fifty = CircuitBreaker(failure_rate=0.5, window=CountWindow(50), half_open_calls=3)
 RateLimiter("10/s", store=RedisStore("redis://localhost", clock="client"))
+RateLimiter("10/s", store=PostgresStore("dbname=app", table="limits", max_size=2))
 limiter = RateLimiter("10/s", Limit(600, per=60.0, burst=100), name="search", store=MemoryStore(max_keys=1000))
 
 

@@ -1,0 +1,258 @@
+"""What PostgreSQL runs: one function for each decision, whatever the number of limits.
+
+It locks the row of the key, reads the clock, decides by whole numbers and writes the row after it; it returns the
+clock and the row before. See `reliakit.stores.shared` for the rows of numbers, and `reliakit.stores.algorithms` for
+the same decisions with their explanations.
+
+The table is UNLOGGED, so a crash of the server empties it: what it holds is of use for seconds, and a decision must
+not wait for a disk. `keep_until` is rounded up to ten minutes, so that most updates touch no index.
+"""
+
+from __future__ import annotations
+
+__all__ = ["definitions", "functions"]
+
+_TABLE = """
+CREATE UNLOGGED TABLE IF NOT EXISTS {table} (
+  place bytea PRIMARY KEY,
+  numbers bigint[] NOT NULL,
+  keep_until bigint NOT NULL
+) WITH (fillfactor = 50);
+CREATE INDEX IF NOT EXISTS {index} ON {table} (keep_until);
+"""
+
+# rule: kind, limit, period, scale, increment (whole, rest), tolerance (whole, rest).
+_COUNTERS = """
+CREATE OR REPLACE FUNCTION {spend}(rule bigint[], state bigint[], at bigint, cost bigint) RETURNS bigint[]
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  period bigint := rule[3]; whole bigint; part bigint; start bigint; before bigint; here bigint;
+BEGIN
+  CASE rule[1]
+  WHEN 0 THEN
+    whole := state[1]; part := state[2];
+    IF whole < at THEN whole := at; part := 0; END IF;
+    part := part + cost * rule[6];
+    RETURN ARRAY[whole + cost * rule[5] + part / rule[4], part % rule[4]];
+  WHEN 1 THEN
+    WHILE cardinality(state) > 0 AND state[1] <= at - period LOOP state := state[2:]; END LOOP;
+    RETURN state || array_fill(at, ARRAY[cost::int]);
+  WHEN 2 THEN
+    start := state[1]; before := state[2]; here := state[3];
+    WHILE (before > 0 OR here > 0) AND at >= start + period LOOP
+      start := start + period; before := here; here := 0;
+    END LOOP;
+    IF before = 0 AND here = 0 THEN start := at - at % period; END IF;
+    RETURN ARRAY[start, before, here + cost];
+  ELSE
+    IF state[2] = 0 OR at >= state[1] + period THEN RETURN ARRAY[at - at % period, cost]; END IF;
+    RETURN ARRAY[state[1], state[2] + cost];
+  END CASE;
+END $$;
+
+CREATE OR REPLACE FUNCTION {due}(rule bigint[], state bigint[], at bigint, cost bigint) RETURNS bigint
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  period bigint := rule[3]; start bigint; before bigint; here bigint; room bigint; over bigint;
+BEGIN
+  state := {spend}(rule, state, at, cost);
+  CASE rule[1]
+  WHEN 0 THEN
+    RETURN greatest(at, state[1] - rule[7] + CASE WHEN state[2] > rule[8] THEN 1 ELSE 0 END);
+  WHEN 1 THEN
+    over := cardinality(state) - rule[2];
+    RETURN CASE WHEN over <= 0 THEN at ELSE state[over] + period END;
+  WHEN 2 THEN
+    start := state[1]; before := state[2]; here := state[3] - cost;
+    IF here + cost > rule[2] THEN
+      start := start + period; before := here; here := 0; at := start;
+    END IF;
+    room := (rule[2] - here - cost) * period;
+    RETURN CASE WHEN before * (start + period - at) > room THEN start + period - room / before ELSE at END;
+  ELSE
+    RETURN CASE WHEN state[2] <= rule[2] THEN at ELSE state[1] + period END;
+  END CASE;
+END $$;
+
+CREATE OR REPLACE FUNCTION {give}(rule bigint[], state bigint[], at bigint, cost bigint) RETURNS bigint[]
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  whole bigint; part bigint; before bigint; here bigint;
+BEGIN
+  CASE rule[1]
+  WHEN 0 THEN
+    whole := state[1] - cost * rule[5] - cost * rule[6] / rule[4];
+    part := state[2] - cost * rule[6] % rule[4];
+    IF part < 0 THEN whole := whole - 1; part := part + rule[4]; END IF;
+    RETURN CASE WHEN whole > at OR whole = at AND part > 0 THEN ARRAY[whole, part] ELSE '{{0,0}}' END;
+  WHEN 1 THEN
+    state := {spend}(rule, state, at, 0);
+    RETURN state[:greatest(0, cardinality(state) - cost)];
+  WHEN 2 THEN
+    state := {spend}(rule, state, at, 0);
+    before := greatest(0, state[2] + least(0, state[3] - cost));
+    here := greatest(0, state[3] - cost);
+    RETURN CASE WHEN before = 0 AND here = 0 THEN '{{0,0,0}}' ELSE ARRAY[state[1], before, here] END;
+  ELSE
+    state := {spend}(rule, state, at, 0);
+    RETURN CASE WHEN state[2] <= cost THEN '{{0,0}}' ELSE ARRAY[state[1], state[2] - cost] END;
+  END CASE;
+END $$;
+
+CREATE OR REPLACE FUNCTION {full}(rule bigint[], state bigint[]) RETURNS bigint
+LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE rule[1]
+    WHEN 0 THEN state[1] + CASE WHEN state[2] > 0 THEN 1 ELSE 0 END
+    WHEN 1 THEN coalesce(state[cardinality(state)] + rule[3], 0)
+    WHEN 2 THEN CASE WHEN state[3] > 0 THEN state[1] + 2 * rule[3] WHEN state[2] > 0 THEN state[1] + rule[3] ELSE 0 END
+    ELSE CASE WHEN state[2] > 0 THEN state[1] + rule[3] ELSE 0 END
+  END
+$$;
+"""
+
+# The commonest case, a hit under one gcra rule, in a single upsert: half the cost of the function below it.
+_HIT_ONE = """
+CREATE OR REPLACE FUNCTION {hit}(key bytea, told bigint, cost bigint, patience bigint, rule bigint[])
+RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+  -- Before the row is locked, so it may lie a little before what others have just written: that only makes it stricter.
+  now bigint := coalesce(told, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+  scale bigint := rule[4]; over bigint := cost * rule[6] % rule[4];
+  spending bigint := cost * rule[5] + cost * rule[6] / rule[4];
+  after bigint[]; known bigint[];
+BEGIN
+  LOOP
+    INSERT INTO {table} AS t
+      VALUES (key, ARRAY[now + spending, over], ((now + spending) / 600000000 + 2) * 600000000)
+    ON CONFLICT (place) DO UPDATE SET
+      numbers = CASE WHEN t.numbers[1] < now THEN excluded.numbers
+        ELSE ARRAY[t.numbers[1] + spending + (t.numbers[2] + over) / scale, (t.numbers[2] + over) % scale] END,
+      keep_until = ((greatest(now, t.numbers[1]) + spending) / 600000000 + 2) * 600000000
+    WHERE t.numbers[1] < now OR t.numbers[1] + spending + (t.numbers[2] + over) / scale - rule[7]
+      + CASE WHEN (t.numbers[2] + over) % scale > rule[8] THEN 1 ELSE 0 END - now <= patience
+    RETURNING numbers INTO after;
+    IF FOUND THEN
+      IF random() < 0.001 THEN PERFORM {purge}(now); END IF;
+      RETURN ARRAY[now, after[1] - spending, after[2] - over];
+    END IF;
+    SELECT numbers INTO known FROM {table} WHERE place = key;
+    IF FOUND THEN RETURN now || known; END IF;  -- else it was purged meanwhile
+  END LOOP;
+END $$;
+"""
+
+_PURGE = """
+CREATE OR REPLACE FUNCTION {purge}(now bigint) RETURNS void LANGUAGE sql VOLATILE AS $$
+  DELETE FROM {table} WHERE place IN (
+    SELECT place FROM {table} WHERE keep_until < now ORDER BY keep_until LIMIT 1000 FOR UPDATE SKIP LOCKED
+  )
+$$;
+"""
+
+_DECIDE = """
+CREATE OR REPLACE FUNCTION {decide}(
+  key bytea, op text, told bigint, cost bigint, patience bigint, rules bigint[]
+) RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+  now bigint; known bigint[]; written bigint[] := '{{}}'; part bigint; due bigint; from_then bigint;
+  rule bigint[]; state bigint[]; last bigint[]; reserved bigint[]; coming bigint[] := '{{}}';
+  width int; at int; rest bigint; i int; j int; kept bigint := 0; spends boolean := false;
+BEGIN
+  LOOP
+    SELECT numbers INTO known FROM {table} WHERE place = key FOR UPDATE;
+    EXIT WHEN FOUND OR op <> 'hit';
+    INSERT INTO {table} VALUES (key, '{{}}', 0) ON CONFLICT (place) DO NOTHING;
+  END LOOP;
+  -- Read once the row is locked, so that the clock of a key does not go back.
+  now := coalesce(told, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+  known := coalesce(known, '{{}}');
+  IF op = 'peek' THEN RETURN now || known; END IF;
+  IF op = 'reset' THEN
+    DELETE FROM {table} WHERE place = key;
+    RETURN now || known;
+  END IF;
+
+  IF rules[1] = 0 AND cardinality(rules) = 8 THEN  -- one gcra rule, of which hits go elsewhere
+    written := {give}(rules, CASE WHEN known = '{{}}' THEN '{{0,0}}' ELSE known END, now, cost);
+    kept := written[1] + 1;
+    IF written = '{{0,0}}' THEN kept := 0; END IF;
+  ELSE
+    -- The reservations stand behind the states of all rules.
+    at := 0;
+    FOR i IN 0 .. cardinality(rules) / 8 - 1 LOOP
+      at := at + CASE rules[i * 8 + 1] WHEN 1 THEN 1 + coalesce(known[at + 1], 0) WHEN 2 THEN 3 ELSE 2 END;
+    END LOOP;
+    reserved := known[at + 1 :];
+    j := 1;
+    WHILE j < cardinality(reserved) AND reserved[j] <= now LOOP j := j + 2; END LOOP;
+    coming := coalesce(reserved[j :], '{{}}');
+    reserved := coalesce(reserved[: j - 1], '{{}}');
+    from_then := now;
+    IF cardinality(coming) > 0 THEN from_then := coming[cardinality(coming) - 1]; END IF;
+    due := from_then;
+    rest := cost;
+    IF op = 'refund' THEN
+      WHILE rest > 0 AND cardinality(coming) > 0 LOOP
+        part := least(rest, coming[cardinality(coming)]);
+        rest := rest - part;
+        coming[cardinality(coming)] := coming[cardinality(coming)] - part;
+        IF coming[cardinality(coming)] = 0 THEN coming := coming[: cardinality(coming) - 2]; END IF;
+      END LOOP;
+    END IF;
+    FOR pass IN 1 .. 2 LOOP  -- first when it is due under all rules, then the states after it
+      CONTINUE WHEN pass = 1 AND op = 'refund';
+      at := 0;
+      FOR i IN 0 .. cardinality(rules) / 8 - 1 LOOP
+        rule := rules[i * 8 + 1 : i * 8 + 8];
+        width := CASE rule[1] WHEN 1 THEN coalesce(known[at + 1], 0) WHEN 2 THEN 3 ELSE 2 END;
+        IF rule[1] = 1 THEN at := at + 1; END IF;
+        state := coalesce(known[at + 1 : at + width], '{{}}');
+        IF rule[1] <> 1 AND cardinality(state) = 0 THEN state := '{{0,0,0}}'; END IF;
+        at := at + width;
+        FOR j IN 1 .. cardinality(reserved) - 1 BY 2 LOOP
+          state := {spend}(rule, state, reserved[j], reserved[j + 1]);
+        END LOOP;
+        IF pass = 2 THEN
+          IF spends THEN state := {spend}(rule, state, now, cost); END IF;
+          IF op = 'refund' AND rest > 0 THEN state := {give}(rule, state, now, rest); END IF;
+          IF rule[1] = 1 THEN written := written || cardinality(state)::bigint; END IF;
+          written := written || state[: CASE rule[1] WHEN 1 THEN cardinality(state) WHEN 2 THEN 3 ELSE 2 END];
+        END IF;
+        last := state;
+        FOR j IN 1 .. cardinality(coming) - 1 BY 2 LOOP
+          last := {spend}(rule, last, coming[j], coming[j + 1]);
+        END LOOP;
+        IF pass = 1 THEN
+          due := greatest(due, {due}(rule, last, from_then, cost));
+        ELSE
+          kept := greatest(kept, {full}(rule, last));
+        END IF;
+      END LOOP;
+      IF pass = 1 THEN
+        IF due - now > patience THEN RETURN now || known; END IF;
+        IF due > now THEN coming := coming || ARRAY[due, cost]; ELSE spends := true; END IF;
+      END IF;
+    END LOOP;
+    written := written || coming;
+  END IF;
+
+  IF kept <= now THEN
+    DELETE FROM {table} WHERE place = key;
+  ELSE
+    UPDATE {table} SET numbers = written, keep_until = (kept / 600000000 + 2) * 600000000 WHERE place = key;
+  END IF;
+  IF random() < 0.001 THEN PERFORM {purge}(now); END IF;
+  RETURN now || known;
+END $$;
+"""
+
+
+def functions(table: str) -> dict[str, str]:
+    """Return the names of what belongs to a table; they carry the version of the rows' layout."""
+    return {name: f"{table}_{name}_1" for name in ("spend", "due", "give", "full", "purge", "hit", "decide", "attempt")}
+
+
+def definitions(table: str) -> str:
+    """Return the statements that make the table and its functions, and change nothing where they are."""
+    names = {"table": table, "index": f"{table.rpartition('.')[2]}_keep_until", **functions(table)}
+    return "".join(text.format(**names) for text in (_TABLE, _COUNTERS, _PURGE, _HIT_ONE, _DECIDE))
