@@ -21,11 +21,13 @@ from reliakit.stores.postgres_sql import definitions, functions
 from reliakit.stores.postgres_wire import PoolConnections, TaskConnections, TaskPool, ThreadConnections, is_async
 from reliakit.stores.protocol import Op
 from reliakit.stores.shared import SharedPlan, clock_of
+from reliakit.stores.shared_attempts import DIMENSIONS, SharedAttempts
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from reliakit.core.clock import Clock
+    from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptOp, AttemptRules
     from reliakit.stores.protocol import Answer, Plan
 
 __all__ = ["PostgresStore", "Setup"]
@@ -55,8 +57,8 @@ class PostgresStore:
 
     Args:
         source: A connection string, or a pool of psycopg_pool (or one like it): a ConnectionPool serves threads, and
-            tasks through threads, an AsyncConnectionPool serves tasks of its loop. A pool's connections are given back
-            as they were.
+            tasks through threads, an AsyncConnectionPool serves tasks of its loop. A pool's connections are given
+            back as they were.
         table: The table, which may have a schema before it; its functions are named after it.
         max_size: How many connections of its own there are at most for threads, and for each event loop.
         timeout: Seconds that a decision may take where no deadline is nearer.
@@ -83,6 +85,7 @@ class PostgresStore:
         self._table = table
         self._names = functions(table)
         self._plans: dict[Plan, _Shape] = {}
+        self._guards: dict[AttemptRules, _Guard] = {}
         self._closed = False
         setup = Setup(table, timeout)
         self._blocking: ThreadConnections | PoolConnections | None = None
@@ -90,7 +93,7 @@ class PostgresStore:
         if isinstance(source, str):
             self._blocking = ThreadConnections(source, setup, timeout=timeout, most=most)
             self._tasks = TaskConnections(source, setup, timeout=timeout, most=most)
-        elif isinstance(source, type) or not all(callable(getattr(source, name, None)) for name in ("getconn", "putconn")):
+        elif isinstance(source, type) or not callable(getattr(source, "getconn", None)):
             raise ConfigurationError(f"source must be a connection string or a pool of psycopg_pool, got {source!r}")
         elif is_async(source):
             self._tasks = TaskPool(source, setup, timeout=timeout)
@@ -99,8 +102,6 @@ class PostgresStore:
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one statement; see `Store.apply`."""
-        if self._blocking is None:
-            raise ConfigurationError(f"{self!r} has an asynchronous pool: give it a connection string to serve threads")
         shape = self._plans.get(plan) or self._shape(plan)
         return shape.answer(self._run(*shape.statement(op, key, cost, patience, self._now())), op, cost, patience)
 
@@ -109,6 +110,16 @@ class PostgresStore:
         shape = self._plans.get(plan) or self._shape(plan)
         reply = await self._arun(*shape.statement(op, key, cost, patience, self._now()))
         return shape.answer(reply, op, cost, patience)
+
+    def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
+        """Decide over an attempt to log in, in one statement; see `AttemptStore.attempt`."""
+        guard = self._guards.get(rules) or self._guard(rules)
+        return guard.answer(self._run(*guard.statement(op, attempt, self._now())), op, attempt)
+
+    async def aattempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
+        """Decide over an attempt to log in, in one statement; see `AttemptStore.attempt`."""
+        guard = self._guards.get(rules) or self._guard(rules)
+        return guard.answer(await self._arun(*guard.statement(op, attempt, self._now())), op, attempt)
 
     def open(self) -> None:
         """Connect now instead of with the first decision, and make the table.
@@ -146,8 +157,12 @@ class PostgresStore:
     def _shape(self, plan: Plan) -> _Shape:
         return self._plans.setdefault(plan, _Shape(plan, self._names))
 
+    def _guard(self, rules: AttemptRules) -> _Guard:
+        return self._guards.setdefault(rules, _Guard(rules, self._names))
+
     def _run(self, query: str, params: tuple[Any, ...]) -> Any:
-        assert self._blocking is not None
+        if self._blocking is None:
+            raise ConfigurationError(f"{self!r} has an asynchronous pool: give it a conninfo to serve threads")
         if self._closed:
             raise StoreError(f"{self!r} is closed", store="PostgresStore")
         try:
@@ -210,7 +225,7 @@ class Setup:
         connection = psycopg.connect(conninfo, autocommit=True, connect_timeout=10)
         try:
             self.ensure(connection)
-            connection.execute(self._session)
+            connection.execute(self._session.encode())
         except BaseException:
             connection.close()
             raise
@@ -223,7 +238,7 @@ class Setup:
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=10)
         try:
             await self.aensure(connection)
-            await connection.execute(self._session)
+            await connection.execute(self._session.encode())
         except BaseException:
             connection.pgconn.finish()
             raise
@@ -285,18 +300,14 @@ class _Shape:
         self._space = plan.space.encode("utf-8", "surrogatepass") + b"\0"
         # As text throughout: with numbers psycopg would prepare a statement for each size of them.
         self._numbers = "{" + ",".join(map(str, self._plan.numbers)) + "}"
-        self._hit = (
-            f"SELECT {names['hit']}(%b::bytea, %s::bigint, %s::bigint, %s::bigint, %s::bigint[])"  # noqa: S608
-        )
+        self._hit = f"SELECT {names['hit']}(%b::bytea, %s::bigint, %s::bigint, %s::bigint, %s::bigint[])"
         self._decide = (
-            f"SELECT {names['decide']}(%b::bytea, %s::text, %s::bigint, %s::bigint, %s::bigint, %s::bigint[])"  # noqa: S608
+            f"SELECT {names['decide']}(%b::bytea, %s::text, %s::bigint, %s::bigint, %s::bigint, %s::bigint[])"
         )
 
-    def statement(
-        self, op: Op, key: str, cost: int, patience: int, now: str | None
-    ) -> tuple[str, tuple[Any, ...]]:
+    def statement(self, op: Op, key: str, cost: int, patience: int, now: str | None) -> tuple[str, tuple[Any, ...]]:
         """Return the statement that decides, and its parameters."""
-        place = hashlib.blake2b(self._space + key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        place = _place(self._space, key)
         told = (now, str(cost), str(patience // 1000), self._numbers)
         if op is Op.HIT and self._plan.is_one_gcra:
             return self._hit, (place, *told)
@@ -306,3 +317,38 @@ class _Shape:
         """Return the answer that goes with the server's."""
         now, *row = reply
         return self._plan.answer(op, now, row, cost, patience // 1000)
+
+
+class _Guard:
+    """What all attempts under one guard's rules have in common."""
+
+    __slots__ = ("_numbers", "_query", "_rules", "_spaces")
+
+    def __init__(self, rules: AttemptRules, names: dict[str, str]) -> None:
+        self._rules = SharedAttempts(rules)
+        self._numbers = "{" + ",".join(map(str, self._rules.numbers)) + "}"
+        space = rules.space.encode("utf-8", "surrogatepass")
+        self._spaces = [space + b"\0" + dimension.encode() + b"\0" for dimension in DIMENSIONS]
+        self._query = (
+            f"SELECT {names['attempt']}(ARRAY[%b, %b, %b, %b]::bytea[], %s::text, %s::bigint, %s::bigint, "
+            "%s::bigint[])"
+        )
+
+    def statement(self, op: AttemptOp, attempt: Attempt, now: str | None) -> tuple[str, tuple[Any, ...]]:
+        places = [
+            None if key is None else _place(space, key) for space, key in zip(self._spaces, attempt[:4], strict=True)
+        ]
+        return self._query, (*places, op.value, now, str(int(attempt.claim)), self._numbers)
+
+    def answer(self, reply: Any, op: AttemptOp, attempt: Attempt) -> AttemptAnswer:
+        now, *numbers = reply
+        rows: list[list[int]] = []
+        for _ in DIMENSIONS:
+            width = numbers[0]
+            rows.append(numbers[1 : width + 1])
+            del numbers[: width + 1]
+        return self._rules.answer(op, attempt, now, rows)
+
+
+def _place(space: bytes, key: str) -> bytes:
+    return hashlib.blake2b(space + key.encode("utf-8", "surrogatepass"), digest_size=16).digest()

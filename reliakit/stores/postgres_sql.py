@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ["definitions", "functions"]
 
+_FUNCTIONS = ("spend", "due", "give", "full", "purge", "hit", "decide", "wait", "count", "attempt")
 _TABLE = """
 CREATE UNLOGGED TABLE IF NOT EXISTS {table} (
   place bytea PRIMARY KEY,
@@ -104,7 +105,8 @@ LANGUAGE sql IMMUTABLE AS $$
   SELECT CASE rule[1]
     WHEN 0 THEN state[1] + CASE WHEN state[2] > 0 THEN 1 ELSE 0 END
     WHEN 1 THEN coalesce(state[cardinality(state)] + rule[3], 0)
-    WHEN 2 THEN CASE WHEN state[3] > 0 THEN state[1] + 2 * rule[3] WHEN state[2] > 0 THEN state[1] + rule[3] ELSE 0 END
+    WHEN 2 THEN CASE WHEN state[3] > 0 THEN state[1] + 2 * rule[3]
+      WHEN state[2] > 0 THEN state[1] + rule[3] ELSE 0 END
     ELSE CASE WHEN state[2] > 0 THEN state[1] + rule[3] ELSE 0 END
   END
 $$;
@@ -115,7 +117,8 @@ _HIT_ONE = """
 CREATE OR REPLACE FUNCTION {hit}(key bytea, told bigint, cost bigint, patience bigint, rule bigint[])
 RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
-  -- Before the row is locked, so it may lie a little before what others have just written: that only makes it stricter.
+  -- Before the row is locked, so it may lie a little before what others have just written, which only makes it
+  -- stricter.
   now bigint := coalesce(told, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
   scale bigint := rule[4]; over bigint := cost * rule[6] % rule[4];
   spending bigint := cost * rule[5] + cost * rule[6] / rule[4];
@@ -247,12 +250,122 @@ END $$;
 """
 
 
+# places: account, pair, source, device, NULL for what is not meant. n: the numbers of `SharedAttempts`. Returns the
+# clock, then the four states before, each with its length before it.
+_ATTEMPT = """
+CREATE OR REPLACE FUNCTION {wait}(state bigint[], now bigint, stop bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN state IS NULL THEN 0 WHEN state[1] >= stop THEN 4611686018427387904
+    ELSE greatest(0, state[2] - now) END
+$$;
+
+CREATE OR REPLACE FUNCTION {count}(state bigint[], change bigint, now bigint, generation bigint, n bigint[])
+RETURNS bigint[] LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN change < 0 AND coalesce(state[1], 0) = 0 THEN state ELSE (
+    SELECT ARRAY[
+      number,
+      CASE WHEN change < 0 THEN least(state[2], now + pause) ELSE now + pause END,
+      CASE WHEN change < 0 THEN state[3] ELSE generation END,
+      coalesce(state[4], 0)
+    ]
+    FROM (SELECT coalesce(state[1], 0) + change AS number) AS one,
+      LATERAL (SELECT CASE WHEN number < n[1] THEN 0
+        ELSE least(n[3], n[2]::numeric * power(2::numeric, least(number - n[1], 62)))::bigint END AS pause) AS two
+  ) END
+$$;
+
+CREATE OR REPLACE FUNCTION {attempt}(places bytea[], op text, told bigint, claim bigint, n bigint[])
+RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+  now bigint; reply bigint[]; rule bigint[] := n[8:15]; generation bigint := 0; row record; after bigint[]; i int;
+  found bigint[]; known_pair bigint[]; account bigint[]; pair bigint[]; source bigint[]; device bigint[];
+  before text[] := '{{"{{}}","{{}}","{{}}","{{}}"}}';
+BEGIN
+  IF op <> 'look' THEN
+    -- In one order for everybody, so that nobody waits for somebody who waits for him.
+    FOR row IN SELECT DISTINCT p FROM unnest(places) AS p WHERE p IS NOT NULL ORDER BY p LOOP
+      INSERT INTO {table} VALUES (row.p, '{{}}', 0) ON CONFLICT (place) DO UPDATE SET keep_until = {table}.keep_until;
+    END LOOP;
+  END IF;
+  now := coalesce(told, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+  FOR row IN SELECT place, numbers FROM {table} WHERE place = ANY (places) LOOP
+    FOR i IN 1 .. 4 LOOP
+      IF places[i] = row.place THEN before[i] := row.numbers::text; END IF;
+    END LOOP;
+  END LOOP;
+  reply := ARRAY[now];
+  FOR i IN 1 .. 4 LOOP
+    found := before[i]::bigint[];
+    reply := reply || cardinality(found)::bigint || found;
+    IF cardinality(found) = 0 OR i <> 3 AND found[4] <= now OR i = 3 AND found[1] < now THEN
+      found := NULL;
+    END IF;
+    CASE i WHEN 1 THEN account := found; WHEN 2 THEN pair := found;
+      WHEN 3 THEN source := found; ELSE device := found; END CASE;
+  END LOOP;
+  IF op = 'look' THEN RETURN reply; END IF;
+  generation := coalesce(account[3], 0);
+  -- What was written under another generation than the account's has no failures any more.
+  known_pair := CASE WHEN pair[3] = generation THEN pair END;
+
+  IF op = 'reserve' AND device IS NOT NULL THEN
+    after := CASE WHEN device[3] = generation THEN device ELSE ARRAY[0, 0, generation, device[4]] END;
+    IF {wait}(after, now, n[4]) = 0 THEN device := {count}(after, 1, now, generation, n); END IF;
+  ELSIF op = 'reserve' THEN
+    IF {wait}(account, now, n[4]) = 0 AND {wait}(known_pair, now, n[4]) = 0
+      AND {due}(rule, coalesce(source, '{{0,0}}'), now, 1) <= now
+    THEN
+      IF coalesce(known_pair[1], 0) = 0 THEN source := {spend}(rule, coalesce(source, '{{0,0}}'), now, 1); END IF;
+      account := {count}(account, 1, now, generation, n);
+      account[4] := account[2] + n[5];
+      pair := {count}(known_pair, 1, now, generation, n);
+      pair[4] := pair[2] + n[6];
+    END IF;
+  ELSIF op = 'succeed' THEN
+    IF claim <> 3 THEN
+      account := CASE WHEN generation <> 0 THEN ARRAY[0, 0, generation, account[4]] END;
+      pair := NULL;
+      IF claim = 2 AND source IS NOT NULL THEN source := nullif({give}(rule, source, now, 1), '{{0,0}}'); END IF;
+    END IF;
+    device := ARRAY[0, 0, generation, now + n[7]];
+  ELSIF op = 'cancel' THEN
+    IF claim = 3 THEN
+      device := {count}(device, -1, now, generation, n);
+    ELSIF claim <> 0 THEN
+      account := {count}(account, -1, now, generation, n);
+      pair := {count}(pair, -1, now, generation, n);
+      IF claim = 2 AND source IS NOT NULL THEN source := nullif({give}(rule, source, now, 1), '{{0,0}}'); END IF;
+    END IF;
+  ELSE
+    IF places[1] IS NOT NULL THEN
+      account := ARRAY[0, 0, greatest(now, generation + 1), now + greatest(n[5], n[6], n[7])];
+    END IF;
+    source := NULL;
+  END IF;
+
+  FOR i IN 1 .. 4 LOOP
+    CONTINUE WHEN places[i] IS NULL;
+    after := CASE i WHEN 1 THEN account WHEN 2 THEN pair WHEN 3 THEN source ELSE device END;
+    IF after IS NULL THEN
+      DELETE FROM {table} WHERE place = places[i];
+    ELSIF after::text <> before[i] THEN
+      UPDATE {table} SET numbers = after,
+        keep_until = (CASE i WHEN 3 THEN after[1] ELSE after[4] END / 600000000 + 2) * 600000000
+      WHERE place = places[i];
+    END IF;
+  END LOOP;
+  IF random() < 0.001 THEN PERFORM {purge}(now); END IF;
+  RETURN reply;
+END $$;
+"""
+
+
 def functions(table: str) -> dict[str, str]:
     """Return the names of what belongs to a table; they carry the version of the rows' layout."""
-    return {name: f"{table}_{name}_1" for name in ("spend", "due", "give", "full", "purge", "hit", "decide", "attempt")}
+    return {name: f"{table}_{name}_1" for name in _FUNCTIONS}
 
 
 def definitions(table: str) -> str:
     """Return the statements that make the table and its functions, and change nothing where they are."""
     names = {"table": table, "index": f"{table.rpartition('.')[2]}_keep_until", **functions(table)}
-    return "".join(text.format(**names) for text in (_TABLE, _COUNTERS, _PURGE, _HIT_ONE, _DECIDE))
+    return "".join(text.format(**names) for text in (_TABLE, _COUNTERS, _PURGE, _HIT_ONE, _DECIDE, _ATTEMPT))

@@ -62,8 +62,7 @@ class ThreadConnections:
     def forget(self) -> None:
         """Leave a parent's connections to the parent."""
         self._changed = threading.Condition(threading.Lock())
-        for connection in self._idle:
-            _inherited.append(connection)
+        _inherited.extend(self._idle)
         self._idle, self._count, self._error = [], 0, None
 
     def run(self, query: str, params: Params) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError, StoreError
-from reliakit.stores.redis_scripts import DECIDE, DECIDE_ONE
+from reliakit.stores.redis_scripts import ATTEMPT, DECIDE, DECIDE_ONE
 from reliakit.stores.redis_wire import (
     BlockingWire,
     ClientBlockingWire,
@@ -25,11 +25,13 @@ from reliakit.stores.redis_wire import (
     is_async,
 )
 from reliakit.stores.shared import SharedPlan, clock_of
+from reliakit.stores.shared_attempts import DIMENSIONS, SharedAttempts
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from reliakit.core.clock import Clock
+    from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptOp, AttemptRules
     from reliakit.stores.protocol import Answer, Op, Plan
 
 __all__ = ["RedisStore"]
@@ -80,6 +82,7 @@ class RedisStore:
         self._blocking: BlockingWire | ClientBlockingWire | None = None
         self._ticks: TickWire | ClientTickWire | None = None
         self._plans: dict[Plan, _Shape] = {}
+        self._guards: dict[AttemptRules, _Guard] = {}
         self._closed = False
         if isinstance(source, str):
             library = Library(source, timeout)
@@ -98,8 +101,6 @@ class RedisStore:
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one round trip; see `Store.apply`."""
-        if self._blocking is None:
-            raise ConfigurationError(f"{self!r} has an asynchronous client: give it an address to serve threads")
         shape = self._plans.get(plan) or self._shape(plan)
         return shape.answer(self._run(shape.request(op, key, cost, patience, self._now())), op, cost, patience)
 
@@ -108,6 +109,16 @@ class RedisStore:
         shape = self._plans.get(plan) or self._shape(plan)
         reply = await self._arun(shape.request(op, key, cost, patience, self._now()))
         return shape.answer(reply, op, cost, patience)
+
+    def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
+        """Decide over an attempt to log in, in one round trip; see `AttemptStore.attempt`."""
+        shape = self._guards.get(rules) or self._guard(rules)
+        return shape.answer(self._run(shape.request(op, attempt, self._now())), op, attempt)
+
+    async def aattempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
+        """Decide over an attempt to log in, in one round trip; see `AttemptStore.attempt`."""
+        shape = self._guards.get(rules) or self._guard(rules)
+        return shape.answer(await self._arun(shape.request(op, attempt, self._now())), op, attempt)
 
     def open(self) -> None:
         """Connect now instead of with the first decision.
@@ -139,8 +150,12 @@ class RedisStore:
     def _shape(self, plan: Plan) -> _Shape:
         return self._plans.setdefault(plan, _Shape(plan, self._prefix))
 
+    def _guard(self, rules: AttemptRules) -> _Guard:
+        return self._guards.setdefault(rules, _Guard(rules, self._prefix))
+
     def _run(self, request: Request) -> Any:
-        assert self._blocking is not None
+        if self._blocking is None:
+            raise ConfigurationError(f"{self!r} has an asynchronous client: give it an address to serve threads")
         if self._closed:
             raise StoreError(f"{self!r} is closed", store="RedisStore")
         try:
@@ -204,7 +219,35 @@ class _Shape:
         return self._plan.answer(op, now, [int(number) for number in before.split()], cost, patience // 1000)
 
     def _place(self, key: str) -> bytes:
-        # In braces, so that all of a key's states lie in one slot of a cluster; see its rules for hash tags.
-        if len(key) > _LONGEST_KEY or "}" in key:
-            key = "#" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        return f"{self._prefix}{{{key}}}{self._suffix}".encode("utf-8", "surrogatepass")
+        return f"{self._prefix}{{{_short(key)}}}{self._suffix}".encode("utf-8", "surrogatepass")
+
+
+class _Guard:
+    """What all attempts under one guard's rules have in common."""
+
+    __slots__ = ("_numbers", "_place", "_rules")
+
+    def __init__(self, rules: AttemptRules, prefix: str) -> None:
+        self._rules = SharedAttempts(rules)
+        self._numbers = tuple(b"%d" % number for number in self._rules.numbers)
+        # In braces: the four states of an attempt have to lie in one slot of a cluster.
+        self._place = f"{prefix}:{_SCHEMA}:{{{_short(rules.space)}}}:"
+
+    def request(self, op: AttemptOp, attempt: Attempt, now: bytes) -> Request:
+        keys = tuple(
+            f"{self._place}{dimension}:{_short(key or '')}".encode("utf-8", "surrogatepass")
+            for dimension, key in zip(DIMENSIONS, attempt[:4], strict=True)
+        )
+        meant = b"".join([b"0" if key is None else b"1" for key in attempt[:4]])
+        return Request(ATTEMPT, keys, (op.encode(), now, meant, b"%d" % attempt.claim, *self._numbers))
+
+    def answer(self, reply: Any, op: AttemptOp, attempt: Attempt) -> AttemptAnswer:
+        now, *states = reply
+        return self._rules.answer(op, attempt, now, [[int(number) for number in state.split()] for state in states])
+
+
+def _short(key: str) -> str:
+    """Return what stands for a key between the braces of a hash tag, which a brace of its own would end."""
+    if len(key) <= _LONGEST_KEY and "}" not in key:
+        return key
+    return "#" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -40,7 +40,7 @@ from reliakit.stores.protocol import ALGORITHMS, FOREVER, Answer, Op, Plan, Rule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SharedPlan", "clock_of", "in_microseconds", "machine_of", "micros"]
+__all__ = ["SharedPlan", "clock_of", "in_microseconds", "machine_of", "micros", "rule_numbers"]
 
 # Doubles are whole up to here, and Lua has no other numbers.
 _LARGEST = 2**53
@@ -64,7 +64,7 @@ class SharedPlan:
         self._machine: Machine = machine_of(tuple(rules), aligned=True)
         self.is_one_gcra: bool = isinstance(self._machine, OneGcra)
         # For each rule: kind, limit, period, scale, increment (whole, rest), tolerance (whole, rest).
-        self.numbers: tuple[int, ...] = tuple(number for rule in rules for number in _numbers(rule))
+        self.numbers: tuple[int, ...] = tuple(number for rule in rules for number in rule_numbers(rule))
 
     def answer(self, op: Op, now: int, row: Sequence[int], cost: int, patience: int) -> Answer:
         """Return the answer that goes with what a server has decided.
@@ -171,7 +171,12 @@ def _counter(rule: Rule) -> Counter:
     return kinds[rule.algorithm](rule)
 
 
-def _numbers(rule: Rule) -> tuple[int, ...]:
+def rule_numbers(rule: Rule) -> tuple[int, ...]:
+    """Return a rule as a server reads it: kind, limit, period, scale, increment and tolerance (whole, rest).
+
+    Raises:
+        ConfigurationError: It comes to numbers that a server cannot hold exactly.
+    """
     kind = ALGORITHMS.index(rule.algorithm)
     if kind:
         if rule.period * (rule.limit if rule.algorithm == "sliding_counter" else 1) >= _LARGEST:

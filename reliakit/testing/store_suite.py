@@ -19,15 +19,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reliakit.stores.attempts import Attempt, AttemptOp, AttemptRules, Claim
 from reliakit.stores.protocol import ALGORITHMS, Algorithm, Answer, Op, Plan, Rule, Store
-from reliakit.stores.reference import reference_machine
+from reliakit.stores.reference import AttemptReference, reference_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,6 +78,43 @@ _steps = st.lists(
         st.integers(1, 4),
         st.sampled_from([0, 0, 0, 300 * _MILLISECOND, 2 * _SECOND]),
         st.sampled_from([0, 0, 1, 40, 250, 333, 1000, 5000, "wait", "wait", "almost"]),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+_RULES = AttemptRules(
+    space="",
+    free=2,
+    base=_SECOND,
+    cap=6 * _SECOND,
+    stop=6,
+    keep=60 * _SECOND,
+    pair_keep=30 * _SECOND,
+    device_keep=90 * _SECOND,
+    source=Rule("gcra", 3, 20 * _SECOND, 3),
+)
+
+
+class Knock(NamedTuple):
+    """One attempt to log in, before which so many seconds pass."""
+
+    op: AttemptOp
+    account: str
+    source: str
+    device: str | None
+    passing: float
+
+
+_attempts = st.lists(
+    st.builds(
+        Knock,
+        st.sampled_from([*AttemptOp, *[AttemptOp.RESERVE] * 5]),
+        st.sampled_from(["a", "b", "c"]),
+        st.sampled_from(["x", "x", "y"]),
+        st.sampled_from([None, None, "phone"]),
+        st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.0, 6.0, 45.0]),
     ),
     min_size=1,
     max_size=30,
@@ -254,6 +292,42 @@ class StoreSuite:
                 answer = decide(op, plan, key, cost, patience)
                 assert answer == expected, (op, key, cost, patience)
                 waits = {"wait": answer.wait, "almost": max(0, answer.wait - kept.tick)}
+
+        same()
+
+    def test_it_counts_attempts_like_the_reference(self, runner: asyncio.Runner | None) -> None:
+        """Failed attempts to log in, for stores that can count them."""
+        kept = self.kept()
+        store: Any = kept.store
+        if not hasattr(store, "attempt"):
+            pytest.skip("this store does not count attempts to log in")
+
+        @settings(
+            max_examples=self.examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+        )
+        @given(_attempts)
+        def same(steps: list[Knock]) -> None:
+            rules = replace(_RULES, space=f"suite-{next(_numbers)}-{threading.get_ident()}")
+            reference = AttemptReference(rules, tick=kept.tick)
+            claims: dict[tuple[str, str], Claim] = {}
+            for op, account, source, device, passing in steps:
+                kept.advance(passing)
+                claim = claims.pop((account, source), Claim.NOTHING)
+                attempt = Attempt(
+                    account, f"{account} from {source}", source, device and f"{account} on {device}", claim
+                )
+                if op is AttemptOp.RESET:
+                    attempt = Attempt(account=account) if device else Attempt(source=source)
+                if runner is None:
+                    answer = store.attempt(op, rules, attempt)
+                else:
+                    answer = runner.run(store.aattempt(op, rules, attempt))
+                assert answer == reference(op, attempt, kept.now()), (op, attempt)
+                if op is AttemptOp.RESERVE:
+                    claims[account, source] = answer.claim if answer.admitted else Claim.NOTHING
 
         same()
 
