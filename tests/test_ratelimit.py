@@ -12,10 +12,17 @@ from garbage import CollectingKey, abandon, in_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reliakit import ConfigurationError, DeadlineExceededError, RateLimitedError, deadline, subscribe
+from reliakit import (
+    ConfigurationError,
+    DeadlineExceededError,
+    RateLimitedError,
+    StoreError,
+    deadline,
+    subscribe,
+)
 from reliakit.core.events import LimitDecided
-from reliakit.ratelimit import Decision, Limit, RateLimiter
-from reliakit.stores import MemoryStore
+from reliakit.ratelimit import Decision, Limit, LimiterStats, RateLimiter
+from reliakit.stores import Answer, MemoryStore
 from reliakit.testing import ManualClock
 
 
@@ -651,3 +658,113 @@ def test_it_shows_its_settings() -> None:
         "<RateLimiter 's' 10/s, 600/min burst 100, 5 per 30s sliding_log, enforce=False, "
         "store=<MemoryStore 0 keys, max_keys=100000>, on_store_error='local', store_timeout=0.05>"
     )
+
+
+def test_it_tells_what_it_has_decided_and_whom_it_denied_most(clock: ManualClock) -> None:
+    limiter = RateLimiter("2/h", clock=clock)
+    for times, key in ((5, "a"), (3, "b"), (1, "c")):
+        for _ in range(times):
+            limiter.hit(key)
+    limiter.acquire("d", 2)
+    with pytest.raises(RateLimitedError):
+        limiter.acquire("d", timeout=1.0)
+    for _ in range(2):
+        assert limiter.stats() == LimiterStats(
+            admitted=6,
+            denied=5,
+            shadow_denied=0,
+            degraded=0,
+            waiting=0,
+            top_denied=(("a", 3), ("b", 1), ("d", 1)),
+        )
+    shadow = RateLimiter("1/h", enforce=False, clock=clock)
+    for _ in range(3):
+        shadow.hit("k")
+    assert shadow.stats() == LimiterStats(1, 0, 2, 0, 0, (("k", 2),))
+
+
+@pytest.mark.anyio
+async def test_it_tells_how_many_wait_and_what_a_stand_in_decided() -> None:
+    class Down(MemoryStore):
+        def apply(self, *_: Any) -> Any:
+            raise StoreError("gone")
+
+    clock = ManualClock()
+    limiter = RateLimiter("1/s", store=Down(), clock=clock)
+    await limiter.ahit("k")
+    assert limiter.stats() == LimiterStats(1, 0, 0, 1, 0, ())
+    waiter = asyncio.create_task(limiter.aacquire("k"))
+    await clock.await_for_sleepers(1)
+    assert limiter.stats().waiting == 1
+    waiter.cancel()
+    await asyncio.wait([waiter])
+    assert limiter.stats().waiting == 0
+
+
+def test_a_flood_of_denied_keys_is_counted_whole_and_hides_no_heavy_one(clock: ManualClock) -> None:
+    limiter = RateLimiter("1/h", store=MemoryStore(max_keys=1), clock=clock)
+    limiter._apply = lambda *_: Answer(False, 0, 0, 1, 1)  # type: ignore[method-assign]  # every key is denied
+    for number in range(3000):
+        limiter.hit(f"key {number}")
+        limiter.hit("heavy")
+    stats = limiter.stats()
+    assert stats.denied == 6000
+    assert stats.top_denied[0][0] == "heavy"
+    assert len(stats.top_denied) == 10
+    assert len(limiter._tally._keys) <= 512
+
+
+def test_counts_of_many_threads_add_up(clock: ManualClock) -> None:
+    limiter = RateLimiter("100/h", clock=clock)
+
+    def work() -> None:
+        for _ in range(100):
+            limiter.hit("k")
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stats = limiter.stats()
+    assert (stats.admitted, stats.denied) == (100, 700)
+
+
+@pytest.mark.parametrize("limits", [("3/s",), ("7/s",), ("3/s", "5/min"), (Limit(3, algorithm="sliding_log"),)])
+def test_the_short_way_of_a_hit_decides_as_the_long_one(limits: tuple[Any, ...], clock: ManualClock) -> None:
+    short, long = RateLimiter(*limits, clock=clock), RateLimiter(*limits, clock=clock)
+    long._spend = long._checked
+    for number in range(60):
+        for _ in range(2):
+            assert short.hit("k") == long.hit("k")
+        assert short.hit(f"other {number}") == long.hit(f"other {number}")
+        clock.advance([0.0, 0.05, 0.4, 3.0, 61.0, 500.0][number % 6])
+
+
+@pytest.mark.parametrize("key", [[], {}, 7, b"k", None, ""])
+def test_what_cannot_be_a_key_is_refused_on_the_short_way_too(key: Any, clock: ManualClock) -> None:
+    limiter = RateLimiter("3/s", clock=clock)
+    for _ in range(2):
+        limiter.hit("k")
+        with pytest.raises(ConfigurationError, match="key"):
+            limiter.hit(key)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("algorithm", ["gcra", "sliding_log", "sliding_counter", "fixed_window"])
+async def test_whoever_waits_for_much_is_not_starved_by_those_who_want_little(algorithm: Any) -> None:
+    clock = ManualClock()
+    limiter = RateLimiter(Limit(10, algorithm=algorithm), clock=clock)
+    limiter.hit("k", 10)
+    heavy = asyncio.create_task(limiter.aacquire("k", 10))
+    await clock.await_for_sleepers(1)
+    light: list[asyncio.Task[Decision]] = []
+    for _ in range(30):  # they keep coming, and each would fit long before
+        light.append(asyncio.create_task(limiter.aacquire("k")))
+        await clock.await_for_sleepers(1 + len(light))
+        assert not limiter.hit("k")
+    clock.advance(2.0)
+    assert (await heavy).allowed
+    for task in light:
+        task.cancel()
+    await asyncio.gather(*light, return_exceptions=True)

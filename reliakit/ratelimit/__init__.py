@@ -4,11 +4,13 @@ from reliakit.ratelimit.concurrency import ConcurrencyLimiter, Place
 from reliakit.ratelimit.limit import Decision, Limit
 from reliakit.ratelimit.limiter import RateLimiter
 from reliakit.ratelimit.login import LoginAttempt, LoginGuard, LoginStatus
+from reliakit.ratelimit.tally import LimiterStats
 
 __all__ = [
     "ConcurrencyLimiter",
     "Decision",
     "Limit",
+    "LimiterStats",
     "LoginAttempt",
     "LoginGuard",
     "LoginStatus",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reliakit.core import checks
@@ -21,17 +20,16 @@ from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.deadline import checkpoint, remaining
 from reliakit.core.errors import ConfigurationError, RateLimitedError
 from reliakit.core.events import LimitDecided
-from reliakit.core.guard import colour_of
 from reliakit.core.spine import Emitter, watch
+from reliakit.ratelimit.decorator import Spend, limited
 from reliakit.ratelimit.limit import Decision, Limit
 from reliakit.ratelimit.outage import GuardedStore, OnStoreError, StandInAnswer
+from reliakit.ratelimit.tally import ALL_UP_TO, FEW, LimiterStats, Tally
 from reliakit.ratelimit.waiting import Line, Slot, Waiting
-from reliakit.stores.memory import MemoryStore
+from reliakit.stores.memory import Fields, MemoryStore, Spender
 from reliakit.stores.protocol import FOREVER, Answer, Op, Plan, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from reliakit.core.spine import Listener
 
 __all__ = ["RateLimiter"]
@@ -116,6 +114,12 @@ class RateLimiter:
             )
         self._apply = (self._guard or self._store).apply
         self._aapply = (self._guard or self._store).aapply
+        self._spend: Spender = self._checked
+        if self._guard is None:
+            self._spend = cast("MemoryStore", self._store).spender(self._plan, self._checked)
+        self._tally = Tally()
+        self._admitted_so_far, self._denied_so_far = self._tally.admitted, self._tally.denied
+        self._shown = tuple((limit, limit.amount) for limit in self.limits)
         self._heard = False
         self._waiting = Waiting()
         watch(self)
@@ -131,17 +135,30 @@ class RateLimiter:
         Raises:
             ConfigurationError: The key or the cost is none.
         """
-        if cost is not _ONE or type(key) is not str or not key:
-            self._check(key, cost)
-        answer = self._apply(_HIT, self._plan, key, cost, 0)
-        return self._decided(key, cost, answer) if self._heard else self._decision(answer)
+        answer: Fields
+        if cost is _ONE:
+            spend = self._spend  # called by its attribute, what is no method costs twice as much
+            answer = spend(key)
+        else:
+            answer = self._checked(key, cost)
+        if self._is_watched:
+            return self._decided(key, cost, answer)
+        admitted, binding, left, wait, reset = answer
+        limit, amount = self._shown[binding]
+        if admitted:
+            next(self._admitted_so_far)
+            return _new(Decision, (True, amount, left, 0.0, reset / 1e9, False, limit))
+        before = next(self._denied_so_far)
+        if not before & FEW or before < ALL_UP_TO:
+            self._tally.note(key, before)
+        return _new(Decision, (False, amount, left, wait / 1e9, reset / 1e9, False, limit))
 
     async def ahit(self, key: str, cost: int = 1) -> Decision:
         """Spend `cost` if the limits allow it; the twin of `hit` for tasks."""
-        if cost is not _ONE or type(key) is not str or not key:
-            self._check(key, cost)
-        answer = await self._aapply(_HIT, self._plan, key, cost, 0)
-        return self._decided(key, cost, answer) if self._heard else self._decision(answer)
+        if self._guard is None:
+            return self.hit(key, cost)
+        self._check(key, cost)
+        return self._decided(key, cost, await self._aapply(_HIT, self._plan, key, cost, 0))
 
     def peek(self, key: str) -> Decision:
         """Look without spending: `allowed` says whether a hit of cost 1 would pass."""
@@ -239,13 +256,22 @@ class RateLimiter:
             self._check("any", cost)
 
         def decorate(fn: F) -> F:
-            return cast("F", _limited(fn, _Spend(self, key, cost), f"limiter {self.name!r}"))
+            return cast("F", limited(fn, Spend(self, key, cost), f"limiter {self.name!r}"))
 
         return decorate
+
+    def stats(self) -> LimiterStats:
+        """Return what the limiter has decided so far: admitted, denied, degraded, and the keys denied most."""
+        return self._tally.stats(len(self._waiting))
 
     def listeners_changed(self) -> None:
         """Remember whether anybody listens to decisions; see `reliakit.core.spine.watch`."""
         self._heard = self._emitter.hears(LimitDecided)
+        self._is_watched = self._heard or self._shadow or self._guard is not None
+
+    def _checked(self, key: str, cost: int = 1) -> Answer:
+        self._check(key, cost)
+        return self._apply(_HIT, self._plan, key, cost, 0)
 
     def _check(self, key: object, cost: object) -> None:
         if not isinstance(key, str) or not key:
@@ -300,8 +326,10 @@ class RateLimiter:
         guard = self._guard
         return self._store if guard is None else guard.local if slot.line.is_stand_in else guard
 
-    def _decided(self, key: str, cost: int, answer: Answer) -> Decision:
+    def _decided(self, key: str, cost: int, fields: Fields) -> Decision:
+        answer = fields if isinstance(fields, Answer) else Answer(*fields)
         decision = self._decision(answer)
+        self._count(key, answer, degraded=decision.degraded)
         if self._heard:
             self._emitter.emit(
                 LimitDecided,
@@ -314,6 +342,15 @@ class RateLimiter:
                 retry_after=0.0 if answer.admitted else answer.wait / 1e9,
             )
         return decision
+
+    def _count(self, key: str, answer: Answer, *, degraded: bool) -> None:
+        tally = self._tally
+        if degraded:
+            next(tally.degraded)
+        if answer.admitted:
+            next(tally.admitted)
+        else:
+            tally.note(key, next(tally.shadow_denied if self._shadow else tally.denied))
 
     def _decision(self, answer: Answer) -> Decision:
         admitted, binding, left, wait, reset = answer
@@ -343,54 +380,3 @@ def _store(store: object) -> Store:
     if isinstance(store, type) or not all(callable(getattr(store, name, None)) for name in ("apply", "aapply")):
         raise ConfigurationError(f"store must be a store such as MemoryStore(), got {store!r}")
     return cast("Store", store)
-
-
-class _Spend:
-    """What each call of a decorated function does before the function runs."""
-
-    def __init__(self, limiter: RateLimiter, key: Callable[..., str], cost: int | Callable[..., int]) -> None:
-        self._limiter = limiter
-        self._key = key
-        self._cost = cost
-
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        key, cost = self._price(args, kwargs)
-        decision = self._limiter.hit(key, cost)
-        if not decision:
-            raise self._limiter.refusal(decision)
-
-    async def in_task(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        key, cost = self._price(args, kwargs)
-        decision = await self._limiter.ahit(key, cost)
-        if not decision:
-            raise self._limiter.refusal(decision)
-
-    def _price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, int]:
-        cost = self._cost
-        return self._key(*args, **kwargs), cost if isinstance(cost, int) else cost(*args, **kwargs)
-
-
-def _limited(fn: Callable[..., Any], spend: _Spend, by: str) -> Callable[..., Any]:
-    if isinstance(fn, staticmethod | classmethod):
-        method = cast("staticmethod[..., Any] | classmethod[Any, ..., Any]", fn)
-        return cast("Callable[..., Any]", type(method)(_limited(method.__func__, spend, by)))
-    colour = colour_of(fn, by=by)
-    if colour == "async generator":
-        raise ConfigurationError(f"{by} cannot decorate an async generator: await ahit() or aacquire() in its body")
-
-    @wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        spend(args, kwargs)
-        return fn(*args, **kwargs)
-
-    @wraps(fn)
-    async def run_async(*args: Any, **kwargs: Any) -> Any:
-        await spend.in_task(args, kwargs)
-        return await fn(*args, **kwargs)
-
-    @wraps(fn)
-    def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        spend(args, kwargs)
-        return (yield from cast("Generator[Any, Any, Any]", fn(*args, **kwargs)))
-
-    return {"plain": run, "async": run_async, "generator": generate}[colour]

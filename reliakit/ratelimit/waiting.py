@@ -111,6 +111,11 @@ class Waiting:
                 self._lines.pop(slot.line, None)
         return unused
 
+    def __len__(self) -> int:
+        """Return how many wait."""
+        with self._lock:
+            return sum([slot.wanted for slots in list(self._lines.values()) for slot in slots])
+
     def _vacancies(self, line: Line, cost: int, now: float) -> list[Slot]:
         slots = self._lines.get(line, [])
         return [slot for slot in slots if not slot.wanted and slot.cost >= cost and slot.due >= now]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from reliakit.stores.protocol import Algorithm, Rule
 
 __all__ = [
+    "AllGcra",
     "AllOf",
     "Counter",
     "FixedWindow",
@@ -291,27 +292,27 @@ class Machine(ABC):
 class OneGcra(Machine):
     """A single gcra rule, the commonest case: one number, in which reservations are contained."""
 
-    __slots__ = ("_counter", "_increment", "_scale", "_tolerance")
+    __slots__ = ("_counter", "increment", "scale", "tolerance")
 
     def __init__(self, counter: Gcra) -> None:
         self._counter = counter
-        self._scale = counter.scale
-        self._increment = counter.increment
-        self._tolerance = counter.tolerance
+        self.scale: int = counter.scale
+        self.increment: int = counter.increment
+        self.tolerance: int = counter.tolerance
 
     def hit(self, state: int | None, now: int, cost: int, patience: int, /) -> tuple[Answer, int | None]:
         """See `Machine`. The sums of `Gcra` written out, which makes a decision three times as fast."""
-        scale = self._scale
+        scale = self.scale
         scaled = now * scale
-        spending = self._increment * cost
+        spending = self.increment * cost
         backlog = spending if state is None or state < scaled else state - scaled + spending
-        room = self._tolerance - backlog
+        room = self.tolerance - backlog
         if room >= 0:
-            return _new(Answer, (True, 0, room // self._increment, 0, -(-backlog // scale))), scaled + backlog
+            return _new(Answer, (True, 0, room // self.increment, 0, -(-backlog // scale))), scaled + backlog
         wait = -(room // scale)
         if wait <= patience:
             return _new(Answer, (True, 0, 0, wait, -(-backlog // scale))), scaled + backlog
-        left = max(0, room + spending) // self._increment
+        left = max(0, room + spending) // self.increment
         return _new(Answer, (False, 0, left, wait, -(-(backlog - spending) // scale))), state
 
     def look(self, state: int | None, now: int, /) -> tuple[int, int]:
@@ -419,6 +420,39 @@ class AllOf(Machine):
         return left, max([now if each is None else counter.full(each) for counter, each in pairs])
 
 
+class AllGcra(AllOf):
+    """Gcra rules alone: the sums of `Gcra.fit` in place, which makes a decision twice as fast."""
+
+    __slots__ = ("_cells",)
+
+    def __init__(self, counters: tuple[Gcra, ...]) -> None:
+        super().__init__(counters)
+        self._cells = tuple((counter.scale, counter.increment, counter.tolerance) for counter in counters)
+
+    def _fit(self, state: tuple[Any, ...], now: int, cost: int) -> tuple[Answer, tuple[Any, ...]] | None:
+        binding, left, longest = 0, -1, 0
+        after: list[Any] = []
+        for scale, increment, tolerance in self._cells:
+            each = state[len(after)]
+            scaled = now if scale == 1 else now * scale
+            backlog = increment * cost
+            if each is not None and each > scaled:
+                backlog += each - scaled
+            room = tolerance - backlog
+            if room < 0:
+                return None
+            room //= increment
+            if room < left or left < 0:
+                binding, left = len(after), room
+            after.append(scaled + backlog)
+            if scale != 1:
+                backlog = -(-backlog // scale)
+            if backlog > longest:  # noqa: PLR1730 - max() costs as much as the rest of the round
+                longest = backlog
+        after.append(())
+        return _new(Answer, (True, binding, left, 0, longest)), tuple(after)
+
+
 _COUNTERS: dict[Algorithm, type[Gcra | SlidingLog | FixedWindow | SlidingCounter]] = {
     "gcra": Gcra,
     "sliding_log": SlidingLog,
@@ -430,5 +464,7 @@ _COUNTERS: dict[Algorithm, type[Gcra | SlidingLog | FixedWindow | SlidingCounter
 def machine_for(rules: tuple[Rule, ...]) -> Machine:
     """Return the machine that decides under these rules together."""
     counters = tuple(_COUNTERS[rule.algorithm](rule) for rule in rules)
-    alone = counters[0]
-    return OneGcra(alone) if len(counters) == 1 and isinstance(alone, Gcra) else AllOf(counters)
+    cells = tuple(counter for counter in counters if isinstance(counter, Gcra))
+    if len(cells) < len(counters):
+        return AllOf(counters)
+    return OneGcra(cells[0]) if len(cells) == 1 else AllGcra(cells)

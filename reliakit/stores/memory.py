@@ -13,13 +13,13 @@ choose with whom a key shares.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from reliakit.core import checks
-from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.clock import SYSTEM_CLOCK, Clock, nanoseconds_of
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import renew_locks_after_fork
-from reliakit.stores.algorithms import Gcra, Machine, machine_for
+from reliakit.stores.algorithms import Gcra, Machine, OneGcra, machine_for
 from reliakit.stores.attempts import AttemptOp, Failures, States, decide
 from reliakit.stores.protocol import Answer, Op
 from reliakit.stores.shelf import Place, Shelf
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptRules
     from reliakit.stores.protocol import Plan
 
-__all__ = ["MemoryStore"]
+__all__ = ["Fields", "MemoryStore", "Spender"]
+
+# The fields of an `Answer` in a plain tuple, which is made in half the time.
+Fields: TypeAlias = tuple[bool, int, int, int, int]
+Spender: TypeAlias = "Callable[[str], Fields]"
 
 _HIT = Op.HIT
 _SHARED_STATES = 2**16
@@ -52,6 +56,7 @@ class MemoryStore:
         self._max_keys = checks.count("max_keys", max_keys)
         self._clock = SYSTEM_CLOCK if clock is None else checks.clock("clock", clock)
         self._has_own_clock = clock is not None
+        self._now = nanoseconds_of(self._clock)
         # Re-entrant: any allocation may collect garbage, and that may close a waiter that gives its slot back here.
         self._lock = threading.RLock()
         self._shelves: dict[str, Shelf] = {}
@@ -64,7 +69,7 @@ class MemoryStore:
         now = self._now()
         with self._lock:
             machine, shelf = self._plans.get(plan.space) or self._plan(plan)
-            if shelf.old or now >= shelf.turn:
+            if now >= shelf.due:
                 shelf.drain(now)
             young = shelf.young
             state = young.get(key)
@@ -80,6 +85,64 @@ class MemoryStore:
                 if shelf.find(place) is known:
                     shelf.put(place, known, after)
                     return answer
+
+    def spender(self, plan: Plan, otherwise: Spender) -> Spender:
+        """Return what spends 1 for a key now or not at all: `apply` with all that can be looked up beforehand.
+
+        Args:
+            plan: The limiter's rules.
+            otherwise: Decides for a key that is not known, and is given whatever the caller calls a key.
+
+        Returns:
+            A callable(key) -> the fields of an `Answer`.
+        """
+        machine, shelf = self._plans.get(plan.space) or self._plan(plan)
+        if isinstance(machine, OneGcra) and machine.scale == 1:
+            return self._gcra_spender(machine, shelf, otherwise)
+        hit = machine.hit
+
+        def spend(key: str) -> Fields:
+            with self._lock:
+                clock = self._now
+                now = clock()
+                try:
+                    state = shelf.young[key]
+                except (KeyError, TypeError):
+                    state = None
+                if state is not None and now < shelf.due:
+                    answer, after = hit(state, now, 1, 0)
+                    if shelf.young.get(key) is state:  # else garbage was collected that changed it
+                        shelf.young[key] = after
+                        return answer
+            return otherwise(key)
+
+        return spend
+
+    def _gcra_spender(self, machine: OneGcra, shelf: Shelf, otherwise: Spender) -> Spender:
+        """Do the sums of `OneGcra.hit` in place where nothing needs rounding, in half the time."""
+        increment, most = machine.increment, machine.tolerance - machine.increment
+
+        def spend(key: str) -> Fields:
+            with self._lock:
+                clock = self._now
+                now = clock()
+                try:
+                    backlog = shelf.young[key] - now
+                except (KeyError, TypeError):
+                    backlog = None
+                if backlog is not None and now < shelf.due and key.__class__ is str:
+                    # From here to the end nothing runs that could collect garbage, so nothing changes it.
+                    if backlog < 0:  # noqa: PLR1730 - max() costs as much as all the rest of the sums
+                        backlog = 0
+                    room = most - backlog
+                    if room < 0:
+                        return False, 0, 0, -room, backlog
+                    backlog += increment
+                    shelf.young[key] = now + backlog
+                    return True, 0, room // increment, 0, backlog
+            return otherwise(key)
+
+        return spend
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one atomic step, without ever suspending; see `Store.apply`."""
@@ -123,6 +186,7 @@ class MemoryStore:
                 "make it with MemoryStore(clock=...)"
             )
         self._clock = clock
+        self._now = nanoseconds_of(clock)
 
     def close(self) -> None:
         """Forget every key."""
@@ -138,10 +202,6 @@ class MemoryStore:
         """Return how many states are kept, those that may be forgotten by now included."""
         with self._lock:
             return sum([shelf.own + shelf.shared for shelf in list(self._shelves.values())])
-
-    def _now(self) -> int:
-        # Rounded, not cut: a float that should be 0.3 s may be a hair less.
-        return round(self._clock.monotonic() * 1e9)
 
     def _plan(self, plan: Plan) -> tuple[Machine, Shelf]:
         machine = machine_for(plan.rules)
@@ -181,7 +241,7 @@ class MemoryStore:
         """Return where the states of account, pair, source and device are kept, None for what is nowhere."""
         shelves = ledger.shelves
         for shelf in shelves:
-            if shelf.old or now >= shelf.turn:
+            if now >= shelf.due:
                 shelf.drain(now)
         device = attempt.device
         places = [

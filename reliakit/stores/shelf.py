@@ -29,7 +29,7 @@ class Shelf:
         lifetime: Nanoseconds for which a state that nobody touches is kept at least.
     """
 
-    __slots__ = ("_full", "_lifetime", "old", "own", "shared", "turn", "young")
+    __slots__ = ("_full", "_lifetime", "_turn", "due", "old", "own", "shared", "young")
 
     def __init__(self, full: Callable[[Any], int], lifetime: int) -> None:
         self._full = full
@@ -39,7 +39,9 @@ class Shelf:
         self.old: dict[Place, Any] = {}
         self.own = 0
         self.shared = 0
-        self.turn = 0
+        self._turn = 0
+        # From this instant on `drain` has something to do.
+        self.due = 0
 
     def find(self, place: Place) -> Any:
         """Return the state at this place, or None."""
@@ -71,9 +73,10 @@ class Shelf:
                 break
             if self._full(state) <= now or self.young.setdefault(place, state) is not state:
                 self._count(place, -1)
-        if not self.old and now >= self.turn:
-            self.turn = now + self._lifetime
+        if not self.old and now >= self._turn:
+            self._turn = now + self._lifetime
             self.old, self.young = self.young, {}
+        self.due = 0 if self.old else self._turn
 
     def clear(self) -> None:
         """Forget every state."""

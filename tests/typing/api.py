@@ -50,6 +50,7 @@ from reliakit import (
     Histogram,
     Isolation,
     Limit,
+    LimiterStats,
     Logger,
     LoggingHandle,
     LoginAttempt,
@@ -267,6 +268,7 @@ async def limiting() -> None:
     assert_type(decision.allowed, bool)
     assert_type(decision.remaining, int)
     assert_type(decision.retry_after, float)
+    assert_type(limiter.stats(), LimiterStats)
     limiter.reset("7")
     limiter.refund("7", 1)
 

@@ -1,0 +1,94 @@
+"""What a limiter has decided so far, counted so cheaply that a decision hardly notices."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from heapq import nlargest
+from itertools import count
+from operator import itemgetter
+
+from reliakit.core.fork import renew_locks_after_fork
+
+__all__ = ["ALL_UP_TO", "FEW", "LimiterStats", "Tally"]
+
+_SHOWN = 10
+# Keys that are counted at once; whenever there are four times as many, those with the highest counts stay.
+_KEPT = 128
+# So many denials have each key counted, then one in sixteen stands for all.
+ALL_UP_TO = 1000
+_ONE_IN = 16
+FEW = _ONE_IN - 1  # the bits that are 0 for one in sixteen
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterStats:
+    """What a limiter has decided since it was made, whoever listens.
+
+    Attributes:
+        admitted: Decisions that admitted, those of `acquire` included.
+        denied: Decisions that denied.
+        shadow_denied: Decisions that would have denied, were the limiter not in shadow mode; all were allowed.
+        degraded: How many of all these were made by a stand-in for the store.
+        waiting: Threads and tasks that wait in `acquire` now.
+        top_denied: The keys that were denied most, and about how often, most often first; ten at most. Keys may be
+            personal.
+    """
+
+    admitted: int
+    denied: int
+    shadow_denied: int
+    degraded: int
+    waiting: int
+    top_denied: tuple[tuple[str, int], ...]
+
+
+class Tally:
+    """Counts decisions. Safe from threads and tasks, and exact but for the counts of single keys.
+
+    `next()` of a count is one atomic step, without a lock, and says how many there were before.
+
+    Attributes:
+        admitted: Counts decisions that admitted.
+        denied: Those that denied.
+        shadow_denied: Those that would have.
+        degraded: Those that a stand-in made.
+    """
+
+    __slots__ = ("__weakref__", "_keys", "_lock", "_reads", "admitted", "degraded", "denied", "shadow_denied")
+
+    def __init__(self) -> None:
+        self.admitted = count()
+        self.denied = count()
+        self.shadow_denied = count()
+        self.degraded = count()
+        self._reads = 0
+        self._keys: dict[str, int] = {}
+        # Re-entrant: garbage that is collected under it may be denied something.
+        self._lock = threading.RLock()
+        renew_locks_after_fork(self, "_lock")
+
+    def note(self, key: str, before: int) -> None:
+        """Remember whose a denial was, given how many there were before."""
+        if before & FEW and before >= ALL_UP_TO:
+            return
+        weight = 1 if before < ALL_UP_TO else _ONE_IN
+        known = self._keys.get(key)
+        if known is not None:  # two threads at once may count as one here
+            self._keys[key] = known + weight
+            return
+        with self._lock:
+            self._keys[key] = weight
+            if len(self._keys) > 4 * _KEPT:
+                self._keys = dict(nlargest(_KEPT, self._keys.items(), key=itemgetter(1)))
+
+    def stats(self, waiting: int) -> LimiterStats:
+        """Return the figures of now."""
+        with self._lock:
+            # Looking counts too, and is taken off again.
+            reads, self._reads = self._reads, self._reads + 1
+            admitted, denied, shadow_denied, degraded = (
+                next(counted) - reads for counted in (self.admitted, self.denied, self.shadow_denied, self.degraded)
+            )
+            top = nlargest(_SHOWN, self._keys.items(), key=itemgetter(1))
+        return LimiterStats(admitted, denied, shadow_denied, degraded, waiting, tuple(top))
