@@ -1,28 +1,20 @@
-"""How limits count, on whole nanoseconds, without clock, lock or error of rounding.
+"""How all limits of a key are decided as one: all of them are spent, or none.
 
 ```
-Counter   one rule        due, spend, room, full, refund
+Counter   one rule        due, spend, room, full, refund                  see `reliakit.stores.counters`
 Machine   what a key has  hit, look, refund: all rules of a key together, and what is reserved for later
 ```
 
-With N the limit and P the period, at most this much is spent in any window of length P, its end left out:
-
-    gcra             burst + N - 1            smooth; spends up to `burst` at once, then one in each P/N
-    sliding_log      N                        exact; keeps N instants for each key
-    sliding_counter  about 2N at worst        two sums; the previous window's fades out linearly
-    fixed_window     2N, around an edge       one sum; for quotas and bills
-
-States are immutable values; None is a key that is as good as new. A slot may be taken in the future, which makes it a
-reservation. Slots are handed out in order: whoever asks later gets no earlier one.
+States are immutable values; None is a key that is as good as new. Slots are handed out in order: whoever asks later
+gets no earlier one.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
-from math import gcd
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from reliakit.stores.counters import Counter, FixedWindow, Gcra, SlidingCounter, SlidingLog
 from reliakit.stores.protocol import Answer, Op
 
 if TYPE_CHECKING:
@@ -43,215 +35,10 @@ __all__ = [
     "machine_for",
 ]
 
-_Sums: TypeAlias = tuple[int, int, int]
 # (instant, cost), the next one first.
 _Reserved: TypeAlias = tuple[tuple[int, int], ...]
 # Answer(...) takes 250 ns, this takes 90.
 _new: Callable[..., Answer] = cast("Any", tuple).__new__
-
-
-class Counter(ABC):
-    """Counts what is spent under one rule, one instant after the other."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def due(self, state: Any, at: int, cost: int, /) -> int:
-        """Return the first instant from `at` on at which the cost fits."""
-
-    @abstractmethod
-    def spend(self, state: Any, at: int, cost: int, /) -> Any:
-        """Return the state with this cost."""
-
-    @abstractmethod
-    def room(self, state: Any, at: int, /) -> int:
-        """Return how much fits at this instant."""
-
-    @abstractmethod
-    def full(self, state: Any, /) -> int:
-        """Return the instant from which on this state, which is not None, is as good as None."""
-
-    @abstractmethod
-    def refund(self, state: Any, at: int, cost: int, /) -> Any:
-        """Return the state without a cost that was spent before."""
-
-    def fit(self, state: Any, at: int, cost: int, /) -> tuple[int, int, Any] | None:
-        """Return room, full and state with this cost if it fits at this instant: the commonest sequence in one."""
-        if self.due(state, at, cost) > at:
-            return None
-        after = self.spend(state, at, cost)
-        return self.room(after, at), self.full(after), after
-
-
-class Gcra(Counter):
-    """The generic cell rate algorithm (ITU-T I.371): one instant, the theoretical arrival time of the next cell.
-
-    The state is that instant times `scale`, so that a period that the limit does not divide stays exact.
-    """
-
-    __slots__ = ("increment", "scale", "tolerance")
-
-    def __init__(self, rule: Rule) -> None:
-        common = gcd(rule.period, rule.limit)
-        self.scale: int = rule.limit // common
-        self.increment: int = rule.period // common
-        self.tolerance: int = self.increment * rule.burst
-
-    def due(self, state: int | None, at: int, cost: int, /) -> int:
-        """See `Counter`."""
-        # Rounded up, to the first nanosecond at which it fits.
-        return max(at, -((self.tolerance - self.spend(state, at, cost)) // self.scale))
-
-    def spend(self, state: int | None, at: int, cost: int, /) -> int:
-        """See `Counter`."""
-        return max(state or 0, at * self.scale) + self.increment * cost
-
-    def room(self, state: int | None, at: int, /) -> int:
-        """See `Counter`."""
-        return max(0, self.tolerance - max(0, (state or 0) - at * self.scale)) // self.increment
-
-    def full(self, state: int, /) -> int:
-        """See `Counter`."""
-        return -(-state // self.scale)
-
-    def refund(self, state: int | None, at: int, cost: int, /) -> int | None:
-        """See `Counter`."""
-        earlier = (state or 0) - self.increment * cost
-        return earlier if earlier > at * self.scale else None
-
-    def fit(self, state: int | None, at: int, cost: int, /) -> tuple[int, int, int] | None:
-        """See `Counter`."""
-        scale = self.scale
-        scaled = at * scale
-        arrival = (scaled if state is None or state < scaled else state) + self.increment * cost
-        room = self.tolerance - arrival + scaled
-        return None if room < 0 else (room // self.increment, -(-arrival // scale), arrival)
-
-
-class SlidingLog(Counter):
-    """The instants of everything that was spent in the last period, oldest first."""
-
-    __slots__ = ("_limit", "_period")
-
-    def __init__(self, rule: Rule) -> None:
-        self._limit = rule.limit
-        self._period = rule.period
-
-    def due(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> int:
-        """See `Counter`."""
-        spent = self._since(state, at)
-        over = len(spent) + cost - self._limit
-        return at if over <= 0 else spent[over - 1] + self._period
-
-    def spend(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> tuple[int, ...]:
-        """See `Counter`."""
-        return self._since(state, at) + (at,) * cost
-
-    def room(self, state: tuple[int, ...] | None, at: int, /) -> int:
-        """See `Counter`."""
-        return self._limit - len(self._since(state, at))
-
-    def full(self, state: tuple[int, ...], /) -> int:
-        """See `Counter`."""
-        return state[-1] + self._period
-
-    def refund(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> tuple[int, ...] | None:
-        """See `Counter`."""
-        return self._since(state, at)[:-cost] or None
-
-    def _since(self, state: tuple[int, ...] | None, at: int) -> tuple[int, ...]:
-        return () if state is None else state[bisect_right(state, at - self._period) :]
-
-
-class SlidingCounter(Counter):
-    """This window's sum and the one before, which fades out linearly while this window goes by.
-
-    The state is (start of the window, sum of the one before, sum of this one).
-    """
-
-    __slots__ = ("_limit", "_period")
-
-    def __init__(self, rule: Rule) -> None:
-        self._limit = rule.limit
-        self._period = rule.period
-
-    def due(self, state: _Sums | None, at: int, cost: int, /) -> int:
-        """See `Counter`."""
-        start, before, here = self._rolled(state, at)
-        if here + cost > self._limit:
-            start, before, here = start + self._period, here, 0
-            at = start
-        room = (self._limit - here - cost) * self._period
-        if before * (start + self._period - at) > room:
-            return start + self._period - room // before
-        return at
-
-    def spend(self, state: _Sums | None, at: int, cost: int, /) -> _Sums:
-        """See `Counter`."""
-        start, before, here = self._rolled(state, at)
-        return start, before, here + cost
-
-    def room(self, state: _Sums | None, at: int, /) -> int:
-        """See `Counter`."""
-        start, before, here = self._rolled(state, at)
-        return max(0, (self._limit - here) * self._period - before * (start + self._period - at)) // self._period
-
-    def full(self, state: _Sums, /) -> int:
-        """See `Counter`."""
-        return state[0] + self._period * (2 if state[2] else 1)
-
-    def refund(self, state: _Sums | None, at: int, cost: int, /) -> _Sums | None:
-        """See `Counter`."""
-        start, before, here = self._rolled(state, at)
-        before, here = max(0, before + min(0, here - cost)), max(0, here - cost)
-        return (start, before, here) if before or here else None
-
-    def _rolled(self, state: _Sums | None, at: int) -> _Sums:
-        if state is None:
-            return at, 0, 0
-        start, before, here = state
-        while (before or here) and at >= start + self._period:
-            start, before, here = start + self._period, here, 0
-        return (start, before, here) if before or here else (at, 0, 0)
-
-
-class FixedWindow(Counter):
-    """The sum of one window, which begins with the first cost after the last one's end.
-
-    The state is (start of the window, sum).
-    """
-
-    __slots__ = ("_limit", "_period")
-
-    def __init__(self, rule: Rule) -> None:
-        self._limit = rule.limit
-        self._period = rule.period
-
-    def due(self, state: tuple[int, int] | None, at: int, cost: int, /) -> int:
-        """See `Counter`."""
-        start, spent = self._rolled(state, at)
-        return at if spent + cost <= self._limit else start + self._period
-
-    def spend(self, state: tuple[int, int] | None, at: int, cost: int, /) -> tuple[int, int]:
-        """See `Counter`."""
-        start, spent = self._rolled(state, at)
-        return start, spent + cost
-
-    def room(self, state: tuple[int, int] | None, at: int, /) -> int:
-        """See `Counter`."""
-        return self._limit - self._rolled(state, at)[1]
-
-    def full(self, state: tuple[int, int], /) -> int:
-        """See `Counter`."""
-        return state[0] + self._period
-
-    def refund(self, state: tuple[int, int] | None, at: int, cost: int, /) -> tuple[int, int] | None:
-        """See `Counter`."""
-        start, spent = self._rolled(state, at)
-        return (start, spent - cost) if spent > cost else None
-
-    def _rolled(self, state: tuple[int, int] | None, at: int) -> tuple[int, int]:
-        return (at, 0) if state is None or at >= state[0] + self._period else state
 
 
 class Machine(ABC):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from reliakit.stores.algorithms import Gcra
+from reliakit.stores.counters import Gcra
 from reliakit.stores.protocol import FOREVER, Rule
 
 __all__ = [

@@ -19,8 +19,9 @@ from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock, nanoseconds_of
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import renew_locks_after_fork
-from reliakit.stores.algorithms import Gcra, Machine, OneGcra, machine_for
+from reliakit.stores.algorithms import Machine, OneGcra, machine_for
 from reliakit.stores.attempts import AttemptOp, Failures, States, decide
+from reliakit.stores.counters import Gcra
 from reliakit.stores.protocol import Answer, Op
 from reliakit.stores.shelf import Place, Shelf
 
