@@ -9,7 +9,7 @@ help:  ## Show this list
 install:  ## Make .venv with everything a contributor needs
 	python3 -m venv .venv && .venv/bin/pip install --upgrade pip && .venv/bin/pip install -e '.[test]' --group dev
 
-services:  ## redis-server and promtool in .services/bin (Debian, Ubuntu)
+services:  ## redis-server, prometheus and promtool in .services/bin (Debian, Ubuntu)
 	.ci/services .services
 
 check: lint types test docs  ## All that should be green before a commit

@@ -15,6 +15,7 @@ __all__ = [
     "CallCoalesced",
     "CallEnded",
     "CallRejected",
+    "CallStarted",
     "CallTimedOut",
     "CallWaited",
     "CheckoutOverdue",
@@ -352,6 +353,11 @@ class CircuitPresent(Event):
     """
 
     read: Callable[[], CircuitFigures]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallStarted(Event):
+    """A guarded call begins, in this thread or task; not told of permits that are settled by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,7 @@ class Family(Generic[S]):
         self._lookup: dict[tuple[Any, ...], S] = {}
         self._lookup_cap = 2 * max_series
         self._next_cell = itertools.count().__next__
-        self._watchers: list[tuple[Callable[[Mapping[str, str]], bool], Tally]] = []
+        self._watchers: list[Callable[[Mapping[str, str]], Tally | None]] = []
         self._full = False
         self._lost: S = cast("S", lost(self._kind)(self, (), 0, name))
         if registry.files is not None:
@@ -199,13 +199,23 @@ class Family(Generic[S]):
 
     def watch(self, wants: Callable[[Mapping[str, str]], bool], tally: Tally) -> None:
         """Let a window count along all series, present and to come, whose labels `wants` likes."""
-        self._watchers.append((wants, tally))
+        self.tell(lambda labels: tally if wants(labels) else None)
+
+    def tell(self, tally_for: Callable[[Mapping[str, str]], Tally | None]) -> None:
+        """Let something count along each series, present and to come.
+
+        Args:
+            tally_for: Returns what takes the numbers of the series with these labels, the same or an equal one each
+                time, or None for a series to leave alone.
+        """
+        self._watchers.append(tally_for)
         for series in self.series[:]:
             self._let_watch(series)
 
     def _let_watch(self, series: S) -> None:
-        for wants, tally in self._watchers:
-            if wants(dict(zip(self.label_names, series.values, strict=True))):
+        for tally_for in self._watchers:
+            tally = tally_for(dict(zip(self.label_names, series.values, strict=True)))
+            if tally is not None:
                 series.watch(tally)
 
     def read(self) -> Iterator[tuple[S, Sequence[float]]]:

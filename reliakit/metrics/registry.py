@@ -37,7 +37,7 @@ from reliakit.metrics.scoreboard import Scoreboard, thresholds
 from reliakit.metrics.sources import Naming, SourceCounter, SourceMode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from prometheus_client import CollectorRegistry
@@ -122,6 +122,7 @@ class Metrics:
         self._counted: dict[str, Counter | Gauge] = {}
         self._observed: dict[str, Histogram | Gauge] = {}
         self._subscriptions: list[Subscription] = []
+        self._forwarded: list[Callable[[AnyFamily], object]] = []
         self._collectors: list[tuple[CollectorRegistry, Any]] = []
         self._catalogue: dict[str, AnyFamily] = {}
         wanted = _merged(objectives)
@@ -190,7 +191,7 @@ class Metrics:
         self._feed.take(event)
         if self._files is not None and self._clock.monotonic() - self._shown_at >= _SHOW_EVERY:
             self._shown_at = self._clock.monotonic()
-            self._current()
+            self.families()
 
     def increment(self, name: str, amount: float = 1, /, **labels: object) -> None:
         """Add to a counter, or to a gauge, by its name, with or without `_total`.
@@ -324,16 +325,6 @@ class Metrics:
         with self._lock:
             self._board.add(objective)
 
-    @property
-    def declared(self) -> dict[str, Metric]:
-        """Every metric as it is declared, by its full name."""
-        return {name: family.metric for name, family in self._families.copy().items()}
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """Every objective that is judged, in the order in which they were added."""
-        return self._board.objectives
-
     def slo(self) -> list[Verdict]:
         """Return the verdict on each objective, over its window up to now. Well below a millisecond, any thread."""
         self._emitter.emit(NumbersWanted)
@@ -354,7 +345,7 @@ class Metrics:
         return Scrape(self._pieces(openmetrics), OPENMETRICS if openmetrics else TEXT)
 
     def _pieces(self, openmetrics: bool) -> Iterator[bytes]:
-        families = self._current()
+        families = self.families()
         if self._files is not None:
             yield self._files.render(openmetrics=openmetrics)
             return
@@ -374,7 +365,7 @@ class Metrics:
         with self._lock:
             if any(known is registry for known, _ in self._collectors):
                 return
-            collector = MetricsCollector(self._current)
+            collector = MetricsCollector(self.families)
             try:
                 registry.register(collector)
             except ValueError as error:
@@ -383,7 +374,19 @@ class Metrics:
                 ) from error
             self._collectors.append((registry, collector))
 
-    def _current(self) -> list[AnyFamily]:
+    def forward(self, hear: Callable[[AnyFamily], object]) -> None:
+        """Hand every metric, present and to come, to something that shows it elsewhere.
+
+        Args:
+            hear: Takes each metric once; must neither block nor raise.
+        """
+        with self._lock:
+            self._forwarded.append(hear)
+            families = self._all()
+        for family in families:
+            hear(family)
+
+    def families(self) -> list[AnyFamily]:
         """Return all metrics, those about the metrics themselves brought up to date."""
         self._results.show(self.slo())
         families = self._all()
@@ -398,7 +401,10 @@ class Metrics:
             known = self._families.get(metric.name)
             if known is not None and _is_same(known.metric, metric):
                 return known
-            return self._declare(metric, metric.name)
+            family = self._declare(metric, metric.name)
+        for hear in tuple(self._forwarded):
+            hear(family)
+        return family
 
     def _declare(self, metric: Metric, full: str) -> AnyFamily:
         for name in sorted(reserved(metric, full)):

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import CircuitOpenError, ConfigurationError
-from reliakit.core.events import CallEnded, CallRejected, CircuitChanged, CircuitPresent, CircuitSpared, ErrorSeen
+from reliakit.core.events import (
+    CallEnded,
+    CallRejected,
+    CallStarted,
+    CircuitChanged,
+    CircuitPresent,
+    CircuitSpared,
+    ErrorSeen,
+)
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.guard import acall, call, guarded
 from reliakit.core.lanes import Lane
@@ -220,7 +228,7 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: No call may pass now.
         """
-        return Permit(self, self.enter())
+        return Permit(self, self._admit())
 
     @property
     def state(self) -> State:
@@ -289,6 +297,12 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: No call may pass now.
         """
+        ticket = self._admit()
+        if self._heard:
+            self._emitter.emit(CallStarted)
+        return ticket
+
+    def _admit(self) -> Ticket:
         ticket, wait = self._decide()
         if ticket is None:
             raise self._refusal(wait)
@@ -347,7 +361,7 @@ class CircuitBreaker:
     def listeners_changed(self) -> None:
         """Leave the express lane while somebody listens to every call; see `reliakit.core.spine.watch`."""
         with self._ledger.lock:
-            self._heard = self._emitter.hears(CallEnded)
+            self._heard = self._emitter.hears(CallEnded) or self._emitter.hears(CallStarted)
             self._tells_refusals = self._emitter.hears(CallRejected) or self._emitter.hears(ErrorSeen)
             self._show_lane_locked()
         self._emitter.introduce(CircuitPresent, read=self._ledger.read)
