@@ -416,6 +416,30 @@ class TestWindows:
         assert len(row.window) <= 102
         assert len(row.period) <= 102
 
+    def test_what_left_the_window_stays_in_the_period_until_that_is_over(self):
+        clock = ManualClock(start=1000.0)
+        window = Window(Span(300.0, 30_000.0), clock)
+        window.add(5)
+        clock.advance(400)
+        assert window.totals() == (0, 5)  # not moved yet
+        window.add(1)
+        clock.advance(400)
+        window.add(1)
+        assert window.totals() == (1, 7)
+        clock.advance(29_000)
+        assert window.totals() == (0, 7)
+        clock.advance(1_000)
+        assert window.totals() == (0, 0)
+
+    def test_a_short_lived_thread_leaves_its_row_to_the_next(self):
+        window = Window(Span(300.0, 3000.0), ManualClock())
+        for _ in range(50):
+            thread = threading.Thread(target=window.add, args=(1,))
+            thread.start()
+            thread.join()
+        assert window.totals()[0] == 50
+        assert len(window._rows) <= 3
+
     def test_threads_lose_nothing_in_a_window(self):
         window = Window(Span(300.0, 3000.0), ManualClock())
         totals = []

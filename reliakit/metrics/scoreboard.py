@@ -51,7 +51,7 @@ class Scoreboard:
         self._clock = clock
         self._objectives: dict[str, tuple[Objective, float]] = {}
         # Counts that look at the same series over the same time are one: each costs something at every event.
-        self._tallies: dict[tuple[AnyFamily, Labels, Span, float], Window] = {}
+        self._tallies: dict[tuple[AnyFamily, Labels, Span], dict[float, Window]] = {}
         self._found: dict[tuple[Term, Span], Window] = {}
 
     def add(self, objective: Objective) -> None:
@@ -89,10 +89,15 @@ class Scoreboard:
         self._found[term, span] = self._tally(family, term, span)
 
     def _tally(self, family: AnyFamily, term: Term, span: Span) -> Window:
-        key = (family, term.labels, span, term.bound)
-        tally = self._tallies.get(key)
+        """Return what counts a term: something that counts it already, or else something new."""
+        key = (family, term.labels, span)
+        tallies = self._tallies.setdefault(key, {})
+        measured = isinstance(family, Histogram)
+        if measured and tallies and math.isinf(term.bound):
+            return next(iter(tallies.values()))  # all that is counted up to some bound is counted on the way
+        tally = tallies.get(term.bound)
         if tally is None:
-            tally = self._tallies[key] = self._make(family, term, span)
+            tally = tallies[term.bound] = self._make(family, term, span)
             family.watch(term.wants, tally)
         return tally
 
@@ -129,14 +134,17 @@ class Scoreboard:
 
     def _sum(self, count: Count, span: Span) -> tuple[float, float]:
         """Return what the count holds in the window and in the period."""
-        plus = [self._found[term, span].totals() for term in count.plus]
-        minus = [self._found[term, span].totals() for term in count.minus]
+        plus = [self._totals(term, span) for term in count.plus]
+        minus = [self._totals(term, span) for term in count.minus]
         window = sum(now for now, _ in plus) - sum(now for now, _ in minus)
         period = sum(long for _, long in plus) - sum(long for _, long in minus)
         if count.instead is None:
             return window, period
         other, other_period = self._sum(count.instead, span)
         return max(window, other), max(period, other_period)
+
+    def _totals(self, term: Term, span: Span) -> tuple[float, float]:
+        return self._found[term, span].totals(1 if math.isfinite(term.bound) else 0)
 
     def __repr__(self) -> str:
         return f"<Scoreboard of {', '.join(self._objectives)}>"

@@ -191,11 +191,12 @@ class WatchedCounterSeries(CounterSeries):
 
     def inc(self, amount: float = 1) -> None:
         """Add `amount`, and tell who watches."""
-        number = number_of(amount, self._home.drop)
-        if number is not None:
-            super().inc(number)
+        if type(amount) in _PLAIN and 0 <= amount <= MOST:
+            super().inc(amount)
             for tally in self._tallies:
-                tally.add(number)
+                tally.add(amount)
+        else:
+            self._unusual(amount)
 
 
 class GaugeSeries(Series):
@@ -326,11 +327,12 @@ class WatchedHistogramSeries(HistogramSeries):
 
     def observe(self, value: float) -> None:
         """Take in one measurement, and tell who watches."""
-        number = number_of(value, self._home.drop)
-        if number is not None:
-            super().observe(number)
+        if type(value) in _PLAIN and 0 <= value <= MOST:
+            super().observe(value)
             for tally in self._tallies:
-                tally.add(number)
+                tally.add(value)
+        else:
+            self._unusual(value)
 
 
 class _LostCounter(CounterSeries):

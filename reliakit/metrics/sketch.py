@@ -6,21 +6,23 @@ Source: Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable quantile sket
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from math import ceil, log
 
 __all__ = ["bucket_of", "quantile"]
 
 _ACCURACY = 0.01
 _GAMMA = (1 + _ACCURACY) / (1 - _ACCURACY)
-_PER_LOG = 1 / math.log(_GAMMA)
+_PER_LOG = 1 / log(_GAMMA)
 # Nothing that is shown lies beyond: 1 400 buckets at most, the lowest of which is for 0 too.
 _LEAST, _MOST = 1e-6, 1e6
 
 
 def bucket_of(value: float) -> int:
     """Return the bucket that a measurement, zero or more, is counted in."""
-    return math.ceil(math.log(min(max(value, _LEAST), _MOST)) * _PER_LOG)
+    if not _LEAST <= value <= _MOST:
+        value = _LEAST if value < _LEAST else _MOST
+    return ceil(log(value) * _PER_LOG)
 
 
 def quantile(buckets: Counter[int], share: float) -> float | None:
@@ -32,7 +34,7 @@ def quantile(buckets: Counter[int], share: float) -> float | None:
     """
     # The smallest measurement that as many as wanted do not exceed: the convention that makes "p95 <= 0.1" the same
     # as "95 % take up to 0.1".
-    rank = max(1, math.ceil(share * buckets.total() - 1e-9))
+    rank = max(1, ceil(share * buckets.total() - 1e-9))
     for bucket in sorted(buckets):
         rank -= buckets[bucket]
         if rank <= 0:

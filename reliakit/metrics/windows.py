@@ -5,9 +5,9 @@ now - window                                         now
      │  forgotten │ slot │ slot │ ...  │ slot │ slot │      one row of slots for each thread
 ```
 
-A window of 300 s has 100 slots, so an event is forgotten at most 3 s early and never late. Beside the window each
-count keeps the long period that an error budget is for, in slots as many. As with `Cells`, every thread has a row of
-its own and leaves it to the next new one: counting takes no lock and holds nobody up, and reading adds the rows up.
+A window of 300 s has 100 slots, so an event is forgotten at most 3 s early and never late. What leaves the window
+goes into the slots of the long period that an error budget is for. As with `Cells`, every thread has a row of its own
+and leaves it to the next new one: counting takes no lock and holds nobody up, and reading adds the rows up.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from reliakit.metrics.sketch import bucket_of, quantile
 if TYPE_CHECKING:
     from reliakit.core.clock import Clock
 
-__all__ = ["Occurrences", "Slots", "Span", "Window", "Within"]
+__all__ = ["Occurrences", "Span", "Window", "Within"]
 
 _SLOTS = 100
-# A slot of a sketch holds a hundred numbers where one of a count holds one.
-_SKETCHES = 30
+# A sketch holds a hundred numbers where a count holds one, so so many slots share one.
+_SHARE = 4
 
 
 class Span(NamedTuple):
@@ -35,49 +35,42 @@ class Span(NamedTuple):
     period: float
 
 
-class Slots:
-    """Amounts by slot of time. One thread adds, any thread may read."""
-
-    __slots__ = ("_amounts", "_width", "_window")
-
-    def __init__(self, window: float) -> None:
-        self._window = window
-        self._width = window / _SLOTS
-        self._amounts: dict[int, list[float]] = {}
-
-    def add(self, at: float, amount: float) -> None:
-        """Count `amount` at the instant `at`."""
-        slot = int(at // self._width)
-        cell = self._amounts.get(slot)
-        if cell is None:
-            self._forget(slot)
-            cell = self._amounts.setdefault(slot, [0])
-        # Never interrupted halfway, see `Cells`.
-        cell[0] += amount
-
-    def _forget(self, newest: int) -> None:
-        # Here and not when somebody reads: the memory of a window that nobody reads must not grow either.
-        for slot in [slot for slot in self._amounts if slot < newest - _SLOTS]:
-            del self._amounts[slot]
-
-    def total(self, now: float) -> float:
-        """Return what the window that ends at `now` holds."""
-        last_forgotten = (now - self._window) // self._width
-        return sum(cell[0] for slot, cell in tuple(self._amounts.items()) if slot > last_forgotten)
-
-    def __len__(self) -> int:
-        return len(self._amounts)
-
-
 class _Row:
-    """The slots of one thread."""
+    """The slots of one thread; the thread writes, anybody reads.
 
-    __slots__ = ("period", "sketches", "window")
+    Attributes:
+        slot: The newest slot, and
+        cell: what it holds: how much, and how much of it within a bound.
+        sketch: Measurements by bucket, in the newest slot and its neighbours.
+        window: Cells by slot, those of the window and a few that are older.
+        period: Cells by long slot, of what was older.
+        sketches: Sketches by slot // 4.
+    """
 
-    def __init__(self, span: Span) -> None:
-        self.window = Slots(span.window)
-        self.period = Slots(span.period)
+    __slots__ = ("cell", "period", "sketch", "sketches", "slot", "window")
+
+    def __init__(self) -> None:
+        self.slot = -1 << 60
+        self.cell: list[float] = [0, 0]
+        self.sketch: dict[int, int] = {}
+        self.window: dict[int, list[float]] = {}
+        self.period: dict[int, list[float]] = {}
         self.sketches: dict[int, dict[int, int]] = {}
+
+    def turn(self, slot: int, long: float) -> None:
+        """Begin a slot; what is older than the window goes into the slots of the period, so many times as long."""
+        oldest = slot - _SLOTS
+        for old in [old for old in self.window if old < oldest]:
+            cell = self.period.setdefault(int(old // long), [0, 0])
+            for place, amount in enumerate(self.window.pop(old)):
+                cell[place] += amount
+        for old in [old for old in self.period if old < slot // long - _SLOTS]:
+            del self.period[old]
+        for old in [old for old in self.sketches if old < oldest // _SHARE]:
+            del self.sketches[old]
+        self.sketch = self.sketches.setdefault(slot // _SHARE, {})
+        self.cell = self.window.setdefault(slot, [0, 0])
+        self.slot = slot
 
 
 class _Lease:
@@ -101,38 +94,50 @@ class Window:
         clock: What drives it.
     """
 
-    __slots__ = ("_clock", "_own", "_rows", "_span", "_spare")
+    __slots__ = ("_long", "_now", "_own", "_rows", "_spare", "_width")
 
     def __init__(self, span: Span, clock: Clock) -> None:
-        self._span = span
-        self._clock = clock
+        self._width = span.window / _SLOTS
+        self._long = span.period / span.window
+        self._now = clock.monotonic
         self._own = local()
         self._rows: list[_Row] = []
         self._spare: list[_Row] = []
 
     def add(self, amount: float, /) -> None:
         """Take in an amount now. O(1), never waits."""
-        now = self._clock.monotonic()
-        row = self._row()
-        row.window.add(now, amount)
-        row.period.add(now, amount)
+        # Written out in each class, as it runs at every event. `+=` is never interrupted halfway, see `Cells`.
+        slot = int(self._now() // self._width)
+        try:
+            row = self._own.row
+        except AttributeError:
+            row = self._begin()
+        if row.slot != slot:
+            row.turn(slot, self._long)
+        row.cell[0] += amount
 
-    def totals(self) -> tuple[float, float]:
-        """Return what the window and the period hold now."""
-        now = self._clock.monotonic()
-        rows = self._rows[:]
-        return sum(row.window.total(now) for row in rows), sum(row.period.total(now) for row in rows)
+    def totals(self, place: int = 0) -> tuple[float, float]:
+        """Return what the window and the period hold now: of everything, or with 1 of what is within the bound."""
+        slot = self._now() / self._width
+        oldest, oldest_long = int(slot // 1) - _SLOTS, slot // self._long - _SLOTS
+        window = period = 0.0
+        for row in self._rows[:]:
+            for at, cell in tuple(row.window.items()):
+                if at > oldest:
+                    window += cell[place]
+                elif at // self._long > oldest_long:
+                    period += cell[place]
+            period += sum(cell[place] for at, cell in tuple(row.period.items()) if at > oldest_long)
+        return window, window + period
 
-    def _row(self) -> _Row:
-        row: _Row | None = getattr(self._own, "row", None)
-        if row is None:
-            try:
-                row = self._spare.pop()
-            except IndexError:
-                row = _Row(self._span)
-                self._rows.append(row)
-            self._own.lease = _Lease(row, self._spare)
-            self._own.row = row
+    def _begin(self) -> _Row:
+        try:
+            row = self._spare.pop()
+        except IndexError:
+            row = _Row()
+            self._rows.append(row)
+        self._own.lease = _Lease(row, self._spare)
+        self._own.row = row
         return row
 
 
@@ -147,42 +152,43 @@ class Occurrences(Window):
 
 
 class Within(Window):
-    """How many measurements were up to a bound, and their quantiles.
+    """How many measurements there were, how many of them up to a bound, and their quantiles.
 
     Args:
         span: How far back it looks.
-        bound: The greatest measurement that counts.
+        bound: The greatest measurement that is within.
         clock: What drives it.
     """
 
-    __slots__ = ("_bound", "_width")
+    __slots__ = ("_bound",)
 
     def __init__(self, span: Span, bound: float, clock: Clock) -> None:
         super().__init__(span, clock)
         self._bound = bound
-        self._width = span.window / _SKETCHES
 
     def add(self, measurement: float, /) -> None:
         """Take in a measurement now. O(1), never waits."""
+        slot = int(self._now() // self._width)
+        try:
+            row = self._own.row
+        except AttributeError:
+            row = self._begin()
+        if row.slot != slot:
+            row.turn(slot, self._long)
+        cell, sketch = row.cell, row.sketch
+        cell[0] += 1
         if measurement <= self._bound:
-            super().add(1)
-        sketches = self._row().sketches
-        slot = int(self._clock.monotonic() // self._width)
-        sketch = sketches.get(slot)
-        if sketch is None:
-            for old in [old for old in sketches if old < slot - _SKETCHES]:
-                del sketches[old]
-            sketch = sketches.setdefault(slot, {})
+            cell[1] += 1
         bucket = bucket_of(measurement)
         sketch[bucket] = sketch.get(bucket, 0) + 1
 
     def quantile(self, share: float) -> float | None:
         """Return what `share` of the window's measurements did not exceed, within 1 %; None if there are none."""
-        last_forgotten = (self._clock.monotonic() - self._span.window) // self._width
+        oldest = (self._now() // self._width - _SLOTS) // _SHARE
         merged: Counter[int] = Counter()
         for row in self._rows[:]:
             for slot, sketch in tuple(row.sketches.items()):
-                if slot > last_forgotten:
+                if slot > oldest:
                     # Copied in one step: its own thread may add a bucket meanwhile.
                     merged.update(sketch.copy())
         return quantile(merged, share)
