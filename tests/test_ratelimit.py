@@ -768,3 +768,89 @@ async def test_whoever_waits_for_much_is_not_starved_by_those_who_want_little(al
     for task in light:
         task.cancel()
     await asyncio.gather(*light, return_exceptions=True)
+
+
+@pytest.mark.anyio
+async def test_no_more_may_wait_than_have_room() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter("1/s", max_waiters=2, clock=clock)
+    await limiter.aacquire("k")
+    waiters = [asyncio.create_task(limiter.aacquire(key)) for key in ("k", "k")]
+    await clock.await_for_sleepers(2)
+    assert limiter.stats().waiting == 2
+    with pytest.raises(RateLimitedError) as refused:
+        await limiter.aacquire("k")
+    assert refused.value.retry_after == 3.0
+    assert limiter.acquire("another").allowed  # who need not wait needs no room
+    waiters[0].cancel()
+    await asyncio.wait(waiters[:1])
+    waiters.append(asyncio.create_task(limiter.aacquire("k")))
+    await clock.await_for_sleepers(2)
+    clock.advance(3.0)
+    await asyncio.gather(*waiters[1:])
+    assert limiter._waiting._inside == 0
+
+
+@pytest.mark.anyio
+async def test_tasks_that_ask_a_slow_store_at_once_do_not_all_get_to_wait() -> None:
+    clock = ManualClock()
+
+    class Slow(MemoryStore):
+        async def aapply(self, *arguments: Any) -> Any:
+            await clock.asleep(0.01)
+            return self.apply(*arguments)
+
+    limiter = RateLimiter("1/s", store=Slow(), store_timeout=1.0, max_waiters=3, clock=clock)
+    tasks = [asyncio.create_task(limiter.aacquire("k")) for _ in range(10)]
+    await clock.await_for_sleepers(10)
+    clock.advance(0.01)
+    await clock.asleep(0)
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    while sum(task.done() for task in tasks) < 8:
+        await clock.asleep(0)
+    assert limiter.stats().waiting == 2  # one was admitted at once
+    clock.advance(10.0)
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(outcome, RateLimitedError) for outcome in outcomes) == 7
+
+
+def test_a_key_that_is_denied_too_often_is_denied_everything_for_a_while(clock: ManualClock) -> None:
+    limiter = RateLimiter("2/s", breach_limit="3/min", clock=clock)
+    decisions = [limiter.hit("k") for _ in range(5)]
+    assert [decision.allowed for decision in decisions] == [True, True, False, False, False]
+    assert [decision.retry_after for decision in decisions[2:]] == [0.5, 0.5, 20.0]
+    clock.advance(10.0)
+    denied = limiter.hit("k")
+    assert (denied.allowed, denied.retry_after, denied.rule) == (False, 10.0, Limit(3, per=60))
+    assert not limiter.peek("k")
+    assert limiter.hit("other")
+    with pytest.raises(RateLimitedError, match="3/min"):
+        limiter.acquire("k", timeout=1.0)
+    clock.advance(10.0)  # being turned away has not made it longer
+    assert [limiter.hit("k").allowed for _ in range(3)] == [True, True, False]
+    assert not limiter.hit("k")
+    limiter.reset("k")
+    assert limiter.hit("k")
+    assert "breach_limit='3/min'" in repr(limiter)
+
+
+@pytest.mark.anyio
+async def test_the_twin_for_tasks_limits_breaches_too(clock: ManualClock) -> None:
+    class Shared(MemoryStore):
+        """One that is asked as shared stores are."""
+
+    limiter = RateLimiter("2/s", breach_limit="3/min", store=Shared(), clock=clock)
+    assert [(await limiter.ahit("k")).allowed for _ in range(5)] == [True, True, False, False, False]
+    clock.advance(10.0)
+    assert (await limiter.ahit("k")).retry_after == 10.0
+    assert not await limiter.apeek("k")
+    await limiter.areset("k")
+    await limiter.ahit("k")
+    await limiter.arefund("k")
+    assert (await limiter.apeek("k")).remaining == 2
+
+
+@pytest.mark.parametrize(("setting", "wrong"), [("breach_limit", "x"), ("max_waiters", 0)])
+def test_a_wrong_bound_is_refused(setting: str, wrong: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        RateLimiter("1/s", **{setting: wrong})

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from web_driver import environ, scope
 
 from reliakit import ConfigurationError
+from reliakit.core.addresses import folded
 from reliakit.web import client_ip
 
 OURS = ["10.0.0.0/8", "fd00::/8"]
@@ -171,3 +172,53 @@ def test_hostile_bytes_give_a_peer_or_an_address_and_never_an_error(lines, heade
 def test_whatever_a_client_claims_the_line_of_the_proxy_decides(claimed, client):
     found = by_forwarded(claimed, f"for={client}")
     assert found == client or client.startswith("10.")
+
+
+@pytest.mark.parametrize(
+    ("hops", "lines", "found"),
+    [
+        (1, ["1.1.1.1, 203.0.113.9"], "203.0.113.9"),
+        (2, ["1.1.1.1, 203.0.113.9, 10.0.0.7"], "203.0.113.9"),
+        (2, ["1.1.1.1", "203.0.113.9", "10.0.0.7"], "203.0.113.9"),
+        (3, ["203.0.113.9"], "203.0.113.9"),
+        (3, ["1.1.1.1, unknown, 10.0.0.7"], "10.0.0.7"),
+        (1, [], "192.0.2.1"),
+        (40, ["1.1.1.1," + "10.0.0.7," * 40 + "10.0.0.8"], "10.0.0.7"),
+    ],
+)
+def test_proxies_can_be_known_by_their_number(hops, lines, found):
+    request = scope(headers=[("X-Forwarded-For", line) for line in lines], client=("192.0.2.1", 1))
+    assert client_ip(hops=hops)(request) == found
+
+
+@given(st.lists(addresses, min_size=1, max_size=6), st.lists(elements, max_size=6))
+def test_whatever_a_client_claims_the_proxies_that_are_counted_decide(seen, claimed):
+    # Each proxy has appended what it saw, the farthest first; what stands left of it is only claimed.
+    client = seen[0]
+    text = ", ".join([*[claim.replace(",", "") for claim in claimed], *seen])
+    request = scope(client=("192.0.2.1", 1))
+    request["headers"] = [(b"x-forwarded-for", text.encode("utf-8", "surrogatepass"))]
+    assert client_ip(hops=len(seen))(request) == folded(client)
+
+
+def test_proxies_are_known_by_number_or_by_address():
+    with pytest.raises(ConfigurationError, match="hops"):
+        client_ip(OURS, hops=1)
+    with pytest.raises(ConfigurationError, match="hops"):
+        client_ip(hops=0)
+    counted = client_ip(hops=2)
+    assert counted.behind(OURS) is counted
+    assert repr(counted) == "client_ip(hops=2, header='x-forwarded-for')"
+
+
+def test_clients_that_share_a_unix_socket_are_told_of_once(caplog):
+    who = client_ip()
+    for _ in range(3):
+        assert who(scope(client=None)) == "unix"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert 'name "unix" in trusted' in caplog.text
+    behind = client_ip(["unix"])
+    assert behind(scope(client=None, headers={"X-Forwarded-For": "203.0.113.9"})) == "203.0.113.9"
+    assert len(caplog.records) == 1
+    assert behind(scope(client=None)) == "unix"
+    assert len(caplog.records) == 2

@@ -21,6 +21,7 @@ from reliakit.core.deadline import checkpoint, remaining
 from reliakit.core.errors import ConfigurationError, RateLimitedError
 from reliakit.core.events import LimitDecided
 from reliakit.core.spine import Emitter, watch
+from reliakit.ratelimit.breaches import BreachLimited
 from reliakit.ratelimit.decorator import Spend, limited
 from reliakit.ratelimit.limit import Decision, Limit
 from reliakit.ratelimit.outage import GuardedStore, OnStoreError, StandInAnswer
@@ -64,6 +65,11 @@ class RateLimiter:
             store a few times for each of its breaks, not for each decision.
         store_timeout: Seconds that one decision of a shared store may take. A task is cut then. In a thread the store
             finds it as `remaining()` and has to keep to it; one that answers later is counted as failing.
+        breach_limit: How many denials a key may run up, such as "20/h"; after those it is denied everything until
+            there is room for one again. None for no such limit. It costs one more question to the store for each
+            decision.
+        max_waiters: How many threads and tasks may wait in `acquire` at once; whoever comes then is refused if it
+            would have to wait.
         enforce: False for shadow mode: everything is counted and told to listeners, everybody is allowed.
         listeners: Callables that receive this limiter's events.
         clock: What drives waiting, and a `MemoryStore` that was given no clock of its own.
@@ -79,6 +85,8 @@ class RateLimiter:
         store: Store | None = None,
         on_store_error: OnStoreError = "local",
         store_timeout: float = 0.05,
+        breach_limit: str | Limit | None = None,
+        max_waiters: int = 10_000,
         enforce: bool = True,
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
@@ -112,16 +120,21 @@ class RateLimiter:
                 emitter=self._emitter,
                 clock=clock,
             )
-        self._apply = (self._guard or self._store).apply
-        self._aapply = (self._guard or self._store).aapply
+        asked: Store | GuardedStore | BreachLimited = self._guard or self._store
+        self._shown = tuple((limit, limit.amount) for limit in self.limits)
+        if breach_limit is not None:
+            breaches = breach_limit if isinstance(breach_limit, Limit) else Limit.parse(breach_limit)
+            denials = Plan(f"v1:breaches:{breaches}:{name}", (breaches.rule,))
+            asked = BreachLimited(self._guard or self._store, denials, len(self.limits))
+            self._shown += ((breaches, breaches.amount),)
+        self._apply, self._aapply = asked.apply, asked.aapply
         self._spend: Spender = self._checked
-        if self._guard is None:
+        if asked is self._store:
             self._spend = cast("MemoryStore", self._store).spender(self._plan, self._checked)
         self._tally = Tally()
         self._admitted_so_far, self._denied_so_far = self._tally.admitted, self._tally.denied
-        self._shown = tuple((limit, limit.amount) for limit in self.limits)
         self._heard = False
-        self._waiting = Waiting()
+        self._waiting = Waiting(checks.count("max_waiters", max_waiters))
         watch(self)
         self.listeners_changed()
 
@@ -202,42 +215,42 @@ class RateLimiter:
             timeout: Seconds to wait at most, None for as long as it takes. A deadline that ends sooner wins.
 
         Raises:
-            RateLimitedError: It would take longer; `retry_after` says how long.
+            RateLimitedError: It would take longer, or `max_waiters` wait already; `retry_after` says how long.
             DeadlineExceededError: The deadline has passed already.
             ConfigurationError: The key, the cost or the timeout is none.
         """
-        patience = self._patience(key, cost, timeout)
-        slot = self._vacancy(key, cost, patience)
-        try:
-            answer = self._apply(_HIT if slot is None else Op.PEEK, self._plan, key, cost, patience)
-            decision, wait, slot = self._admitted(key, cost, answer, slot)
+        with self._waiting.room(self._patience(key, cost, timeout)) as patience:
+            slot = self._vacancy(key, cost, patience)
+            try:
+                answer = self._apply(_HIT if slot is None else Op.PEEK, self._plan, key, cost, patience)
+                decision, wait, slot = self._admitted(key, cost, answer, slot)
+                if slot is not None:
+                    self._clock.sleep(wait)
+            except BaseException:
+                unused = 0 if slot is None else self._waiting.leave(slot)
+                if slot is not None and unused:
+                    self._refunder(slot).apply(Op.REFUND, self._plan, key, unused, 0)
+                raise
             if slot is not None:
-                self._clock.sleep(wait)
-        except BaseException:
-            unused = 0 if slot is None else self._waiting.leave(slot)
-            if slot is not None and unused:
-                self._refunder(slot).apply(Op.REFUND, self._plan, key, unused, 0)
-            raise
-        if slot is not None:
-            self._waiting.serve(slot)
+                self._waiting.serve(slot)
         return decision
 
     async def aacquire(self, key: str, cost: int = 1, timeout: float | None = None) -> Decision:
         """Spend `cost`, suspending this task until a slot is free if need be; the twin of `acquire` for tasks."""
-        patience = self._patience(key, cost, timeout)
-        slot = self._vacancy(key, cost, patience)
-        try:
-            answer = await self._aapply(_HIT if slot is None else Op.PEEK, self._plan, key, cost, patience)
-            decision, wait, slot = self._admitted(key, cost, answer, slot)
+        with self._waiting.room(self._patience(key, cost, timeout)) as patience:
+            slot = self._vacancy(key, cost, patience)
+            try:
+                answer = await self._aapply(_HIT if slot is None else Op.PEEK, self._plan, key, cost, patience)
+                decision, wait, slot = self._admitted(key, cost, answer, slot)
+                if slot is not None:
+                    await self._clock.asleep(wait)
+            except BaseException:
+                unused = 0 if slot is None else self._waiting.leave(slot)
+                if slot is not None and unused:
+                    await self._refunder(slot).aapply(Op.REFUND, self._plan, key, unused, 0)
+                raise
             if slot is not None:
-                await self._clock.asleep(wait)
-        except BaseException:
-            unused = 0 if slot is None else self._waiting.leave(slot)
-            if slot is not None and unused:
-                await self._refunder(slot).aapply(Op.REFUND, self._plan, key, unused, 0)
-            raise
-        if slot is not None:
-            self._waiting.serve(slot)
+                self._waiting.serve(slot)
         return decision
 
     def limit(self, *, key: Callable[..., str], cost: int | Callable[..., int] = 1) -> Callable[[F], F]:
@@ -354,7 +367,7 @@ class RateLimiter:
 
     def _decision(self, answer: Answer) -> Decision:
         admitted, binding, left, wait, reset = answer
-        limit = self.limits[binding]
+        limit, _ = self._shown[binding]
         degraded = type(answer) is StandInAnswer
         if admitted or self._shadow:
             return _new(Decision, (True, limit.amount, left, 0.0, reset / 1e9, degraded, limit))
@@ -372,6 +385,7 @@ class RateLimiter:
 
     def __repr__(self) -> str:
         written = ", ".join(map(str, self.limits))
+        written += "".join(f", breach_limit={str(limit)!r}" for limit, _ in self._shown[len(self.limits) :])
         shadow = ", enforce=False" if self._shadow else ""
         return f"<RateLimiter {self.name!r} {written}{shadow}, store={self._store!r}{self._on_store_error}>"
 

@@ -14,11 +14,14 @@ from __future__ import annotations
 import threading
 from bisect import insort
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from reliakit.core.fork import renew_locks_after_fork
 
-__all__ = ["Line", "Slot", "Waiting"]
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Line", "Room", "Slot", "Waiting"]
 
 _due = attrgetter("due")
 
@@ -42,15 +45,59 @@ class Slot:
         self.wanted: bool = True
 
 
-class Waiting:
-    """The slots of all lines, each in the order in which they are due. Safe from threads and tasks."""
+class Room:
+    """One who comes, patient or not, and what is left of its patience when the waiting room is full."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_is_in", "_patience", "_waiting")
+
+    def __init__(self, waiting: Waiting, patience: int) -> None:
+        self._waiting = waiting
+        self._patience = patience
+        self._is_in = False
+
+    def __enter__(self) -> int:
+        # In before the store is asked: a thousand tasks that ask at once are not to get a thousand slots.
+        self._is_in = self._patience > 0 and self._waiting.come()
+        return self._patience if self._is_in else 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_in:
+            self._waiting.go()
+
+
+class Waiting:
+    """The slots of all lines, each in the order in which they are due. Safe from threads and tasks.
+
+    Args:
+        most: How many may wait at once.
+    """
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
+        self._inside = 0
         # Re-entrant: garbage that is collected while it is held may be a waiter of this very limiter.
         self._lock = threading.RLock()
         self._is_busy = False
         self._lines: dict[Line, list[Slot]] = {}
         renew_locks_after_fork(self, "_lock")
+
+    def room(self, patience: int) -> Room:
+        """Return the waiting room for somebody of such patience; its block says 0 where there is no place."""
+        return Room(self, patience)
+
+    def come(self) -> bool:
+        """Take a place in the room, if there is one."""
+        with self._lock:
+            has_place = self._inside < self._most
+            self._inside += has_place
+        return has_place
+
+    def go(self) -> None:
+        """Give the place back."""
+        with self._lock:
+            self._inside -= 1
 
     def join(self, line: Line, cost: int, due: float) -> Slot:
         """Return a slot that the store has granted, once it has its place."""

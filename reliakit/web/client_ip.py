@@ -13,11 +13,14 @@ the other through from the client.
 
 from __future__ import annotations
 
+import logging
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from reliakit.core import checks
 from reliakit.core.addresses import address_of, folded
+from reliakit.core.errors import ConfigurationError
 from reliakit.web import request as view
 from reliakit.web.request import Peers, Request
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = ["ClientIP", "client_ip"]
+
+_log = logging.getLogger("reliakit.web")
 
 _MAX_TEXT = 8192
 _MAX_HOPS = 32
@@ -37,31 +42,48 @@ _PAIR = re.compile(rf'[ \t]*({_TOKEN})=(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")[ \t]*(
 class ClientIP:
     """A key function: takes an ASGI scope or a WSGI environ, returns the client's address as text."""
 
-    __slots__ = ("_header", "trusted")
+    __slots__ = ("_has_warned", "_header", "_hops", "trusted")
 
-    def __init__(self, trusted: Peers, header: str) -> None:
+    def __init__(self, trusted: Peers, header: str, hops: int | None = None) -> None:
         self.trusted: Peers = trusted
         self._header = header
+        self._hops = hops
+        self._has_warned = False
 
     def __call__(self, request: Request) -> str:
         """Return the client's address: IPv4 as it is, IPv6 as its /64, "unix" for an untrusted unix socket."""
-        peer = view.peer(request)
-        if peer not in self.trusted:
-            return folded(peer)
-        lines = view.header_lines(request, self._header)
-        hops = _forwarded_hops(lines) if self._header == "forwarded" else _listed_hops(lines)
-        return folded(walk(peer, hops, self.trusted))
+        client = self._client(request)
+        if client == view.UNIX and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "requests come over a unix socket, so their clients cannot be told apart and all have the address "
+                '"unix": let the proxy before it send %s, and name "unix" in trusted',
+                self._header,
+            )
+        return folded(client)
 
     def behind(self, trusted: Iterable[str]) -> ClientIP:
         """Return one that believes these proxies, unless this one names its own."""
-        return self if self.trusted else ClientIP(Peers(trusted), self._header)
+        return self if self.trusted or self._hops else ClientIP(Peers(trusted), self._header)
+
+    def _client(self, request: Request) -> str:
+        peer = view.peer(request)
+        if self._hops is None and peer not in self.trusted:
+            return peer
+        lines = view.header_lines(request, self._header)
+        hops = _forwarded_hops(lines) if self._header == "forwarded" else _listed_hops(lines)
+        return walk(peer, hops, self.trusted) if self._hops is None else counted(peer, hops, self._hops)
 
     def __repr__(self) -> str:
-        return f"client_ip(trusted={self.trusted!r}, header={self._header!r})"
+        known = f"trusted={self.trusted!r}" if self._hops is None else f"hops={self._hops}"
+        return f"client_ip({known}, header={self._header!r})"
 
 
 def client_ip(
-    trusted: Iterable[str] = (), header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    trusted: Iterable[str] = (),
+    header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for",
+    *,
+    hops: int | None = None,
 ) -> ClientIP:
     """Return a key function that tells a client's address, for limits and logs.
 
@@ -74,17 +96,25 @@ def client_ip(
     Args:
         trusted: Your own proxies: networks such as "10.0.0.0/8", addresses, or "unix" for a unix socket.
         header: The one header that your proxies maintain.
+        hops: Instead of `trusted`, where proxies have no fixed addresses: how many of yours every request passes.
+            Who can reach the service past them writes the header himself.
 
     Returns:
         A callable(scope or environ) -> text. IPv6 is folded to its /64, which is what one subscriber gets; an
         IPv4-mapped address is IPv4. When every hop is trusted it is the farthest one. An element that is no address
-        ends the walk at the last good hop.
+        ends the walk at the last good hop. Clients behind a unix socket that is not trusted all are "unix", which is
+        logged as a warning once.
 
     Raises:
-        ConfigurationError: A network that is none, or another header.
+        ConfigurationError: A network that is none, another header, or both `trusted` and `hops`.
     """
     checks.choice("header", header, ("x-forwarded-for", "forwarded"))
-    return ClientIP(Peers(trusted), header)
+    proxies = Peers(trusted)
+    if hops is not None:
+        checks.count("hops", hops)
+        if proxies:
+            raise ConfigurationError("hops must be given without trusted: proxies are known by number or by address")
+    return ClientIP(proxies, header, hops)
 
 
 def walk(peer: str, hops: Iterable[str | None], trusted: Peers) -> str:
@@ -103,6 +133,17 @@ def walk(peer: str, hops: Iterable[str | None], trusted: Peers) -> str:
         last = str(address)
         if last not in trusted:
             return last
+    return last
+
+
+def counted(peer: str, hops: Iterable[str | None], proxies: int) -> str:
+    """Return the hop that the farthest of so many proxies saw; the last good one if a hop before cannot be read."""
+    last = peer
+    for hop in islice(hops, min(proxies, _MAX_HOPS)):
+        address = None if hop is None else address_of(_bare(hop))
+        if address is None:
+            return last
+        last = str(address)
     return last
 
 

@@ -1,0 +1,71 @@
+"""A limit on denials: whoever runs into a limit all the time is turned away altogether for a while.
+
+```
+hit ──> too many denials lately? ──yes──> denied, and nothing is counted
+              └no──> the limits decide ── denied ──> one more denial
+```
+
+It asks the store once more for each decision, and a third time for each denial.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reliakit.stores.protocol import Op
+
+if TYPE_CHECKING:
+    from reliakit.ratelimit.outage import GuardedStore
+    from reliakit.stores.protocol import Answer, Plan, Store
+
+__all__ = ["BreachLimited"]
+
+
+class BreachLimited:
+    """Decides as a store does, and counts its denials. Safe from threads and tasks, if the store is.
+
+    Args:
+        store: The store.
+        denials: The plan under which denials are counted.
+        binding: What its answers call the limit on denials, after the last limit of the limiter.
+    """
+
+    def __init__(self, store: Store | GuardedStore, denials: Plan, binding: int) -> None:
+        self._store = store
+        self._denials = denials
+        self._binding = binding
+
+    def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
+        """Decide like `Store.apply`."""
+        store, denials = self._store, self._denials
+        if op is Op.RESET:
+            store.apply(op, denials, key, 1, 0)
+        if op is Op.HIT or op is Op.PEEK:
+            standing = store.apply(Op.PEEK, denials, key, 1, 0)
+            if not standing.admitted:
+                return self._turned_away(standing)
+        answer = store.apply(op, plan, key, cost, patience)
+        if op is Op.HIT and not answer.admitted and not store.apply(op, denials, key, 1, 0).remaining:
+            return self._later(answer, store.apply(Op.PEEK, denials, key, 1, 0))
+        return answer
+
+    async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
+        """Decide like `Store.aapply`; the twin of `apply` for tasks."""
+        store, denials = self._store, self._denials
+        if op is Op.RESET:
+            await store.aapply(op, denials, key, 1, 0)
+        if op is Op.HIT or op is Op.PEEK:
+            standing = await store.aapply(Op.PEEK, denials, key, 1, 0)
+            if not standing.admitted:
+                return self._turned_away(standing)
+        answer = await store.aapply(op, plan, key, cost, patience)
+        if op is Op.HIT and not answer.admitted and not (await store.aapply(op, denials, key, 1, 0)).remaining:
+            return self._later(answer, await store.aapply(Op.PEEK, denials, key, 1, 0))
+        return answer
+
+    def _turned_away(self, standing: Answer) -> Answer:
+        return standing._replace(binding=self._binding)
+
+    def _later(self, answer: Answer, standing: Answer) -> Answer:
+        """Return a denial that says when the limit on denials, just spent, lets the key in again."""
+        return answer if standing.wait <= answer.wait else answer._replace(binding=self._binding, wait=standing.wait)
