@@ -269,6 +269,21 @@ async def test_the_caller_s_own_deadline_is_not_the_store_s_fault(
     assert heard.of(StoreFailed) == []
 
 
+def test_a_thread_s_own_deadline_is_not_the_store_s_fault(
+    store: Flaky, clock: ManualClock, heard: RecordingListener
+) -> None:
+    limiter = limiter_of(store, heard)
+    store.error = StoreError("no answer in time")
+    store.takes = 0.02
+    for _ in range(5):
+        with deadline(0.02, clock=clock):
+            assert limiter.hit("k").degraded
+    store.error = None
+    store.takes = 0.0
+    assert not limiter.hit("k").degraded
+    assert heard.of(StoreFailed) == []
+
+
 def test_many_threads_tell_one_outage(store: Flaky, heard: RecordingListener) -> None:
     limiter = limiter_of(store, heard)
     store.error = StoreError("down")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 
 from reliakit.core.backoff import Backoff
 from reliakit.core.deadline import deadline, remaining
-from reliakit.core.errors import ConfigurationError
+from reliakit.core.errors import ConfigurationError, StoreError
 from reliakit.core.events import StoreFailed, StoreRecovered
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.resilience.breaker import CircuitBreaker
@@ -150,13 +150,13 @@ class GuardedStore:
         It does not on wrong use, on a cancellation, and where the caller's own deadline cut the store short.
         """
         left = remaining()
-        if isinstance(error, TimeoutError) and left is not None and left < _MOMENT:
+        if isinstance(error, TimeoutError | StoreError) and left is not None and left < _MOMENT:
             self._breaker.settle(ticket, "ignored", None)
-            return False
+            return isinstance(error, StoreError)
         self._breaker.leave(ticket, error, None)
         if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
             return False
-        self._failed(began, type(error).__name__)
+        self._failed(began, type(error.__cause__ or error).__name__)
         return True
 
     def _answered(self, ticket: Ticket, began: float) -> None:

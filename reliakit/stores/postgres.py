@@ -183,7 +183,8 @@ class PostgresStore:
     def _failed(self, error: Exception) -> Exception:
         if isinstance(error, ConfigurationError):
             return error
-        return StoreError(f"{self!r} does not decide: {type(error).__name__}: {error}", store="PostgresStore")
+        told = next(iter(str(error).splitlines()), "")
+        return StoreError(f"{self!r} does not decide: {type(error).__name__}: {told}", store="PostgresStore")
 
     def __enter__(self) -> Self:
         self.open()
@@ -212,7 +213,7 @@ class Setup:
 
     def __init__(self, table: str, timeout: float) -> None:
         self._table = table
-        self._decide = functions(table)["decide"]
+        self._attempt = functions(table)["attempt"]  # the last one that is made
         self._session = _SESSION.format(milliseconds=max(1, round(timeout * 1000)))
         self._is_there = False
         self._lock = threading.Lock()
@@ -275,8 +276,8 @@ class Setup:
         self._is_there = False
 
     @property
-    def _question(self) -> tuple[str, tuple[str]]:
-        return "SELECT to_regproc(%s) IS NULL", (self._decide,)
+    def _question(self) -> tuple[str, tuple[str, str]]:
+        return "SELECT to_regclass(%s) IS NULL OR to_regproc(%s) IS NULL", (self._table, self._attempt)
 
     @property
     def _making(self) -> str:

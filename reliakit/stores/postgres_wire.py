@@ -57,6 +57,7 @@ class ThreadConnections:
         self._idle: list[Any] = []
         self._count = 0
         self._error: BaseException | None = None
+        self._is_closed = False
         tell_after_fork(self, "forget")
 
     def forget(self) -> None:
@@ -75,13 +76,13 @@ class ThreadConnections:
             value = _execute(connection, query, params, until)
         except BaseException as error:
             self._drop(connection)
-            if is_new or not _is_lost(connection, error):
+            if not self._may_try_again(connection, error, is_new=is_new):
                 raise
         else:
             self._put(connection)
             return value
         # The server was restarted, or dropped it for being idle; the others are no younger.
-        self.close()
+        self._close_idle()
         connection, _ = self._take(until)
         try:
             value = _execute(connection, query, params, until)
@@ -90,6 +91,12 @@ class ThreadConnections:
             raise
         self._put(connection)
         return value
+
+    def _may_try_again(self, connection: Any, error: BaseException, *, is_new: bool) -> bool:
+        if is_missing(error):
+            self._setup.forget()
+            return True
+        return not is_new and _is_lost(connection, error)
 
     def open(self) -> None:
         """Connect, if there is no connection yet."""
@@ -124,13 +131,19 @@ class ThreadConnections:
                 changed.notify_all()
             return
         with changed:
-            self._idle.append(connection)
-            changed.notify_all()
+            if not self._is_closed:
+                self._idle.append(connection)
+                changed.notify_all()
+                return
+        connection.close()
 
     def _put(self, connection: Any) -> None:
         with self._changed:
-            self._idle.append(connection)
-            self._changed.notify()
+            if not self._is_closed:
+                self._idle.append(connection)
+                self._changed.notify()
+                return
+        connection.close()
 
     def _drop(self, connection: Any) -> None:
         connection.close()
@@ -139,7 +152,11 @@ class ThreadConnections:
             self._changed.notify()
 
     def close(self) -> None:
-        """Close the connections that are idle."""
+        """Close the connections; what is in use is closed when it comes back."""
+        self._is_closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         with self._changed:
             idle, self._idle = self._idle, []
             self._count -= len(idle)
@@ -271,17 +288,23 @@ class TaskConnections(_InTasks):
         self._setup = setup
 
     async def _exchange(self, lane: _Lane, query: str, params: Params) -> Any:
-        while lane.idle:
-            connection = lane.idle.pop()
+        looked = False
+        while True:
+            is_new = not lane.idle
+            connection = await self._new(lane) if is_new else lane.idle.pop()
             try:
                 return await self._on(lane, connection, query, params)
             except Exception as error:
-                if not _is_lost(connection, error):
+                if is_missing(error) and not looked:
+                    looked = True
+                    self._setup.forget()
+                elif is_new or not _is_lost(connection, error):
                     raise
                 await lane.close()  # the others are no younger
+
+    async def _new(self, lane: _Lane) -> Any:
         await lane.keep_until_the_loop_ends()
-        connection = await self._setup.aconnect(self._conninfo)
-        return await self._on(lane, connection, query, params)
+        return await self._setup.aconnect(self._conninfo)
 
     async def _on(self, lane: _Lane, connection: Any, query: str, params: Params) -> Any:
         try:
@@ -375,6 +398,11 @@ def _is_lost(connection: Any, error: BaseException) -> bool:
     if "Timeout" in name or "in time" in str(error):
         return False
     return bool(connection.closed or connection.broken) or name in {"AdminShutdown", "ConnectionException"}
+
+
+def is_missing(error: BaseException) -> bool:
+    """Return whether the table or its functions were dropped."""
+    return getattr(error, "sqlstate", None) in {"42P01", "42883"}
 
 
 def _look(task: asyncio.Task[Callable[..., Any]]) -> None:

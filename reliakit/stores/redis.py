@@ -174,7 +174,8 @@ class RedisStore:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> StoreError:
-        return StoreError(f"{self!r} does not decide: {type(error).__name__}: {error}", store="RedisStore")
+        told = next(iter(str(error).splitlines()), "")
+        return StoreError(f"{self!r} does not decide: {type(error).__name__}: {told}", store="RedisStore")
 
     def __enter__(self) -> Self:
         self.open()

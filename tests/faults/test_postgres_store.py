@@ -1,0 +1,318 @@
+"""PostgresStore on a real server: isolation, callers' transactions, rights, races, faults and forks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import psycopg.sql
+import psycopg_pool
+import pytest
+
+from reliakit import (
+    ConfigurationError,
+    Database,
+    LoginBlockedError,
+    LoginGuard,
+    PostgresStore,
+    RateLimiter,
+    StoreError,
+    deadline,
+)
+from reliakit.core.events import StoreFailed, StoreRecovered
+from reliakit.stores import Op, Plan, Rule
+from reliakit.testing import FaultProxy, ManualClock, RecordingListener
+
+HOUR = 3600 * 10**9
+TEN = Plan("ten", (Rule("gcra", 10, HOUR, 10),))
+SEVERAL = Plan("several", (Rule("gcra", 100, HOUR, 100), Rule("sliding_log", 30, HOUR, 30)))
+
+
+@pytest.fixture
+def store(reliakit_dsn: str) -> Iterator[PostgresStore]:
+    store = PostgresStore(reliakit_dsn, timeout=30.0)
+    yield store
+    store.close()
+
+
+def in_threads(count: int, work: Any) -> None:
+    start = threading.Barrier(count)
+
+    def begin() -> None:
+        start.wait()
+        work()
+
+    threads = [threading.Thread(target=begin) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def left(store: PostgresStore, plan: Plan = TEN) -> int:
+    return store.apply(Op.PEEK, plan, "k", 1).remaining
+
+
+def test_making_one_connects_to_nothing_and_bad_settings_are_refused(tmp_path: Any) -> None:
+    nowhere = PostgresStore(f"host={tmp_path} dbname=nothing")
+    for decide in (lambda: left(nowhere), nowhere.open, lambda: asyncio.run(nowhere.aapply(Op.HIT, TEN, "k", 1))):
+        with pytest.raises(StoreError, match="OperationalError"):
+            decide()
+    for wrong in (None, object(), 7, psycopg_pool.ConnectionPool):
+        with pytest.raises(ConfigurationError, match="source"):
+            PostgresStore(wrong)
+    for settings in ({"table": "a; drop"}, {"max_size": 0}, {"timeout": -1}, {"clock": 7}):
+        with pytest.raises(ConfigurationError, match=next(iter(settings))):
+            PostgresStore("dbname=x", **settings)
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_it_is_exact_whatever_the_isolation_of_the_database(reliakit_dsn: str, isolation: str) -> None:
+    with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
+        database = psycopg.sql.Identifier(connection.info.dbname)
+        level = psycopg.sql.Literal(isolation)
+        connection.execute(
+            psycopg.sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = {}").format(database, level)
+        )
+    with psycopg_pool.ConnectionPool(reliakit_dsn, min_size=1, max_size=4) as pool:
+        own = PostgresStore(reliakit_dsn, timeout=30.0)
+        for store in (own, PostgresStore(pool, timeout=30.0)):
+            for plan in (TEN, SEVERAL):
+                admitted: list[bool] = []
+                key = f"{id(store)}"
+                in_threads(
+                    4,
+                    lambda store=store, plan=plan, admitted=admitted, key=key: admitted.extend(
+                        [store.apply(Op.HIT, plan, key, 1).admitted for _ in range(12)]
+                    ),
+                )
+                assert (len(admitted), sum(admitted)) == (48, 10 if plan is TEN else 30)
+        own.close()
+        with pool.connection() as connection:
+            assert not connection.autocommit
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
+
+
+def test_a_caller_s_transaction_neither_takes_a_hit_back_nor_holds_others_up(
+    store: PostgresStore, reliakit_dsn: str
+) -> None:
+    with Database(reliakit_dsn) as db:
+        with pytest.raises(KeyError), db.transaction():
+            db.execute("SELECT 1")
+            assert store.apply(Op.HIT, TEN, "k", 4).remaining == 6
+            other = threading.Thread(target=store.apply, args=(Op.HIT, TEN, "k", 1))
+            other.start()
+            other.join()
+            raise KeyError
+        with db.transaction(read_only=True):
+            assert store.apply(Op.HIT, TEN, "k", 1).remaining == 4
+    assert left(store) == 4
+
+
+def test_without_the_right_to_make_its_table_it_says_what_to_do(store: PostgresStore, reliakit_dsn: str) -> None:
+    role = f"limited_{os.getpid()}_{threading.get_ident()}"
+    with psycopg.connect(reliakit_dsn, autocommit=True) as owner:
+        owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        owner.execute(f"CREATE ROLE {role} LOGIN")
+        try:
+            poor = PostgresStore(psycopg.conninfo.make_conninfo(reliakit_dsn, user=role), timeout=30.0)
+            limiter = RateLimiter("2/h", store=poor, store_timeout=30.0)
+            for decide in (lambda: limiter.hit("k"), lambda: asyncio.run(limiter.ahit("k"))):
+                with pytest.raises(ConfigurationError, match=r"PostgresStore\.ddl"):
+                    decide()
+            owner.execute(poor.ddl)
+            owner.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON reliakit_limits TO {role}")
+            assert [limiter.hit("k").allowed for _ in range(3)] == [True, True, False]
+            poor.close()
+        finally:
+            owner.execute(f"DROP OWNED BY {role}")
+            owner.execute(f"DROP ROLE {role}")
+
+
+def test_processes_that_all_come_first_get_exactly_what_there_is(reliakit_dsn: str) -> None:
+    program = """
+        import sys, time
+        real, skew = time.time, float(sys.argv[2])
+        time.time = lambda: real() + skew
+        from reliakit import PostgresStore, RateLimiter
+        store = PostgresStore(sys.argv[1], timeout=50.0)
+        limits = [RateLimiter(*limits, name=str(len(limits)), store=store, store_timeout=50.0)
+                  for limits in (("100/h",), ("200/h", "100/day"))]
+        sys.stdin.readline()
+        print(*[sum(limit.hit("k").allowed for _ in range(60)) for limit in limits])
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), reliakit_dsn, skew],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for skew in ("0", "61", "-61", "7200")
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    counts = [[int(word) for word in process.communicate()[0].split()] for process in processes]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [100, 100]
+
+
+def test_attempts_in_parallel_are_counted_exactly(store: PostgresStore) -> None:
+    guard = LoginGuard(store=store, secret="s" * 32, free_attempts=5)
+    tried: list[int] = []
+    blocked: list[int] = []
+
+    def guess() -> None:
+        for _ in range(5):
+            try:
+                with guard.attempt(account="a", source="192.0.2.1") as attempt:
+                    tried.append(1)
+                    attempt.failure()
+            except LoginBlockedError:
+                blocked.append(1)
+
+    store.open()
+    in_threads(4, guess)
+    assert (len(tried), len(blocked)) == (5, 15)
+
+
+def test_tasks_share_a_few_connections_and_leave_none_behind(reliakit_dsn: str) -> None:
+    store = PostgresStore(reliakit_dsn, max_size=2, timeout=30.0)
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+    async def decide() -> int:
+        answers = await asyncio.gather(*[store.aapply(Op.HIT, TEN, "k", 1) for _ in range(20)])
+        assert sum(answer.admitted for answer in answers) == 10
+        with psycopg.connect(reliakit_dsn) as connection:
+            (most,) = connection.execute(count).fetchone() or (None,)
+            return int(most)
+
+    assert asyncio.run(decide()) <= 2
+    with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
+        moment = threading.Event()
+        while connection.execute(count).fetchone() != (0,):
+            moment.wait(0.01)
+
+
+def test_pools_serve_their_colour(reliakit_dsn: str) -> None:
+    with psycopg_pool.ConnectionPool(reliakit_dsn, min_size=1) as pool:
+        store = PostgresStore(pool, timeout=30.0)
+        assert store.apply(Op.HIT, TEN, "k", 1).remaining == 9
+        assert asyncio.run(store.aapply(Op.HIT, TEN, "k", 1)).remaining == 8
+        store.close()
+
+    async def in_tasks() -> list[int]:
+        async with psycopg_pool.AsyncConnectionPool(reliakit_dsn, min_size=1, open=False) as pool:
+            store = PostgresStore(pool, timeout=30.0)
+            with pytest.raises(ConfigurationError, match="asynchronous"):
+                left(store)
+            answers = await asyncio.gather(*[store.aapply(Op.HIT, TEN, "k", 1) for _ in range(3)])
+            async with pool.connection() as connection:
+                assert not connection.autocommit
+            return sorted(answer.remaining for answer in answers)
+
+    assert asyncio.run(in_tasks()) == [5, 6, 7]
+
+
+def test_what_is_as_good_as_new_is_purged(store: PostgresStore, reliakit_dsn: str) -> None:
+    for number in range(20):
+        store.apply(Op.HIT, TEN, str(number), 1)
+    with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
+        purge = "SELECT reliakit_limits_purge_1((extract(epoch FROM now()) * 1000000)::bigint + %s)"
+        connection.execute(purge, (0,))
+        assert connection.execute("SELECT count(*) FROM reliakit_limits").fetchone() == (20,)
+        connection.execute(purge, (7200 * 10**6,))
+        assert connection.execute("SELECT count(*) FROM reliakit_limits").fetchone() == (0,)
+        assert connection.execute(
+            "SELECT relpersistence FROM pg_class WHERE relname = 'reliakit_limits'"
+        ).fetchone() == ("u",)
+
+
+def test_a_black_hole_costs_a_thread_its_deadline_and_its_end_is_noticed(reliakit_dsn: str, fault_proxy: Any) -> None:
+    proxy: FaultProxy = fault_proxy(reliakit_dsn)
+    clock, heard = ManualClock(), RecordingListener()
+    store = PostgresStore(proxy.dsn(), timeout=30.0)
+    limiter = RateLimiter(
+        "9/h", store=store, clock=clock, store_timeout=0.2, on_store_error="closed", listeners=[heard]
+    )
+    left(store)
+    assert limiter.hit("k").allowed
+    with proxy.black_hole():
+        decisions = [limiter.hit("k") for _ in range(30)]
+        assert all(decision.degraded and not decision.allowed for decision in decisions)
+    proxy.reset()
+    left(store)
+    clock.advance(60.0)
+    assert not limiter.hit("k").degraded
+    assert [type(event) for event in heard if isinstance(event, StoreFailed | StoreRecovered)] == [
+        StoreFailed,
+        StoreRecovered,
+    ]
+    store.close()
+
+
+def test_tasks_are_cut_from_a_black_hole(reliakit_dsn: str, fault_proxy: Any) -> None:
+    proxy: FaultProxy = fault_proxy(reliakit_dsn)
+    store = PostgresStore(proxy.dsn(), timeout=1.0)
+
+    async def decide() -> list[bool]:
+        limiter = RateLimiter("9/h", store=store, store_timeout=0.05)
+        with proxy.black_hole():
+            return [(await limiter.ahit("k")).degraded for _ in range(5)]
+
+    assert asyncio.run(decide()) == [True] * 5
+
+
+def test_connections_that_were_ended_are_replaced(store: PostgresStore, reliakit_dsn: str) -> None:
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
+
+    async def in_a_task() -> int:
+        await store.aapply(Op.HIT, TEN, "k", 1)
+        connection.execute(end)
+        return (await store.aapply(Op.HIT, TEN, "k", 1)).remaining
+
+    with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
+        store.apply(Op.HIT, TEN, "k", 1)
+        connection.execute(end)
+        assert store.apply(Op.HIT, TEN, "k", 1).remaining == 8
+        assert asyncio.run(in_a_task()) == 6
+
+
+def test_a_table_that_was_dropped_is_made_again(store: PostgresStore, reliakit_dsn: str) -> None:
+    store.apply(Op.HIT, TEN, "k", 4)
+    with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
+        connection.execute("DROP TABLE reliakit_limits")
+    assert store.apply(Op.HIT, TEN, "k", 1).remaining == 9
+    with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
+        connection.execute("DROP TABLE reliakit_limits")
+    assert asyncio.run(store.aapply(Op.HIT, TEN, "k", 1)).remaining == 9
+
+
+def test_a_row_that_somebody_locks_stalls_nobody_beyond_the_deadline(store: PostgresStore, reliakit_dsn: str) -> None:
+    store.apply(Op.HIT, TEN, "k", 1)
+    with psycopg.connect(reliakit_dsn) as other:
+        other.execute("SELECT FROM reliakit_limits FOR UPDATE")
+        with deadline(0.1), pytest.raises(StoreError, match=r"in time|Timeout"):
+            store.apply(Op.HIT, TEN, "k", 1)
+        other.rollback()
+    assert store.apply(Op.HIT, TEN, "other", 1).admitted
+
+
+def test_a_fork_uses_connections_of_its_own(store: PostgresStore) -> None:
+    store.apply(Op.HIT, TEN, "k", 1)
+    child = os.fork()
+    if not child:
+        fine = store.apply(Op.HIT, TEN, "k", 1).remaining == 8
+        fine = fine and asyncio.run(store.aapply(Op.HIT, TEN, "k", 1)).remaining == 7
+        os._exit(0 if fine else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert left(store) == 7

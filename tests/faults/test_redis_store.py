@@ -1,0 +1,316 @@
+"""RedisStore on a real server: faults, clients, processes, clocks, forks and clusters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+import valkey
+import valkey.asyncio
+
+from reliakit import ConfigurationError, Limit, LoginGuard, RateLimiter, RedisStore, StoreError, deadline
+from reliakit.core.events import StoreFailed, StoreRecovered
+from reliakit.stores import Op, Plan, Rule
+from reliakit.testing import EmbeddedRedis, FaultProxy, ManualClock, RecordingListener
+
+HOUR = 3600 * 10**9
+TEN = Plan("ten", (Rule("gcra", 10, HOUR, 10),))
+
+
+@pytest.fixture
+def server(reliakit_redis: EmbeddedRedis, reliakit_redis_url: str) -> EmbeddedRedis:
+    return reliakit_redis
+
+
+@pytest.fixture
+def store(server: EmbeddedRedis) -> Iterator[RedisStore]:
+    store = RedisStore(server.url)
+    yield store
+    store.close()
+
+
+def left(store: RedisStore, plan: Plan = TEN) -> int:
+    return store.apply(Op.PEEK, plan, "k", 1).remaining
+
+
+def limiter_of(store: RedisStore, clock: ManualClock | None = None, **settings: Any) -> RateLimiter:
+    time = {} if clock is None else {"clock": clock}
+    return RateLimiter("10/h", name="search", store=store, **time, **settings)
+
+
+def test_making_one_connects_to_nothing_and_bad_settings_are_refused(tmp_path: Any) -> None:
+    nowhere = RedisStore(f"unix://{tmp_path}/nobody.sock")
+    with pytest.raises(StoreError, match="ConnectionError"):
+        nowhere.apply(Op.HIT, TEN, "k", 1)
+    with pytest.raises(StoreError, match="ConnectionError"):
+        nowhere.open()
+    for wrong in ("http://localhost", "localhost", None, object(), RedisStore, 7):
+        with pytest.raises(ConfigurationError, match=r"RedisStore|source"):
+            RedisStore(wrong)
+    for settings in ({"timeout": 0}, {"clock": "mine"}, {"prefix": ""}):
+        with pytest.raises(ConfigurationError, match=next(iter(settings))):
+            RedisStore("redis://localhost", **settings)
+    assert "secret" not in repr(RedisStore("redis://:secret@localhost:6379"))
+    with pytest.raises(ConfigurationError) as refused:
+        RedisStore("http://me:secret@localhost")
+    assert "secret" not in str(refused.value)
+
+
+def test_every_key_expires_by_itself(store: RedisStore, server: EmbeddedRedis) -> None:
+    for algorithm in ("gcra", "sliding_log", "sliding_counter", "fixed_window"):
+        limiter = RateLimiter(
+            Limit(5, per=60.0, algorithm=algorithm), name=algorithm, store=store, store_timeout=20.0
+        )
+        both = RateLimiter(
+            Limit(5, per=60.0, algorithm=algorithm), "9/s", name=algorithm, store=store, store_timeout=20.0
+        )
+        assert all(each.hit("k", 3).allowed for each in (limiter, both))
+        limiter.refund("k")
+    guard = LoginGuard(store=store, secret="s" * 32)
+    with guard.attempt(account="a", source="192.0.2.1", device="d") as attempt:
+        attempt.failure()
+    with redis.Redis.from_url(server.url) as client:
+        keys = client.keys()
+        assert len(keys) >= 11
+        assert all(client.pttl(key) > 0 for key in keys)
+        assert all(b":1:{" in key for key in keys)
+
+
+def test_another_algorithm_on_live_keys_starts_afresh(store: RedisStore) -> None:
+    for algorithm in ("gcra", "sliding_log", "sliding_counter", "fixed_window"):
+        limiter = RateLimiter(Limit(2, per=3600.0, algorithm=algorithm), store=store, store_timeout=20.0)
+        assert [limiter.hit("k").allowed for _ in range(3)] == [True, True, False]
+
+
+def test_scripts_and_keys_that_are_gone_do_no_harm(store: RedisStore, server: EmbeddedRedis) -> None:
+    assert store.apply(Op.HIT, TEN, "k", 4).remaining == 6
+    server.flush()
+    assert store.apply(Op.HIT, TEN, "k", 4).remaining == 6
+    server.flush()
+
+    async def several() -> list[int]:
+        answers = await asyncio.gather(*[store.aapply(Op.HIT, TEN, "k", 1) for _ in range(3)])
+        return [answer.remaining for answer in answers]
+
+    assert asyncio.run(several()) == [9, 8, 7]
+
+
+def test_a_restarted_server_is_found_again_without_an_error(store: RedisStore, server: EmbeddedRedis) -> None:
+    async def through_a_restart() -> None:
+        await store.aapply(Op.HIT, TEN, "k", 4)
+        await asyncio.to_thread(server.restart)
+        assert (await store.aapply(Op.HIT, TEN, "k", 4)).remaining == 6
+
+    store.apply(Op.HIT, TEN, "k", 4)
+    server.restart()
+    assert store.apply(Op.HIT, TEN, "k", 4).remaining == 6
+    server.flush()
+    asyncio.run(through_a_restart())
+
+
+@pytest.mark.parametrize("how", ["stalled", "killed", "black hole", "refused"])
+def test_while_the_server_is_away_others_decide_and_its_return_is_noticed(
+    how: str, server: EmbeddedRedis, fault_proxy: Any
+) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    clock, heard = ManualClock(), RecordingListener()
+    store = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"), timeout=30.0)
+    limiter = limiter_of(store, clock, store_timeout=0.2, listeners=[heard], on_store_error="closed")
+    left(store)  # connects, however long that takes here
+    assert limiter.hit("k").allowed
+    {"stalled": server.pause, "killed": server.kill, "black hole": proxy.black_hole, "refused": proxy.refuse}[how]()
+    if how == "refused":
+        proxy.reset()
+    try:
+        decisions = [limiter.hit("k") for _ in range(50)]
+        assert all(decision.degraded and not decision.allowed for decision in decisions)
+    finally:
+        server.start()
+        server.resume()
+        proxy.heal()
+    assert limiter.hit("k").degraded  # nobody asks before the break is over
+    left(store)
+    clock.advance(60.0)
+    assert not limiter.hit("k").degraded
+    assert [type(event) for event in heard if isinstance(event, StoreFailed | StoreRecovered)] == [
+        StoreFailed,
+        StoreRecovered,
+    ]
+    store.close()
+
+
+@pytest.mark.parametrize("how", ["stalled", "killed"])
+def test_tasks_are_served_while_the_server_is_away(how: str, server: EmbeddedRedis) -> None:
+    store = RedisStore(server.url, timeout=0.5)
+
+    async def decide() -> list[bool]:
+        limiter = limiter_of(store, store_timeout=0.1)
+        await limiter.ahit("k")
+        await asyncio.to_thread(server.pause if how == "stalled" else server.kill)
+        decisions = [decision for _ in range(4) for decision in await asyncio.gather(*map(limiter.ahit, "abcdefgh"))]
+        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(server.resume)
+        return [decision.degraded for decision in decisions]
+
+    assert asyncio.run(decide()) == [True] * 32
+
+
+def test_a_thread_s_decision_keeps_to_its_deadline(store: RedisStore, server: EmbeddedRedis) -> None:
+    long = RedisStore(server.url, timeout=50.0)
+    long.apply(Op.HIT, TEN, "k", 1)
+    server.pause()
+    try:
+        with deadline(0.05), pytest.raises(StoreError, match="TimeoutError"):
+            long.apply(Op.HIT, TEN, "k", 1)
+        with deadline(0.05), pytest.raises(StoreError, match="TimeoutError"):
+            RedisStore(server.url, timeout=50.0).apply(Op.HIT, TEN, "k", 1)
+    finally:
+        server.resume()
+    # The late answer must not be taken for the next one's.
+    assert long.apply(Op.PEEK, Plan("other", TEN.rules), "k", 1).remaining == 10
+    long.close()
+
+
+def test_tasks_of_one_tick_share_a_round_trip(server: EmbeddedRedis, fault_proxy: Any) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    store = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"))
+
+    async def decide() -> int:
+        await store.aapply(Op.HIT, TEN, "k", 1)
+        before = proxy.stats().round_trips
+        await asyncio.gather(*[store.aapply(Op.HIT, TEN, str(number), 1) for number in range(20)])
+        return proxy.stats().round_trips - before
+
+    assert asyncio.run(decide()) == 1
+
+
+def test_any_client_will_do(server: EmbeddedRedis) -> None:
+    plans = (TEN, Plan("several", (TEN.rules[0], Rule("sliding_log", 20, HOUR, 20))))
+    valkey_url = server.url
+    for make, make_async in (
+        (redis.Redis.from_url, redis.asyncio.Redis.from_url),
+        (valkey.Valkey.from_url, valkey.asyncio.Valkey.from_url),
+    ):
+        server.flush()
+        with make(valkey_url, decode_responses=True) as client:
+            store = RedisStore(client)
+            for plan in plans:
+                assert store.apply(Op.HIT, plan, "k", 4).remaining == 6
+            assert asyncio.run(store.aapply(Op.HIT, TEN, "k", 1)).remaining == 5
+            store.close()
+            assert client.ping()
+
+        async def in_tasks(make_async: Any = make_async) -> list[int]:
+            async with make_async(valkey_url) as client:
+                store = RedisStore(client)
+                with pytest.raises(ConfigurationError, match="asynchronous"):
+                    store.apply(Op.HIT, TEN, "k", 1)
+                answers = await asyncio.gather(*[store.aapply(Op.HIT, plan, "k", 1) for plan in (*plans, *plans)])
+                server.flush()
+                answers += await asyncio.gather(*[store.aapply(Op.HIT, plan, "k", 1) for plan in plans])
+                await store.aclose()
+                assert await client.ping()
+                return [answer.remaining for answer in answers]
+
+        assert asyncio.run(in_tasks()) == [4, 5, 3, 4, 9, 9]
+    with RedisStore(server.tcp_url.replace("redis", "valkey")) as store:
+        assert left(store) == 9
+
+
+def test_a_cluster_keeps_all_states_of_a_decision_in_one_slot() -> None:
+    with EmbeddedRedis(port=0, settings={"cluster-enabled": True}) as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+            moment = threading.Event()
+            while client.cluster("INFO")["cluster_state"] != "ok":
+                moment.wait(0.01)
+        with redis.RedisCluster.from_url(server.tcp_url) as cluster:
+            store = RedisStore(cluster)
+            for key in ("k", "a}b", "}", "{}", "{"):
+                limiter = RateLimiter(
+                    "5/h", Limit(3, per=3600.0, algorithm="sliding_log"), store=store, store_timeout=9.0
+                )
+                assert [limiter.hit(key).allowed for _ in range(4)] == [True] * 3 + [False]
+            guard = LoginGuard(store=store, secret="s" * 32, name="a{}b")
+            with guard.attempt(account="a", source="192.0.2.1", device="d") as attempt:
+                attempt.success("a")
+
+        async def in_tasks() -> list[bool]:
+            async with redis.asyncio.RedisCluster.from_url(server.tcp_url) as cluster:
+                limiter = RateLimiter("3/h", name="tasks", store=RedisStore(cluster), store_timeout=9.0)
+                return [decision.allowed for decision in await asyncio.gather(*[limiter.ahit("k") for _ in range(5)])]
+
+        assert sum(asyncio.run(in_tasks())) == 3
+
+
+def test_processes_with_clocks_that_differ_get_exactly_what_there_is(server: EmbeddedRedis) -> None:
+    program = """
+        import sys, time
+        real, skew = time.time, float(sys.argv[2])
+        time.time = lambda: real() + skew
+        from reliakit import RateLimiter, RedisStore
+        limits = [RateLimiter(*limits, name=str(len(limits)), store=RedisStore(sys.argv[1]), store_timeout=30.0)
+                  for limits in (("100/h",), ("200/h", "100/day"))]
+        sys.stdin.readline()
+        print(*[sum(limit.hit("k").allowed for _ in range(60)) for limit in limits])
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), server.url, skew],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for skew in ("0", "61", "-61", "7200")
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    counts = [[int(word) for word in process.communicate()[0].split()] for process in processes]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [100, 100]
+
+
+def test_a_fork_uses_connections_of_its_own(store: RedisStore) -> None:
+    assert left(store) == 10
+    store.apply(Op.HIT, TEN, "k", 1)
+    child = os.fork()
+    if not child:
+        fine = store.apply(Op.HIT, TEN, "k", 1).remaining == 8
+        fine = fine and asyncio.run(store.aapply(Op.HIT, TEN, "k", 1)).remaining == 7
+        os._exit(0 if fine else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert left(store) == 7
+
+
+def test_a_closed_store_says_so(store: RedisStore) -> None:
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        left(store)
+    with pytest.raises(StoreError, match="closed"):
+        asyncio.run(store.aapply(Op.PEEK, TEN, "k", 1))
+
+
+def test_by_a_client_s_clock_time_is_the_client_s(server: EmbeddedRedis) -> None:
+    clock = ManualClock()
+    store = RedisStore(server.url, clock=clock)
+    one = Plan("one", (Rule("gcra", 1, 10**9, 1),))
+    assert [store.apply(Op.HIT, one, "k", 1).admitted for _ in range(2)] == [True, False]
+    clock.advance(1.0)
+    assert store.apply(Op.HIT, one, "k", 1).admitted
+    store.close()
+
+
+def test_a_limit_too_large_to_count_exactly_is_refused(store: RedisStore) -> None:
+    endless = RateLimiter(Limit(1, per=1e6, burst=10**6), store=store)
+    with pytest.raises(ConfigurationError, match="shorter period"):
+        endless.hit("k")
