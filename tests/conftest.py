@@ -15,7 +15,7 @@ from sweeping import left_after_sweeping
 from reliakit.core import spine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from reliakit.testing import EmbeddedPostgres
 
@@ -34,6 +34,18 @@ def pytest_collection_finish() -> None:
     """Spare the collector what lives as long as the suite: tests that collect garbage do so by the hundred."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail in CI what is skipped for want of a program; a `skipif` tells of another system or user, and may."""
+    report = yield
+    may_skip = (
+        os.environ.get("RELIAKIT_CI") != "1" or item.get_closest_marker("skipif") or hasattr(report, "wasxfail")
+    )
+    if report.skipped and not may_skip:
+        report.outcome, report.longrepr = "failed", f"skipped, which CI does not allow: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")
