@@ -190,13 +190,15 @@ async def test_cancelled_once_or_twice_at_any_await_nothing_is_lost_and_nothing_
 ) -> None:
     item, cuts = 0, 0
     _, suspensions = await judged(adb, work(adb, item, fail=fail), item, set())
-    assert suspensions >= 4  # a pipeline's answers may come in one piece or in two
+    # One for each question to the server; what a pipeline asks at once may be answered before anybody waits for it.
+    least = 6 if work is insert else 4
+    assert suspensions >= least
     for first in range(1, suspensions + 1):
         for at in ({first}, {first, first + 1}):
             item += 1
             was_cut, _ = await judged(adb, work(adb, item, fail=fail), item, at)
             cuts += was_cut
-    assert cuts > suspensions
+    assert cuts >= 2 * least
 
 
 @pytest.mark.anyio
