@@ -130,10 +130,13 @@ def test_a_slow_employee_service_costs_the_names_and_not_the_page(
 ):
     client.put(f"/projects/{projects[0]}/members/{people[0]}")
     with employee_network.latency(2.0, direction="to_server"):
-        pages = [client.get(f"/projects/{projects[0]}").json() for _ in range(8)]
-        assert all(page["names_known"] is False for page in pages)
-        assert all(page["head_count"] == 1 for page in pages)
-        assert client.get("/health").json()["employee_service"] == "open"
+        health, until = "closed", SYSTEM_CLOCK.monotonic() + 20
+        while health != "open" and SYSTEM_CLOCK.monotonic() < until:
+            page = client.get(f"/projects/{projects[0]}").json()
+            assert page["names_known"] is False
+            assert page["head_count"] == 1
+            health = client.get("/health").json()["employee_service"]
+        assert health == "open"
         # What needs an answer is refused at once, with when to come again.
         refused = client.put(f"/projects/{projects[1]}/members/{people[1]}")
         assert refused.status_code == 503
