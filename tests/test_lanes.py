@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Generator
 from math import inf
 from typing import Any
@@ -202,3 +205,77 @@ def test_threads_lose_no_success() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert guard.lane.count == before + 40_000
+
+
+def declared(a: int, /, b: int = 2, *, c: int, d: int = 4) -> tuple[int, ...]:
+    return a, b, c, d
+
+
+def gathering(a: int, *rest: int, **more: int) -> tuple[object, ...]:
+    return a, rest, more
+
+
+def colliding(lane_: int, fn_: int) -> tuple[int, int]:
+    return lane_, fn_
+
+
+def shadowing(type: int, guard: int, BaseException: int) -> tuple[int, int, int]:
+    return type, guard, BaseException
+
+
+def closing(a: int) -> list[int]:
+    return [a for _ in "x"]
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "kwargs"),
+    [
+        (declared, (1,), {"c": 3}),
+        (declared, (1, 20), {"c": 30, "d": 40}),
+        (declared, (1,), {"b": 20, "c": 30}),
+        (gathering, (1, 2, 3), {"x": 4}),
+        (gathering, (1,), {}),
+        (colliding, (1,), {"fn_": 2}),
+        (shadowing, (1,), {"guard": 2, "BaseException": 3}),
+        (closing, (1,), {}),
+        (functools.partial(declared, 1, c=3), (), {"d": 5}),
+        (len, ("abc",), {}),
+    ],
+)
+def test_arguments_arrive_as_they_are_given(
+    guard: LaneRecorder, fn: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> None:
+    assert guarded(guard, fn, by="a lane")(*args, **kwargs) == fn(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((), {"c": 1}), ((1,), {}), ((), {"a": 1, "c": 1}), ((1, 2, 3), {"c": 1}), ((1,), {"x": 1})]
+)
+def test_wrong_arguments_are_told_in_the_function_s_own_name(
+    guard: LaneRecorder, args: tuple[object, ...], kwargs: dict[str, object]
+) -> None:
+    with pytest.raises(TypeError) as expected:
+        declared(*args, **kwargs)  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(TypeError) as raised:
+        guarded(guard, declared, by="a lane")(*args, **kwargs)  # type: ignore[arg-type]
+    assert str(raised.value) == str(expected.value)
+    assert guard.log == []
+
+
+def test_a_traceback_shows_one_line_of_the_shell(
+    guard: LaneRecorder, run: Callable[..., Callable[[], object]]
+) -> None:
+    def fails() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError) as raised:
+        run(fails)()
+    shown = "".join(traceback.format_exception(raised.value))
+    assert shown.count("<reliakit shell") == 1
+    assert "fn_(" in shown
+
+
+def test_a_shell_looks_like_its_function(guard: LaneRecorder) -> None:
+    shell = guarded(guard, declared, by="a lane")
+    assert inspect.signature(shell) == inspect.signature(declared)
+    assert (shell.__name__, shell.__module__, shell.__doc__) == (declared.__name__, __name__, declared.__doc__)

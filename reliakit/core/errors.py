@@ -28,7 +28,7 @@ The caller's own exceptions, psycopg's included, pass through unchanged. Every e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -80,6 +80,13 @@ class RejectedError(ReliakitError):
 
 class CircuitOpenError(RejectedError):
     """The circuit breaker is open: its dependency failed too often to be called now."""
+
+    # An open breaker does nothing but refuse, and that takes two thirds of the time without a dictionary per error.
+    __slots__ = ("name", "retry_after")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made_of = super().__reduce__()
+        return made_of[0], made_of[1], {**vars(self), "name": self.name, "retry_after": self.retry_after}
 
 
 class RateLimitedError(RejectedError):

@@ -70,9 +70,10 @@ def guarded(guard: Guard[Any], fn: Callable[P, R], *, by: str) -> Callable[P, R]
         return cast("Callable[P, R]", type(method)(guarded(guard, method.__func__, by=by)))
     colour = colour_of(fn, by=by)
     called = cast("Callable[..., Any]", fn)
-    shell = _SHELLS[colour](guard, called, by)
     if hasattr(guard, "passing") and colour in _WITH_LANE:
-        shell = lane_shell(cast("LaneGuard[Any]", guard), called, shell, by, is_async=colour == "async")
+        shell = lane_shell(cast("LaneGuard[Any]", guard), called, by, is_async=colour == "async")
+    else:
+        shell = _SHELLS[colour](guard, called, by)
     return cast("Callable[P, R]", shell)
 
 

@@ -12,11 +12,14 @@ function; the lane's own numbers are printed by benchmarks/resilience.py.
 
 from __future__ import annotations
 
+import linecache
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
+from inspect import CO_VARARGS, CO_VARKEYWORDS
 from math import inf
-from typing import Any, Protocol, TypeVar
+from types import CodeType, FunctionType
+from typing import Any, Protocol, TypeVar, cast
 
 from reliakit.core.colour import is_awaitable, refuse_awaitable
 
@@ -59,6 +62,10 @@ class LaneGuard(Protocol[T]):
     passing: Lane | None
     timing: tuple[Callable[[], float], float] | None
 
+    def enter(self) -> T | Lane:
+        """Let a call pass while the lane is closed, and return its permit, or raise a RejectedError."""
+        ...
+
     def permit_since(self, lane: Lane, began: float, /) -> T:
         """Return the permit of a call that began on this lane at this instant."""
         ...
@@ -68,138 +75,100 @@ class LaneGuard(Protocol[T]):
         ...
 
 
-class _Unseen:
-    """No function's result is of this class."""
+# The one text of every shell with a lane. Names of ours end in an underscore, the others are the caller's. Called
+# with the function's own parameters instead of `*args, **kwargs`, a shell takes two thirds of the time.
+_TEXT = """\
+def make_(guard_, fn_, finish_, now_, too_long_, type_, BaseException_):
+    enter_, leave_, permit_since_ = guard_.enter, guard_.leave, guard_.permit_since
+    known_ = finish_
+
+    {colour}def run({parameters}):
+        nonlocal known_
+        lane_ = guard_.passing
+        permit_ = enter_() if lane_ is None else lane_
+        {began}
+        try:
+            result_ = {wait}fn_({arguments})
+        except BaseException_ as error_:
+            leave_({permit}, error_, None)
+            raise
+        {ended}
+        if {only_counts}:
+            lane_.count += 1
+            return result_
+        known_ = finish_({permit}, result_, known_)
+        return result_
+
+    return run
+"""
+_UNTIMED = {"began": "", "ended": "", "permit": "permit_"}
+_TIMED = {
+    "began": "began_ = now_()",
+    "ended": "ended_ = now_()",
+    "permit": "permit_ if lane_ is None else permit_since_(lane_, began_)",
+}
 
 
-def lane_shell(
-    guard: LaneGuard[Any], fn: Callable[..., Any], long_way: Callable[..., Any], by: str, *, is_async: bool
-) -> Callable[..., Any]:
-    """Return `fn` behind the guard's lane, and behind `long_way`, its shell without one, while the lane is closed."""
-    if is_async:
-        return _async_timed(guard, fn, long_way) if guard.timing else _async(guard, fn, long_way)
-    return _plain_timed(guard, fn, long_way, by) if guard.timing else _plain(guard, fn, long_way, by)
-
-
-def _plain(
-    guard: LaneGuard[Any], fn: Callable[..., Any], long_way: Callable[..., Any], by: str
-) -> Callable[..., Any]:
+def lane_shell(guard: LaneGuard[Any], fn: Callable[..., Any], by: str, *, is_async: bool) -> Callable[..., Any]:
+    """Return a plain or a coroutine function behind a guard with a lane, with its own signature."""
+    parameters, arguments = _signature_of(fn)
+    only_counts = "lane_ is not None"
+    if guard.timing:
+        only_counts += " and ended_ < lane_.until and ended_ - began_ < too_long_"
+    if not is_async:
+        only_counts += " and type_(result_) is known_"
+    text = _TEXT.format(
+        parameters=parameters,
+        arguments=arguments,
+        only_counts=only_counts,
+        colour="async " if is_async else "",
+        wait="await " if is_async else "",
+        **(_TIMED if guard.timing else _UNTIMED),
+    )
     leave = guard.leave
+
     # The class of the last result that proved to be no awaitable: looking it up anew costs more than the guard.
-    known: type[object] = _Unseen
-
-    def finish(lane: Lane, result: Any) -> Any:
-        nonlocal known
-        known = _no_awaitable(leave, lane, result, fn, by)
-        leave(lane, None, result)
-        return result
-
-    @wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        lane = guard.passing
-        if lane is None:
-            return long_way(*args, **kwargs)
-        try:
-            result = fn(*args, **kwargs)
-        except BaseException as error:
-            leave(lane, error, None)
-            raise
-        if type(result) is known:
-            lane.count += 1
-            return result
-        return finish(lane, result)
-
-    return run
-
-
-def _plain_timed(
-    guard: LaneGuard[Any], fn: Callable[..., Any], long_way: Callable[..., Any], by: str
-) -> Callable[..., Any]:
-    leave, permit_since = guard.leave, guard.permit_since
-    assert guard.timing is not None
-    now, too_long = guard.timing
-    known: type[object] = _Unseen
-
-    def finish(permit: Any, result: Any) -> Any:
-        nonlocal known
-        if type(result) is not known:
-            known = _no_awaitable(leave, permit, result, fn, by)
+    def finish(permit: object, result: object, known: object) -> object:
+        if not is_async and type(result) is not known:
+            try:
+                if is_awaitable(result):
+                    refuse_awaitable(fn, result, by)
+            except BaseException as error:
+                leave(permit, error, None)
+                raise
         leave(permit, None, result)
-        return result
+        return type(result)
 
-    @wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        lane = guard.passing
-        if lane is None:
-            return long_way(*args, **kwargs)
-        began = now()
-        try:
-            result = fn(*args, **kwargs)
-        except BaseException as error:
-            leave(permit_since(lane, began), error, None)
-            raise
-        ended = now()
-        if ended < lane.until and ended - began < too_long and type(result) is known:
-            lane.count += 1
-            return result
-        return finish(permit_since(lane, began), result)
-
-    return run
+    made: dict[str, Any] = {}
+    exec(_compiled(text), made)  # noqa: S102 - no word of it comes from outside this process
+    now, too_long = guard.timing or (None, inf)
+    run: Any = made["make_"](guard, fn, finish, now, too_long, type, BaseException)
+    if "*args" not in parameters:
+        run.__defaults__, run.__kwdefaults__ = fn.__defaults__, fn.__kwdefaults__
+    return cast("Callable[..., Any]", wraps(fn)(run))
 
 
-def _async(guard: LaneGuard[Any], fn: Callable[..., Any], long_way: Callable[..., Any]) -> Callable[..., Any]:
-    leave = guard.leave
-
-    @wraps(fn)
-    async def run(*args: Any, **kwargs: Any) -> Any:
-        lane = guard.passing
-        if lane is None:
-            return await long_way(*args, **kwargs)
-        try:
-            result = await fn(*args, **kwargs)
-        except BaseException as error:
-            leave(lane, error, None)
-            raise
-        lane.count += 1
-        return result
-
-    return run
-
-
-def _async_timed(guard: LaneGuard[Any], fn: Callable[..., Any], long_way: Callable[..., Any]) -> Callable[..., Any]:
-    leave, permit_since = guard.leave, guard.permit_since
-    assert guard.timing is not None
-    now, too_long = guard.timing
-
-    @wraps(fn)
-    async def run(*args: Any, **kwargs: Any) -> Any:
-        lane = guard.passing
-        if lane is None:
-            return await long_way(*args, **kwargs)
-        began = now()
-        try:
-            result = await fn(*args, **kwargs)
-        except BaseException as error:
-            leave(permit_since(lane, began), error, None)
-            raise
-        ended = now()
-        if ended < lane.until and ended - began < too_long:
-            lane.count += 1
-        else:
-            leave(permit_since(lane, began), None, result)
-        return result
-
-    return run
+def _signature_of(fn: Callable[..., Any]) -> tuple[str, str]:
+    """Return a function's parameters as they are declared, and as arguments of a call."""
+    anything = "*args_, **kwargs_"
+    if type(fn) is not FunctionType:
+        return anything, anything
+    code = fn.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if code.co_flags & (CO_VARARGS | CO_VARKEYWORDS) or any(name.endswith("_") for name in names):
+        return anything, anything
+    keywords = names[code.co_argcount :]
+    parameters = list(names)
+    if keywords:
+        parameters.insert(code.co_argcount, "*")
+    if code.co_posonlyargcount:
+        parameters.insert(code.co_posonlyargcount, "/")
+    arguments = [*names[: code.co_argcount], *(f"{name}={name}" for name in keywords)]
+    return ", ".join(parameters), ", ".join(arguments)
 
 
-def _no_awaitable(
-    leave: Callable[..., None], permit: object, result: object, fn: Callable[..., Any], by: str
-) -> type[object]:
-    """Return the class of a result that is no awaitable; give the permit back and raise for one that is."""
-    try:
-        if is_awaitable(result):
-            refuse_awaitable(fn, result, by)
-    except BaseException as error:
-        leave(permit, error, None)
-        raise
-    return type(result)
+@lru_cache(maxsize=512)
+def _compiled(text: str) -> CodeType:
+    name = f"<reliakit shell {hash(text):x}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)  # for tracebacks
+    return compile(text, name, "exec")

@@ -53,6 +53,7 @@ __all__ = ["BreakerSnapshot", "CircuitBreaker", "CountWindow", "Permit", "State"
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
+_new = CircuitOpenError.__new__
 _LAST_HUNDRED = CountWindow(100)
 
 
@@ -115,6 +116,7 @@ class CircuitBreaker:
         "_judge",
         "_ledger",
         "_length",
+        "_now",
         "_refused",
         "_settings",
         "_telling",
@@ -160,6 +162,7 @@ class CircuitBreaker:
         self._judge = Judge(failure, ignore, failure_result)
         self._clock = clock
         self._emitter = Emitter(name, listeners, clock)
+        self._now = clock.monotonic
         self._circuit = Circuit(triggers, window, half_open_timeout)
         self._ledger = Ledger(self._circuit, self, clock)
         self._telling = threading.Lock()
@@ -239,19 +242,19 @@ class CircuitBreaker:
     def retry_after(self) -> float | None:
         """Seconds until a call may pass: 0.0 when it may now, None when that is not known."""
         with self._ledger.lock:
-            return self._circuit.retry_after(self._clock.monotonic())
+            return self._circuit.retry_after(self._now())
 
     def snapshot(self) -> BreakerSnapshot:
         """Return state, counts and the rest of the break, in plain values that another process can restore."""
         with self._ledger.lock:
-            return snapshot_of(self._circuit, self._clock.monotonic())
+            return snapshot_of(self._circuit, self._now())
 
     def restore(self, snapshot: BreakerSnapshot) -> None:
         """Go on from a snapshot, of this breaker or of one in another process. Calls under way are not counted."""
         if not isinstance(snapshot, BreakerSnapshot):
             raise ConfigurationError(f"restore takes a BreakerSnapshot, got {type(snapshot).__name__}")
         with self._ledger.lock:
-            now = self._clock.monotonic()
+            now = self._now()
             unknown = self._circuit.restore(snapshot, now)
             lane = self._circuit.lane
             self._show_lane_locked()
@@ -268,7 +271,7 @@ class CircuitBreaker:
         if seconds is not None:
             seconds = checks.seconds("seconds", seconds, zero=True)
         with self._ledger.lock:
-            self._circuit.force_open(self._clock.monotonic(), seconds)
+            self._circuit.force_open(self._now(), seconds)
             self._show_lane_locked()
         self._tell()
 
@@ -297,15 +300,23 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: No call may pass now.
         """
+        lane = self.passing
+        if lane is not None and self.timing is None:
+            return lane
+        until = self._circuit.until
+        if until > -inf:  # one value that tells everything, so a refusal needs no lock
+            wait = until - self._now()
+            if wait > 0:
+                raise self._refusal(wait if wait < inf else None)
         ticket = self._admit()
         if self._heard:
             self._emitter.emit(CallStarted)
         return ticket
 
     def _admit(self) -> Ticket:
-        ticket, wait = self._decide()
+        ticket, retry_after = self._decide()
         if ticket is None:
-            raise self._refusal(wait)
+            raise self._refusal(retry_after)
         return ticket
 
     def offer(self) -> Ticket | None:
@@ -320,8 +331,8 @@ class CircuitBreaker:
         circuit = self._circuit
         lane = circuit.lane
         if lane.until > -inf and not self._heard:
-            return (lane if self.timing is None else Entry(lane, self._clock.monotonic())), None
-        now = self._clock.monotonic()
+            return (lane if self.timing is None else Entry(lane, self._now())), None
+        now = self._now()
         until = circuit.until
         if now < until:  # one value that tells everything, so a refusal needs no lock
             return None, until - now if until < inf else None
@@ -337,6 +348,10 @@ class CircuitBreaker:
 
     def leave(self, ticket: Ticket, error: BaseException | None, result: object, /) -> None:
         """Take a ticket back with what the call came to, and judge it."""
+        lane = self.passing
+        if lane is not None and ticket is lane and error is None:
+            lane.count += 1
+            return
         verdict: Verdict = "ignored"
         asked = None
         try:
@@ -369,7 +384,7 @@ class CircuitBreaker:
     def _count(self, ticket: Ticket, verdict: Verdict, error: BaseException | None, asked: float | None) -> None:
         circuit, heard = self._circuit, self._heard
         began = None if isinstance(ticket, Lane) else ticket.began
-        now = self._clock.monotonic()
+        now = self._now()
         slow = self.timing is not None and began is not None and now - began >= self.timing[1]
         lane = ticket if isinstance(ticket, Lane) else ticket.lane
         if verdict == "success" and now < lane.until and not slow and not heard:
@@ -431,7 +446,8 @@ class CircuitBreaker:
 
     def _refusal(self, retry_after: float | None) -> CircuitOpenError:
         # Refusing must stay cheap when thousands do nothing else: __new__ alone takes half the time of the class.
-        error = CircuitOpenError.__new__(CircuitOpenError, self._refused)
+        # It is made here and not where it is raised, for a frame that holds the error it raises is a reference cycle.
+        error = _new(CircuitOpenError, self._refused)
         error.name = self.name
         error.retry_after = retry_after
         if self._tells_refusals:
