@@ -37,7 +37,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from dataclasses import dataclass
 from types import coroutine
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from hypothesis import strategies as st
 
@@ -121,7 +120,7 @@ def play(
         clock = ManualClock()
         guard = make(clock)
         if (has_results or plain_results) and all(hasattr(type(guard), method) for method in needed):
-            stage = _Stage(guard, clock, shell, observe)
+            stage = _Stage(guard, clock, shell() if isinstance(shell, type) else shell, observe)
             if name in _BLOCKING:
                 stage.play(history)
             else:
@@ -211,27 +210,27 @@ def _generator(guard: Any, body: Body) -> object:
     raise AssertionError("the generator went on")
 
 
-# One function for all calls of a guard, as a program has it: what a shell learns from one call matters in the next.
-_functions: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-_coroutine_functions: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+class _DecoratedOnce:
+    """One function for all calls, as a program has it: what a shell learns from one call matters in the next."""
+
+    def __init__(self) -> None:
+        self.function: Any = None
+
+    def __call__(self, guard: Any, body: Body) -> object:
+        def work(body: Body) -> object:
+            return body()
+
+        self.function = self.function or guard(work)
+        return self.function(body)
 
 
-def _decorated_once(guard: Any, body: Body) -> object:
-    def work(body: Body) -> object:
-        return body()
+class _AsyncDecoratedOnce(_DecoratedOnce):
+    def __call__(self, guard: Any, body: Any) -> Any:
+        async def work(body: AsyncBody) -> object:
+            return await body()
 
-    if guard not in _functions:
-        _functions[guard] = guard(work)
-    return _functions[guard](body)
-
-
-async def _async_decorated_once(guard: Any, body: AsyncBody) -> object:
-    async def work(body: AsyncBody) -> object:
-        return await body()
-
-    if guard not in _coroutine_functions:
-        _coroutine_functions[guard] = guard(work)
-    return await _coroutine_functions[guard](body)
+        self.function = self.function or guard(work)
+        return self.function(body)
 
 
 async def _async_decorated(guard: Any, body: AsyncBody) -> object:
@@ -264,14 +263,14 @@ async def _async_generator(guard: Any, body: AsyncBody) -> object:
 # Name -> what the guard's class must offer, whether the shell sees results, and the shell.
 _BLOCKING: dict[str, tuple[tuple[str, ...], bool, Any]] = {
     "decorated": (("__call__",), True, lambda guard, body: guard(body)()),
-    "decorated once": (("__call__",), True, _decorated_once),
+    "decorated once": (("__call__",), True, _DecoratedOnce),
     "decorated generator": (("__call__",), True, _generator),
     "call": (("call",), True, lambda guard, body: guard.call(body)),
     "with": (("__enter__", "__exit__"), False, _with),
 }
 _AWAITING: dict[str, tuple[tuple[str, ...], bool, Any]] = {
     "decorated async": (("__call__",), True, _async_decorated),
-    "decorated async once": (("__call__",), True, _async_decorated_once),
+    "decorated async once": (("__call__",), True, _AsyncDecoratedOnce),
     "decorated async generator": (("__call__",), False, _async_generator),
     "acall": (("acall",), True, _acall),
     "async with": (("__aenter__", "__aexit__"), False, _async_with),

@@ -219,7 +219,7 @@ def colliding(lane_: int, fn_: int) -> tuple[int, int]:
     return lane_, fn_
 
 
-def shadowing(type: int, guard: int, BaseException: int) -> tuple[int, int, int]:
+def shadowing(type: int, guard: int, BaseException: int) -> tuple[int, int, int]:  # noqa: A002 - what is tested
     return type, guard, BaseException
 
 
