@@ -94,12 +94,16 @@ if TYPE_CHECKING:
         LoginStatus,
         RateLimiter,
     )
+    from reliakit.resilience.adaptive import AIMD, AdaptiveLimit, Gradient2
     from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, CountWindow, Permit, State, TimeWindow
     from reliakit.resilience.budget import RetryBudget
     from reliakit.resilience.bulkhead import Bulkhead
+    from reliakit.resilience.coalesce import Coalesce
     from reliakit.resilience.fallback import Fallback
+    from reliakit.resilience.hedge import Hedge
     from reliakit.resilience.policy import Policy
     from reliakit.resilience.retry import Retry
+    from reliakit.resilience.throttle import Throttle
     from reliakit.resilience.timeout import Timeout
     from reliakit.stores import MemoryStore, PostgresStore, RedisStore
     from reliakit.validation import Schema, validated
@@ -117,8 +121,10 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AIMD",
     "IDEMPOTENCY_DDL",
     "SYSTEM_CLOCK",
+    "AdaptiveLimit",
     "AsyncDatabase",
     "AsyncRepository",
     "AsyncTransaction",
@@ -130,6 +136,7 @@ __all__ = [
     "CircuitBreaker",
     "CircuitOpenError",
     "Clock",
+    "Coalesce",
     "CommitUnknownError",
     "ConcurrencyLimiter",
     "ConfigurationError",
@@ -147,6 +154,8 @@ __all__ = [
     "Exposition",
     "Fallback",
     "Gauge",
+    "Gradient2",
+    "Hedge",
     "Histogram",
     "Isolation",
     "Limit",
@@ -193,6 +202,7 @@ __all__ = [
     "State",
     "StoreError",
     "Subscription",
+    "Throttle",
     "TimeWindow",
     "Timeout",
     "Transaction",
@@ -318,6 +328,9 @@ _HOMES = {
     "LoginGuard": "reliakit.ratelimit",
     "LoginStatus": "reliakit.ratelimit",
     "RateLimiter": "reliakit.ratelimit",
+    "AdaptiveLimit": "reliakit.resilience.adaptive",
+    "AIMD": "reliakit.resilience.adaptive",
+    "Gradient2": "reliakit.resilience.adaptive",
     "BreakerSnapshot": "reliakit.resilience.breaker",
     "CircuitBreaker": "reliakit.resilience.breaker",
     "CountWindow": "reliakit.resilience.breaker",
@@ -326,9 +339,12 @@ _HOMES = {
     "TimeWindow": "reliakit.resilience.breaker",
     "RetryBudget": "reliakit.resilience.budget",
     "Bulkhead": "reliakit.resilience.bulkhead",
+    "Coalesce": "reliakit.resilience.coalesce",
     "Fallback": "reliakit.resilience.fallback",
+    "Hedge": "reliakit.resilience.hedge",
     "Policy": "reliakit.resilience.policy",
     "Retry": "reliakit.resilience.retry",
+    "Throttle": "reliakit.resilience.throttle",
     "Timeout": "reliakit.resilience.timeout",
     "MemoryStore": "reliakit.stores",
     "PostgresStore": "reliakit.stores",
