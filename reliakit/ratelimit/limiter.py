@@ -19,7 +19,7 @@ from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.deadline import checkpoint, remaining
 from reliakit.core.errors import ConfigurationError, RateLimitedError
-from reliakit.core.events import LimitDecided
+from reliakit.core.events import LimitDecided, LimitWaited
 from reliakit.core.spine import Emitter, watch
 from reliakit.ratelimit.breaches import BreachLimited
 from reliakit.ratelimit.decorator import Spend, limited
@@ -226,6 +226,7 @@ class RateLimiter:
                 decision, wait, slot = self._admitted(key, cost, answer, slot)
                 if slot is not None:
                     self._clock.sleep(wait)
+                self._emitter.emit(LimitWaited, wait=wait)
             except BaseException:
                 unused = 0 if slot is None else self._waiting.leave(slot)
                 if slot is not None and unused:
@@ -244,6 +245,7 @@ class RateLimiter:
                 decision, wait, slot = self._admitted(key, cost, answer, slot)
                 if slot is not None:
                     await self._clock.asleep(wait)
+                self._emitter.emit(LimitWaited, wait=wait)
             except BaseException:
                 unused = 0 if slot is None else self._waiting.leave(slot)
                 if slot is not None and unused:
