@@ -69,7 +69,7 @@ def _of(objective: Objective) -> list[Alert]:
     )
     if isinstance(goal, AtMost):
         condition = Level(goal.metric, goal.target, wait=300.0)
-        return [Alert(name, condition, "ticket", "{job}: " + _lower(objective.help), advice, wait=300.0)]
+        return [Alert(name, condition, "ticket", _summary(objective), advice, wait=300.0)]
     if isinstance(goal, Below | Ratio):
         return _burning(name, objective, advice)
     bad, _ = bad_and_total(goal)
@@ -79,7 +79,7 @@ def _of(objective: Objective) -> list[Alert]:
             name,
             Happened(bad),
             severity,
-            "{job}: " + _BROKEN.get(objective.name, f"{objective.name} is broken"),
+            _summary(objective),
             advice,
         )
     ]
@@ -100,8 +100,8 @@ def _burning(name: str, objective: Objective, advice: Advice) -> list[Alert]:
     return found
 
 
-def _lower(text: str) -> str:
-    return f"not so: {text[:1].lower()}{text[1:]}".rstrip(".") if text else "an objective is not met"
+def _summary(objective: Objective) -> str:
+    return "{job}: " + _BROKEN.get(objective.name, f"the objective {objective.name} is not met")
 
 
 _PAGES = frozenset({"leaked_connections", "secrets_masked"})
@@ -109,6 +109,7 @@ _BROKEN = {
     "deadlocks": "a deadlock reached a caller",
     "leaked_connections": "a connection was lost to its pool",
     "errors_tracked": "an error was not counted or not tracked",
+    "error_resolution": "a kind of error has been open for more than an hour",
     "secrets_masked": "a secret was found in the log",
 }
 
