@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from reliakit.metrics.monitoring.kit import Kit
     from reliakit.metrics.objectives import Objective
 
-__all__ = ["Advice", "Alert", "alerts"]
+__all__ = ["Advice", "Alert", "alert_name", "alerts"]
 
 Severity = Literal["page", "ticket"]
 
@@ -59,8 +60,13 @@ def alerts(kit: Kit) -> list[Alert]:
     return [alert for objective in kit.objectives for alert in _of(objective)] + list(_COMPONENTS)
 
 
+def alert_name(objective: Objective) -> str:
+    """Return what the names of an objective's alerts begin with."""
+    return "Reliakit" + "".join(word.capitalize() for word in re.split("[^a-zA-Z0-9]+", objective.name))
+
+
 def _of(objective: Objective) -> list[Alert]:
-    name = "Reliakit" + "".join(word.capitalize() for word in objective.name.split("_"))
+    name = alert_name(objective)
     goal = objective.goal
     advice = _ADVICE.get(objective.name) or Advice(
         f"The objective `{objective.name}` is not met. {objective.help}".strip(),
@@ -74,15 +80,7 @@ def _of(objective: Objective) -> list[Alert]:
         return _burning(name, objective, advice)
     bad, _ = bad_and_total(goal)
     severity: Severity = "page" if objective.name in _PAGES else "ticket"
-    return [
-        Alert(
-            name,
-            Happened(bad),
-            severity,
-            _summary(objective),
-            advice,
-        )
-    ]
+    return [Alert(name, Happened(bad), severity, _summary(objective), advice)]
 
 
 def _burning(name: str, objective: Objective, advice: Advice) -> list[Alert]:
