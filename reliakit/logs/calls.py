@@ -1,4 +1,4 @@
-"""What policies around calls tell, as log records: what an operator must know, and not once for each call of a flood."""
+"""What policies around calls tell, as log records; a flood is not told call by call."""
 
 from __future__ import annotations
 
