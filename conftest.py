@@ -39,6 +39,7 @@ WITH_POSTGRES = [
     "docs/transactions.md",
     "docs/outbox.md",
     "docs/sqlalchemy.md",
+    "docs/sharing.md",
     "docs/testing.md",
 ]
 

@@ -275,6 +275,19 @@ class CircuitBreaker:
             self._show_lane_locked()
         self._tell()
 
+    def trip(self, seconds: float, *, cause: str = "tripped by hand") -> None:
+        """Open the circuit as failures would, for so many seconds, after which probes decide.
+
+        Args:
+            seconds: The length of the break. An open circuit's break then ends so many seconds from now.
+            cause: Why, for events and logs.
+        """
+        seconds = checks.seconds("seconds", seconds, zero=True)
+        with self._ledger.lock:
+            self._circuit.trip(self._clock.monotonic(), seconds, cause)
+            self._show_lane_locked()
+        self._tell()
+
     def disable(self) -> None:
         """Let every call pass and count nothing, until told otherwise."""
         self._switch(State.DISABLED)

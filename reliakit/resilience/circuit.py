@@ -197,6 +197,12 @@ class Circuit:
             if self.changes and self.changes[-1].state is self.state:
                 self.changes[-1].retry_after = length
 
+    def trip(self, now: float, length: float, cause: str) -> None:
+        """Open for so many seconds, or make the break that is under way end then."""
+        if self.state is not State.OPEN:
+            self._open(cause)
+        self.hold(self.lane, now, length)
+
     def retry_after(self, now: float) -> float | None:
         """Return the seconds until a call may pass, 0.0 when it may now, None when that is not known."""
         if self.until == inf:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError, StoreError
 from reliakit.core.fork import renew_locks_after_fork
+from reliakit.stores.postgres_ballots import count_of, force_words, vote_words
 from reliakit.stores.postgres_sql import definitions, functions
 from reliakit.stores.postgres_wire import PoolConnections, TaskConnections, TaskPool, ThreadConnections, is_async
 from reliakit.stores.protocol import Op
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptOp, AttemptRules
+    from reliakit.stores.ballots import Ballot, Count
     from reliakit.stores.protocol import Answer, Plan
 
 __all__ = ["PostgresStore", "Setup"]
@@ -38,6 +40,7 @@ _SESSION = (
     "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; "
     "SET synchronous_commit = off; SET statement_timeout = {milliseconds}; SET lock_timeout = 0"
 )
+_CIRCUITS = b"circuit\0"
 # One process at a time makes the table; the number is any that nobody else has.
 _MAKE = "BEGIN; SELECT pg_advisory_xact_lock(7209065713364918381); {definitions} COMMIT"
 
@@ -120,6 +123,19 @@ class PostgresStore:
         """Decide over an attempt to log in, in one statement; see `AttemptStore.attempt`."""
         guard = self._guards.get(rules) or self._guard(rules)
         return guard.answer(await self._arun(*guard.statement(op, attempt, self._now())), op, attempt)
+
+    def vote(self, ballot: Ballot, /) -> Count:
+        """Take a ballot on a circuit and count, in one statement; see `BallotBox.vote`."""
+        query = (
+            f"SELECT {self._names['vote']}(%b::bytea, %s::text, %s::bigint, %s::bigint, %s::bigint, %s::boolean, "
+            "%s::bigint, %s::boolean, %s::bigint)"
+        )
+        return count_of(self._run(query, (_place(_CIRCUITS, ballot.circuit), *vote_words(ballot))))
+
+    def force(self, circuit: str, seconds: float, /) -> None:
+        """Force a circuit open for everybody, or let go of it, in one statement; see `BallotBox.force`."""
+        query = f"SELECT {self._names['force']}(%b::bytea, %s::bigint)"
+        self._run(query, (_place(_CIRCUITS, circuit), *force_words(seconds)))
 
     def open(self) -> None:
         """Connect now instead of with the first decision, and make the table.
@@ -213,7 +229,7 @@ class Setup:
 
     def __init__(self, table: str, timeout: float) -> None:
         self._table = table
-        self._attempt = functions(table)["attempt"]  # the last one that is made
+        self._last = functions(table)["force"]  # the last one that is made
         self._session = _SESSION.format(milliseconds=max(1, round(timeout * 1000)))
         self._is_there = False
         self._lock = threading.Lock()
@@ -277,7 +293,7 @@ class Setup:
 
     @property
     def _question(self) -> tuple[str, tuple[str, str]]:
-        return "SELECT to_regclass(%s) IS NULL OR to_regproc(%s) IS NULL", (self._table, self._attempt)
+        return "SELECT to_regclass(%s) IS NULL OR to_regproc(%s) IS NULL", (self._table, self._last)
 
     @property
     def _making(self) -> str:

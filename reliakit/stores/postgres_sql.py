@@ -10,9 +10,11 @@ not wait for a disk. `keep_until` is rounded up to ten minutes, so that most upd
 
 from __future__ import annotations
 
+from reliakit.stores.postgres_ballots import BALLOTS
+
 __all__ = ["definitions", "functions"]
 
-_FUNCTIONS = ("spend", "due", "give", "full", "purge", "hit", "decide", "wait", "count", "attempt")
+_FUNCTIONS = ("spend", "due", "give", "full", "purge", "hit", "decide", "wait", "count", "attempt", "vote", "force")
 _TABLE = """
 CREATE UNLOGGED TABLE IF NOT EXISTS {table} (
   place bytea PRIMARY KEY,
@@ -367,5 +369,6 @@ def functions(table: str) -> dict[str, str]:
 
 def definitions(table: str) -> str:
     """Return the statements that make the table and its functions, and change nothing where they are."""
-    names = {"table": table, "index": f"{table.rpartition('.')[2]}_keep_until", **functions(table)}
-    return "".join(text.format(**names) for text in (_TABLE, _COUNTERS, _PURGE, _HIT_ONE, _DECIDE, _ATTEMPT))
+    index = f"{table.rpartition('.')[2]}_keep_until"
+    names = {"table": table, "index": index, "circuits": f"{table}_circuits", **functions(table)}
+    return "".join(text.format(**names) for text in (_TABLE, _COUNTERS, _PURGE, _HIT_ONE, _DECIDE, _ATTEMPT, BALLOTS))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError, StoreError
+from reliakit.stores.redis_ballots import FORCE, VOTE, count_of, force_words, vote_words
 from reliakit.stores.redis_scripts import ATTEMPT, DECIDE, DECIDE_ONE
 from reliakit.stores.redis_wire import (
     BlockingWire,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptOp, AttemptRules
+    from reliakit.stores.ballots import Ballot, Count
     from reliakit.stores.protocol import Answer, Op, Plan
+    from reliakit.stores.redis_scripts import Script
 
 __all__ = ["RedisStore"]
 
@@ -119,6 +122,20 @@ class RedisStore:
         """Decide over an attempt to log in, in one round trip; see `AttemptStore.attempt`."""
         shape = self._guards.get(rules) or self._guard(rules)
         return shape.answer(await self._arun(shape.request(op, attempt, self._now())), op, attempt)
+
+    def vote(self, ballot: Ballot, /) -> Count:
+        """Take a ballot on a circuit and count, in one round trip; see `BallotBox.vote`."""
+        return count_of(self._ask_circuit(VOTE, ballot.circuit, vote_words(ballot)))
+
+    def force(self, circuit: str, seconds: float, /) -> None:
+        """Force a circuit open for everybody, or let go of it, in one round trip; see `BallotBox.force`."""
+        self._ask_circuit(FORCE, circuit, force_words(seconds))
+
+    def _ask_circuit(self, script: Script, circuit: str, words: tuple[bytes, ...]) -> Any:
+        if self._blocking is None:
+            raise ConfigurationError(f"{self!r} has an asynchronous client: give it an address to share circuits")
+        key = f"{self._prefix}:{_SCHEMA}:{{{_short(circuit)}}}:circuit".encode("utf-8", "surrogatepass")
+        return self._run(Request(script, (key,), words))
 
     def open(self) -> None:
         """Connect now instead of with the first decision.

@@ -17,10 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session, sessionmaker
 
 from reliakit import (
-    AIMD,
     IDEMPOTENCY_DDL,
     SYSTEM_CLOCK,
-    AdaptiveLimit,
     AsyncDatabase,
     AsyncRepository,
     AsyncTransaction,
@@ -32,7 +30,6 @@ from reliakit import (
     CircuitBreaker,
     CircuitOpenError,
     Clock,
-    Coalesce,
     CommitUnknownError,
     ConcurrencyLimiter,
     ConfigurationError,
@@ -50,8 +47,6 @@ from reliakit import (
     Exposition,
     Fallback,
     Gauge,
-    Gradient2,
-    Hedge,
     Histogram,
     Isolation,
     Limit,
@@ -95,10 +90,11 @@ from reliakit import (
     RetryBudgetExceededError,
     Schema,
     SecurityHeaders,
+    SharedBreakers,
+    SharedStatus,
     State,
     StoreError,
     Subscription,
-    Throttle,
     Timeout,
     TimeWindow,
     Transaction,
@@ -155,6 +151,15 @@ breaker = CircuitBreaker(
     listeners=[heard.append],
     clock=SYSTEM_CLOCK,
 )
+
+
+def sharing(store: RedisStore) -> None:
+    with SharedBreakers(store, quorum=2) as shared:
+        assert_type(shared.add(breaker), CircuitBreaker)
+        assert_type(shared.status(), tuple[SharedStatus, ...])
+        assert_type(shared.refresh(), bool)
+
+
 last_fifty = CircuitBreaker(failure_rate=0.5, window=CountWindow(50), half_open_calls=3)
 RateLimiter("10/s", store=RedisStore("redis://localhost", clock="client"))
 RateLimiter("10/s", store=PostgresStore("dbname=app", table="limits", max_size=2))
@@ -567,26 +572,7 @@ async def alisted(a: int) -> AsyncIterator[str]:
     yield str(a)
 
 
-def same(a: int) -> int:
-    return a
-
-
-@Coalesce(key=same)
-@Hedge(0.1, budget=RetryBudget())
-@AdaptiveLimit(AIMD(), initial=5)
-@AdaptiveLimit(Gradient2(tolerance=2.0))
-@Throttle(2.0, failure=OSError)
-async def guarded(a: int) -> str:
-    return str(a)
-
-
 async def policies() -> None:
-    assert_type(await guarded(1), str)
-    assert_type(await Hedge().acall(guarded, 1), str)
-    assert_type(Coalesce().call(priced, 1), float)
-    assert_type(Hedge().current_delay, float | None)
-    assert_type(Throttle().rejection, float)
-    assert_type(AdaptiveLimit().limit, int)
     assert_type(priced(1, b="x"), float)
     assert_type(await apriced(1), str)
     assert_type(listed(1), Generator[str])

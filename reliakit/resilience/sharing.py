@@ -1,0 +1,481 @@
+"""Breakers of many processes that share their verdicts, and count each for itself.
+
+```
+breaker opens ──> ballot ──> store counts ── quorum of processes ──> every process opens
+the break ends ──> one process gets the lease to probe ── success ──> every process closes
+```
+
+A call never waits for the store and costs nothing more: one thread asks it every `interval` seconds, and at once when
+a breaker opens or closes. While the store is down each process decides alone, as if there were no sharing. One bad
+process poisons nobody: it takes several that agree, as in Envoy's outlier detection by many hosts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from reliakit.core import checks
+from reliakit.core.clock import SYSTEM_CLOCK
+from reliakit.core.errors import ConfigurationError, StoreError
+from reliakit.core.events import CircuitChanged, StoreFailed, StoreRecovered
+from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
+from reliakit.core.spine import Emitter, subscribe
+from reliakit.resilience.breaker import CircuitBreaker
+from reliakit.resilience.circuit import State
+from reliakit.stores.ballots import Ballot, BallotBox, Count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from reliakit.core.clock import Clock
+    from reliakit.core.spine import Listener
+
+__all__ = ["Agreement", "SharedBreakers", "SharedStatus"]
+
+_log = logging.getLogger("reliakit")
+B = TypeVar("B", bound=CircuitBreaker)
+
+_LONGEST_PAUSE = 30.0
+# A process that has the lease and no calls to probe with lets others have it after so many rounds.
+_IDLE_ROUNDS = 3
+# In rounds: who has not been heard of for so long is dead, and his lease is over.
+_LIFETIME = 5
+_LEASE = 3
+_HOLD = 5
+_SHORTEST = 0.05
+_BY_HAND = frozenset({State.FORCED_OPEN, State.DISABLED, State.METRICS_ONLY})
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a breaker has to do: be "open" or "forced" for so many seconds (None for no end), or "closed"."""
+
+    state: str
+    seconds: float | None = None
+
+
+@dataclass(slots=True)
+class Agreement:
+    """One breaker's part in the agreement: what it votes, and what the count means for it. Pure: no store, no wait.
+
+    While a circuit is open by agreement its break is told to be longer than it is, by `hold`: nobody probes who has
+    not got the lease, however late his next round comes.
+
+    Attributes:
+        interval: Seconds between two rounds.
+        hold: Seconds after which a process whose rounds have stopped decides alone.
+        era: The era it last heard of, -1 for none yet.
+        is_shared: Whether the circuit is open because a quorum agrees, whoever began.
+        is_forced: Whether it is forced open by the store.
+        is_probing: Whether it was told to probe.
+        is_voting: Whether its last ballot said that its own calls have opened it.
+        has_voted: Whether the one before did.
+        until: When the break that all agree on is over.
+        own_until: When the break is over that its own calls have begun.
+        idle: For how many rounds it was to probe and did not.
+    """
+
+    interval: float
+    hold: float
+    era: int = -1
+    is_shared: bool = False
+    is_forced: bool = False
+    is_probing: bool = False
+    is_voting: bool = False
+    has_voted: bool = False
+    until: float = 0.0
+    own_until: float = 0.0
+    idle: int = 0
+
+    def ballot(self, ballot: Ballot, state: State, rest: float | None, now: float) -> Ballot:
+        """Return this round's ballot.
+
+        Args:
+            ballot: What does not change from round to round.
+            state: The breaker's state.
+            rest: Its `retry_after`.
+            now: The instant at which both were read.
+        """
+        is_open = state is State.OPEN and rest is not None
+        has_failed = self.is_probing and is_open and (rest or 0.0) > 0
+        if is_open and (not self.is_shared or has_failed):
+            self.own_until = now + (rest or 0.0)
+        is_over = is_open and now >= self.until and not has_failed
+        wants_lease = self.is_shared and (
+            state is State.HALF_OPEN or has_failed or (is_over and self.idle < _IDLE_ROUNDS)
+        )
+        remaining = max(0.0, self.own_until - now) if is_open else 0.0
+        self.has_voted, self.is_voting = self.is_voting, remaining > 0
+        return ballot._replace(
+            remaining=remaining,
+            era=self.era,
+            wants_lease=wants_lease,
+            has_closed=self.is_shared and state is State.CLOSED,
+        )
+
+    def heed(self, count: Count, state: State, rest: float | None, now: float) -> Order | None:
+        """Take in the store's count, and return what the breaker has to do, or None for nothing."""
+        is_new_era = self.era not in (-1, count.era)
+        self.era = count.era
+        if count.forced > 0 or self.is_forced:
+            return self._obey(count, state, rest)
+        if state in _BY_HAND:
+            self._leave()
+            return None
+        if is_new_era:
+            # Also for one that has helped to open it and not yet heard that it has.
+            took_part = self.is_shared or self.has_voted
+            self._leave()
+            return Order("closed") if took_part and state is not State.CLOSED else None
+        if count.remaining > 0:
+            return self._join(count, state, rest, now)
+        return self._linger(count, state, rest, now) if self.is_shared else None
+
+    def alone(self, state: State, rest: float | None, now: float) -> Order | None:
+        """Return what the breaker has to do when the store does not answer: go by the break itself."""
+        left = max(0.0, self.until - now)
+        is_held = self.is_shared and state is State.OPEN and rest is not None and rest > left + self.interval
+        return Order("open", left) if is_held and not self.is_probing else None
+
+    def _leave(self) -> None:
+        self.is_shared = self.is_probing = self.is_voting = self.has_voted = False
+        self.until = self.own_until = 0.0
+        self.idle = 0
+
+    def _obey(self, count: Count, state: State, rest: float | None) -> Order | None:
+        was_forced, self.is_forced = self.is_forced, count.forced > 0
+        self._leave()
+        if not was_forced:
+            return Order("forced", None if count.forced == inf else count.forced)
+        # Let go of by hand, or run out by itself: then probes decide.
+        is_let_go = not self.is_forced and (rest is None or rest > 2 * self.interval)
+        return Order("closed") if is_let_go and state is State.FORCED_OPEN else None
+
+    def _join(self, count: Count, state: State, rest: float | None, now: float) -> Order | None:
+        """A quorum says that the circuit is open."""
+        self.is_shared, self.until = True, now + count.remaining
+        if state is State.HALF_OPEN and count.has_lease:
+            return None
+        self.is_probing = False
+        is_held = state is State.OPEN and rest is not None and rest >= count.remaining + self.hold - self.interval
+        return None if is_held else Order("open", count.remaining + self.hold)
+
+    def _linger(self, count: Count, state: State, rest: float | None, now: float) -> Order | None:
+        """The break is over; who has the lease probes, and all others wait for what comes of it."""
+        self.until = min(self.until, now)
+        if state is State.CLOSED:
+            return None
+        if not count.has_lease:
+            self.is_probing, self.idle = False, 0
+            is_held = state is State.OPEN and rest is not None and rest >= self.hold - self.interval
+            return None if is_held else Order("open", self.hold)
+        if state is State.OPEN and not self.is_probing:
+            self.is_probing = True
+            return Order("open", 0.0)
+        self.idle = self.idle + 1 if state is State.OPEN and rest == 0 else 0
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedStatus:
+    """Where the processes stand on one circuit.
+
+    Attributes:
+        name: The breaker's.
+        state: Its state in this process.
+        members: How many processes share it, as last heard.
+        votes: How many of them say that it is open.
+        quorum: How many are needed.
+        is_shared: Whether it is open by their agreement.
+        is_degraded: Whether the store did not answer last time, so that this process decides alone.
+    """
+
+    name: str
+    state: State
+    members: int
+    votes: int
+    quorum: int
+    is_shared: bool
+    is_degraded: bool
+
+
+class SharedBreakers:
+    """Let the breakers of many processes open and close together, through a store.
+
+    ```python
+    payments = CircuitBreaker("payments")
+    sharing = SharedBreakers(RedisStore("redis://localhost"))
+    sharing.add(payments)
+    with sharing:                           # or async with; starts the one thread
+        serve()
+    ```
+
+    Breakers of the same name share. Each counts for itself; once a quorum of the living processes has opened, all
+    open, one of them probes at a time, and its success closes all. A process hears of a change within `interval`
+    seconds. Calls never wait for the store; while it is down each process decides alone.
+
+    Args:
+        store: A RedisStore or PostgresStore of an address, or of a client for threads.
+        quorum: How many processes must have opened; None for two or 30 % of the living, whatever is more. With 1, the
+            first one opens all.
+        interval: Seconds between two rounds, 0.05 at least.
+        member: The name of this process among the others; default: made of host, process id and chance.
+        listeners: Callables that receive StoreFailed and StoreRecovered.
+        clock: Where the time of events comes from.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+
+    def __init__(
+        self,
+        store: BallotBox,
+        *,
+        quorum: int | None = None,
+        interval: float = 1.0,
+        member: str | None = None,
+        listeners: Iterable[Listener] = (),
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if not callable(getattr(store, "vote", None)):
+            raise ConfigurationError(f"store must be one that processes share, such as a RedisStore, got {store!r}")
+        self._store = store
+        self.interval: float = checks.seconds("interval", interval)
+        if self.interval < _SHORTEST:
+            raise ConfigurationError(f"interval must be at least {_SHORTEST:g} s, got {interval!r}")
+        self._ballot = Ballot(
+            circuit="",
+            member=_new_member() if member is None else checks.named("member", member),
+            lifetime=_LIFETIME * self.interval,
+            remaining=0.0,
+            era=-1,
+            wants_lease=False,
+            lease=_LEASE * self.interval,
+            has_closed=False,
+            quorum=0 if quorum is None else checks.count("quorum", quorum),
+        )
+        self._emitter = Emitter("sharing", listeners, clock)
+        self._clock = clock
+        self._rounds: dict[str, _Round] = {}
+        self._lock = threading.RLock()
+        self._round = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._failed_at: float | None = None
+        self._failures = 0
+        renew_locks_after_fork(self, "_lock", "_round")
+        tell_after_fork(self, "_forget_thread")
+
+    def add(self, breaker: B) -> B:
+        """Let a breaker take part, under its name; return it.
+
+        Raises:
+            ConfigurationError: It is no circuit breaker, or another one has its name here.
+        """
+        if not isinstance(breaker, CircuitBreaker):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without types
+            raise ConfigurationError(f"add takes a CircuitBreaker, got {breaker!r}")
+        with self._lock:
+            known = self._rounds.get(breaker.name)
+            if known is not None and known.breaker is not breaker:
+                raise ConfigurationError(f"another breaker named {breaker.name!r} shares here: give it another name")
+            self._rounds.setdefault(breaker.name, _Round(breaker, Agreement(self.interval, _HOLD * self.interval)))
+        self._wake.set()
+        return breaker
+
+    def open(self) -> None:
+        """Start the thread that votes and listens. Doing it again changes nothing. In a forked child, open again."""
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._stop, self._wake = threading.Event(), threading.Event()
+            self._heard = subscribe(self._hear, CircuitChanged)
+            self._thread = threading.Thread(target=self._run, name="reliakit-sharing", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop it. Breakers stay as they are, and each decides for itself from now on. The store stays open."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is None:
+                return
+            self._stop.set()
+            self._wake.set()
+            self._heard.close()
+        if thread is not threading.current_thread():
+            thread.join()
+
+    async def aclose(self) -> None:
+        """Stop it like `close`, without blocking the event loop."""
+        import asyncio  # noqa: PLC0415 - only programs that await pay for the import
+
+        await asyncio.to_thread(self.close)
+
+    def force_open(self, name: str, seconds: float | None = None) -> None:
+        """Force a circuit open in every process, for so many seconds or until `release`. One round trip.
+
+        Args:
+            name: The breakers' name; this process need not have one.
+            seconds: How long, after which probes decide; None for no end.
+
+        Raises:
+            StoreError: The store cannot be asked, so nothing was changed.
+        """
+        self._store.force(checks.named("name", name), inf if seconds is None else checks.seconds("seconds", seconds))
+        self._wake.set()
+
+    def release(self, name: str) -> None:
+        """Let go of a circuit that `force_open` has opened; it closes in every process. One round trip.
+
+        Raises:
+            StoreError: The store cannot be asked, so nothing was changed.
+        """
+        self._store.force(checks.named("name", name), 0.0)
+        self._wake.set()
+
+    def status(self) -> tuple[SharedStatus, ...]:
+        """Return where the processes stand on each circuit, as last heard. No round trip."""
+        with self._lock:
+            rounds = tuple(self._rounds.values())
+        is_degraded = self._failed_at is not None
+        return tuple(one.status(is_degraded=is_degraded) for one in rounds)
+
+    def _hear(self, event: CircuitChanged) -> None:
+        if event.name in self._rounds:
+            self._wake.set()
+
+    def _run(self) -> None:
+        wake, stop = self._wake, self._stop
+        while not stop.is_set():
+            if self.refresh():
+                wake.wait(self.interval)
+            else:
+                # Not woken by breakers: one that opens every moment must not make a dead store be asked as often.
+                stop.wait(min(self.interval * 2**self._failures, _LONGEST_PAUSE))
+            wake.clear()
+
+    def refresh(self) -> bool:
+        """Vote and listen now, one round trip for each breaker; return whether the store answered.
+
+        The thread does it every `interval` seconds. For programs that have no threads, and for tests.
+        """
+        with self._round:
+            is_up = self._vote()
+            if not is_up:
+                for one in tuple(self._rounds.values()):
+                    one.go_alone(self._clock)
+        return is_up
+
+    def _vote(self) -> bool:
+        with self._lock:
+            rounds = tuple(self._rounds.values())
+        try:
+            for one in rounds:
+                one.go(self._store, self._ballot, self._clock)
+        except StoreError as error:
+            self._failures += 1
+            if self._failed_at is None:
+                self._failed_at = self._clock.monotonic()
+                reason = type(error.__cause__ or error).__name__
+                self._emitter.emit(StoreFailed, store=type(self._store).__name__, reason=reason)
+            return False
+        except Exception:  # noqa: BLE001 - a store of somebody else's: the breakers decide alone
+            if not self._failures:
+                _log.exception("The store that breakers share raised; each process decides alone")
+            self._failures += 1
+            return False
+        self._failures = 0
+        if self._failed_at is not None:
+            since, self._failed_at = self._failed_at, None
+            outage = self._clock.monotonic() - since
+            self._emitter.emit(StoreRecovered, store=type(self._store).__name__, outage=outage)
+        return True
+
+    def _forget_thread(self) -> None:
+        """In a forked child there is no thread, and the child is somebody else to the others."""
+        if self._thread is not None:
+            self._heard.close()
+        self._thread = None
+        self._wake = threading.Event()
+        self._ballot = self._ballot._replace(member=_new_member())
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        names = ", ".join(sorted(self._rounds))
+        return f"<SharedBreakers {names or 'of none'} through {self._store!r}>"
+
+
+class _Round:
+    """One breaker, its part in the agreement, and what was last heard."""
+
+    __slots__ = ("_agreement", "_count", "breaker")
+
+    def __init__(self, breaker: CircuitBreaker, agreement: Agreement) -> None:
+        self.breaker: CircuitBreaker = breaker
+        self._agreement = agreement
+        self._count: Count | None = None
+
+    def go(self, store: BallotBox, ballot: Ballot, clock: Clock) -> None:
+        """Vote, and do what the count says."""
+        breaker, agreement = self.breaker, self._agreement
+        own = ballot._replace(circuit=breaker.name)
+        state = breaker.state
+        self._count = count = store.vote(agreement.ballot(own, state, breaker.retry_after, clock.monotonic()))
+        if breaker.state is state:  # else the next round, which begins at once, tells what has become of it meanwhile
+            self._follow(agreement.heed(count, state, breaker.retry_after, clock.monotonic()))
+
+    def go_alone(self, clock: Clock) -> None:
+        """Do without the store."""
+        self._follow(self._agreement.alone(self.breaker.state, self.breaker.retry_after, clock.monotonic()))
+
+    def _follow(self, order: Order | None) -> None:
+        breaker = self.breaker
+        if order is None:
+            return
+        if order.state == "open":
+            breaker.trip(order.seconds or 0.0, cause="agreed with other processes")
+        elif order.state == "forced":
+            breaker.force_open(order.seconds)
+        else:
+            breaker.close()
+
+    def status(self, *, is_degraded: bool) -> SharedStatus:
+        """Return where the processes stand, as last heard."""
+        count = self._count
+        return SharedStatus(
+            name=self.breaker.name,
+            state=self.breaker.state,
+            members=0 if count is None else count.members,
+            votes=0 if count is None else count.votes,
+            quorum=0 if count is None else count.quorum,
+            is_shared=self._agreement.is_shared,
+            is_degraded=is_degraded,
+        )
+
+
+def _new_member() -> str:
+    return f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(4)}"
