@@ -35,7 +35,7 @@ _MOST_GRPC = 99_999_999  # eight digits, see "Timeout" in the protocol of gRPC o
 
 
 class Budget:
-    """One running block's share of time, linked to the block around it; for whoever sets `current` himself."""
+    """One running block's share of time, linked to the block around it."""
 
     __slots__ = ("clock", "inherited", "outer", "over", "seconds", "until")
 
@@ -54,15 +54,14 @@ class Budget:
         return self.until - self.clock.monotonic()
 
 
-current: ContextVar[Budget | None] = ContextVar("reliakit_deadline", default=None)
+_current: ContextVar[Budget | None] = ContextVar("reliakit_deadline", default=None)
 _emitter = Emitter("deadline")
 
 
-def binding() -> Budget | None:
-    """Return the innermost budget whose block still runs."""
+def _binding() -> Budget | None:
     # A generator may be closed in another context than it began in, or after the block around it: its budget then
     # stays behind in the context. Asking each budget whether its block still runs makes that harmless.
-    budget = current.get()
+    budget = _current.get()
     while budget is not None and budget.over:
         budget = budget.outer
     return budget
@@ -70,15 +69,15 @@ def binding() -> Budget | None:
 
 def remaining() -> float | None:
     """Return the seconds that are left of the innermost deadline, never below 0, or None without a deadline."""
-    if current.get() is None:
+    if _current.get() is None:
         return None
-    budget = binding()
+    budget = _binding()
     return None if budget is None else max(0.0, budget.remaining())
 
 
 def checkpoint() -> None:
     """Raise DeadlineExceededError if the deadline has passed. For loops in code that nothing can interrupt."""
-    budget = binding()
+    budget = _binding()
     if budget is not None and budget.remaining() <= 0:
         raise exceeded(budget.seconds)
 
@@ -158,8 +157,8 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
     def __enter__(self) -> Self:
         if self._budget is not None:
             raise ConfigurationError("this deadline is running already: make a new one for each block")
-        self._budget = Budget(self._seconds, self._clock, binding())
-        current.set(self._budget)
+        self._budget = Budget(self._seconds, self._clock, _binding())
+        _current.set(self._budget)
         return self
 
     def __exit__(
@@ -219,7 +218,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
         budget, self._budget = self._budget, None
         assert budget is not None
         budget.over = True
-        current.set(binding())
+        _current.set(_binding())
         return budget
 
     def __repr__(self) -> str:

@@ -1,0 +1,92 @@
+"""Policies for httpx clients: retries, breakers and time limits for each host, and the request's context on calls.
+
+```python
+client = httpx.AsyncClient(transport=AsyncPolicyTransport(Policy.standard))
+```
+
+Each host has a policy of its own, made when it is first called. What may not be sent twice (POST and PATCH without an
+`Idempotency-Key`, bodies that are streamed) passes through the policy without its retries and hedges. Answers 5xx and
+429 count as failures inside the policy; the last one is then returned as the answer it is. A deadline bounds every
+wait, and request id, trace and deadline travel along. The policy covers a call until its headers are there; the body
+of a good answer is read afterwards.
+
+A call may also raise the errors of its policy, such as CircuitOpenError, and DeadlineExceededError.
+Redirects are separate calls. The classes for httpx and for httpx2 differ in nothing but the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httpx
+
+from reliakit.integrations.transports import AsyncSending, Sending
+from reliakit.resilience.hosts import FailedResponse, HostPolicies, HostPolicy, is_failure
+
+__all__ = ["AsyncPolicyTransport", "FailedResponse", "PolicyTransport"]
+
+
+class PolicyTransport(Sending, httpx.BaseTransport):
+    """Send each request of a `httpx.Client` through the policy of its host.
+
+    Args:
+        policy: A callable that returns the policy of a host, given as "api.example.com:8443", or one policy for all.
+        transport: What sends in the end; default: `httpx.HTTPTransport()`.
+        max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
+        failed: Which statuses are failures; default: 429 and 5xx without 501 and 505.
+        propagate: Whether request id, trace and deadline are sent along. Headers of the caller's own always stay.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+
+    _bytes = httpx.ByteStream
+    _timeouts = httpx.TimeoutException
+
+    def __init__(
+        self,
+        policy: HostPolicy,
+        transport: httpx.BaseTransport | None = None,
+        *,
+        max_hosts: int = 256,
+        failed: Callable[[int], bool] = is_failure,
+        propagate: bool = True,
+    ) -> None:
+        super().__init__(
+            httpx.HTTPTransport() if transport is None else transport,
+            HostPolicies(policy, max_hosts=max_hosts, failed=failed),
+            propagate=propagate,
+        )
+
+
+class AsyncPolicyTransport(AsyncSending, httpx.AsyncBaseTransport):
+    """Send each request of a `httpx.AsyncClient` through the policy of its host.
+
+    Args:
+        policy: A callable that returns the policy of a host, given as "api.example.com:8443", or one policy for all.
+        transport: What sends in the end; default: `httpx.AsyncHTTPTransport()`.
+        max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
+        failed: Which statuses are failures; default: 429 and 5xx without 501 and 505.
+        propagate: Whether request id, trace and deadline are sent along. Headers of the caller's own always stay.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+
+    _bytes = httpx.ByteStream
+    _timeouts = httpx.TimeoutException
+
+    def __init__(
+        self,
+        policy: HostPolicy,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        max_hosts: int = 256,
+        failed: Callable[[int], bool] = is_failure,
+        propagate: bool = True,
+    ) -> None:
+        super().__init__(
+            httpx.AsyncHTTPTransport() if transport is None else transport,
+            HostPolicies(policy, max_hosts=max_hosts, failed=failed),
+            propagate=propagate,
+        )
