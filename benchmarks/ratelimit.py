@@ -1,18 +1,24 @@
-"""The rate limiter in memory beside `limits`: one limit, two limits, a refusal, in both colours, and bytes for a key.
+"""The rate limiter in memory beside limits, throttled-py, pyrate-limiter and aiolimiter.
 
     python benchmarks/ratelimit.py [--quick]
 
-One limit of the limiter stands in twice; the second is the control.
+One limit, two limits, a refusal, in threads and in tasks; bytes for a key; how many of N get through from 8 threads.
+One limit of the limiter stands in twice; the second is the control. Where a peer limits one key only, a dictionary of
+its limiters stands for it; where it takes one limit only, two of its decisions stand for two limits.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
-import importlib
-import tracemalloc
+import gc
+import subprocess
+import sys
+import threading
 from collections.abc import Awaitable, Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from interleave import Case, compare, python, skipped
@@ -21,10 +27,109 @@ from reliakit.ratelimit import Limit, RateLimiter
 from reliakit.stores import MemoryStore
 
 KEYS = [f"user:{number}" for number in range(1000)]
+MANY = 1_000_000
 TARGET = 3.0
+PACKAGES = {
+    "limits": "limits",
+    "throttled-py": "throttled",
+    "pyrate-limiter": "pyrate_limiter",
+    "aiolimiter": "aiolimiter",
+}
+HAVE = {package for package, module in PACKAGES.items() if find_spec(module)}
+Hit = Callable[[str], Any]
 
 
-def over_keys(hit: Callable[[str], Any]) -> Case:
+# Each peer: a function that makes a function that decides over a key, for so many in so many seconds.
+
+
+def ours(amount: int, per: int, algorithm: Any = "gcra") -> Hit:
+    return RateLimiter(Limit(amount, per=per, algorithm=algorithm), store=MemoryStore(max_keys=10 * MANY)).hit
+
+
+def ours_awaited(amount: int, per: int) -> Hit:
+    return RateLimiter(Limit(amount, per=per), store=MemoryStore(max_keys=10 * MANY)).ahit
+
+
+def limits(amount: int, per: int, strategy: str, *, awaited: bool = False) -> Hit:
+    module = import_module("limits.aio" if awaited else "limits")
+    limiter = getattr(module.strategies, strategy)(module.storage.MemoryStorage())
+    item = import_module("limits").RateLimitItemPerSecond(amount, per)
+    return lambda key: limiter.hit(item, key)
+
+
+def throttled(amount: int, per: int, using: str, *, awaited: bool = False) -> Hit:
+    module = import_module("throttled.asyncio" if awaited else "throttled")
+    quota = module.rate_limiter.per_duration(import_module("datetime").timedelta(seconds=per), amount)
+    store = module.MemoryStore(options={"MAX_SIZE": 10 * MANY})  # its default forgets all but 1024 keys
+    limiter = module.Throttled(using=using, quota=quota, store=store)
+    hit: Hit = limiter.limit
+    return hit
+
+
+def pyrate(amount: int, per: int, bucket: str, *, awaited: bool = False) -> Hit:
+    module = import_module("pyrate_limiter")
+    rates = [module.Rate(amount, per * 1000)]
+
+    class Buckets(module.BucketFactory):  # a bucket limits one key, so there is one for each
+        def __init__(self) -> None:
+            self.buckets: dict[str, Any] = {}
+
+        def wrap_item(self, name: str, weight: int = 1) -> Any:
+            return module.RateItem(name, self.get_bucket(name).now(), weight=weight)
+
+        def get(self, item: Any) -> Any:
+            return self.get_bucket(item.name)
+
+        def get_bucket(self, name: str) -> Any:
+            found = self.buckets.get(name)
+            if found is None:
+                found = self.buckets[name] = (
+                    module.InMemoryBucket(rates) if bucket == "log" else module.StateBucket(rates, module.GCRA())
+                )
+            return found
+
+    limiter = module.Limiter(Buckets())
+    if awaited:
+        return lambda key: limiter.try_acquire_async(key, blocking=False)
+    return lambda key: limiter.try_acquire(key, blocking=False)
+
+
+def aiolimiter(amount: int, per: int) -> Hit:
+    make = import_module("aiolimiter").AsyncLimiter
+    limiters: dict[str, Any] = {}
+
+    def hit(key: str) -> Any:
+        found = limiters.get(key)
+        if found is None:
+            found = limiters[key] = make(amount, per)
+        return found.acquire()
+
+    return hit
+
+
+PEERS: dict[str, tuple[str, Callable[[int, int], Hit]]] = {
+    "limits fixed window": ("limits", lambda n, s: limits(n, s, "FixedWindowRateLimiter")),
+    "limits moving window": ("limits", lambda n, s: limits(n, s, "MovingWindowRateLimiter")),
+    "limits sliding counter": ("limits", lambda n, s: limits(n, s, "SlidingWindowCounterRateLimiter")),
+    "throttled gcra": ("throttled-py", lambda n, s: throttled(n, s, "gcra")),
+    "throttled token bucket": ("throttled-py", lambda n, s: throttled(n, s, "token_bucket")),
+    "throttled fixed window": ("throttled-py", lambda n, s: throttled(n, s, "fixed_window")),
+    "pyrate log": ("pyrate-limiter", lambda n, s: pyrate(n, s, "log")),
+    "pyrate gcra": ("pyrate-limiter", lambda n, s: pyrate(n, s, "gcra")),
+}
+AWAITED: dict[str, tuple[str, Callable[[int, int], Hit]]] = {
+    "limits fixed window": ("limits", lambda n, s: limits(n, s, "FixedWindowRateLimiter", awaited=True)),
+    "throttled gcra": ("throttled-py", lambda n, s: throttled(n, s, "gcra", awaited=True)),
+    "pyrate gcra": ("pyrate-limiter", lambda n, s: pyrate(n, s, "gcra", awaited=True)),
+    "aiolimiter": ("aiolimiter", aiolimiter),
+}
+
+
+def peers(of: dict[str, tuple[str, Callable[[int, int], Hit]]]) -> dict[str, Callable[[int, int], Hit]]:
+    return {name: make for name, (package, make) in of.items() if package in HAVE}
+
+
+def over_keys(hit: Hit) -> Case:
     def case(times: int) -> None:
         for _ in range(times // len(KEYS)):
             for key in KEYS:
@@ -33,7 +138,7 @@ def over_keys(hit: Callable[[str], Any]) -> Case:
     return case
 
 
-def over_one(hit: Callable[[str], Any]) -> Case:
+def over_one(hit: Hit) -> Case:
     def case(times: int) -> None:
         for _ in range(times):
             hit("one")
@@ -41,71 +146,38 @@ def over_one(hit: Callable[[str], Any]) -> Case:
     return case
 
 
-def over_keys_async(hit: Callable[[str], Awaitable[Any]]) -> Case:
+def over_keys_awaited(hit: Callable[[str], Awaitable[Any]], loop: asyncio.AbstractEventLoop) -> Case:
     async def all_of_them(times: int) -> None:
         for _ in range(times // len(KEYS)):
             for key in KEYS:
                 await hit(key)
 
-    def case(times: int) -> None:
-        loop.run_until_complete(all_of_them(times))
-
-    return case
+    return lambda times: loop.run_until_complete(all_of_them(times))
 
 
-def bytes_for_a_key(make: Callable[[], Callable[[str], Any]], count: int) -> float:
-    """Return the memory that one key takes, its own text left out."""
-    keys = [f"203.0.113.{number}" for number in range(count)]
-    hit = make()
-    tracemalloc.start()
-    for key in keys:
-        hit(key)
-    used = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    return used / count
+def both(first: Hit, second: Hit) -> Hit:
+    return lambda key: first(key) and second(key)
 
 
-def main() -> None:
-    """Print all comparisons, and which targets they meet."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, below 10 seconds")
-    quick = parser.parse_args().quick
-    print(python())
-
-    one = {f"reliakit {name}": over_keys(limiter_of(name).hit) for name in ("sliding_log", "sliding_counter")}
-    one["reliakit fixed_window"] = over_keys(limiter_of("fixed_window").hit)
-    one["reliakit"] = over_keys(RateLimiter("1000000/s").hit)
-    one["reliakit (again)"] = over_keys(RateLimiter("1000000/s").hit)
-    two = {"reliakit": over_keys(RateLimiter("1000000/s", "60000000/min").hit)}
-    refused = RateLimiter("1/h")
-    denied = {"reliakit": over_one(refused.hit)}
-    awaited = {"reliakit": over_keys_async(RateLimiter("1000000/s").ahit)}
-    memory: dict[str, Callable[[], Callable[[str], Any]]] = {
-        "reliakit": lambda: RateLimiter("1000/h", store=MemoryStore(max_keys=10**7)).hit
+def timed(loop: asyncio.AbstractEventLoop, *, quick: bool) -> dict[str, bool]:
+    """Print what a decision takes, and return which targets are met."""
+    much = (1_000_000, 1)
+    one = {
+        f"reliakit {name}": over_keys(ours(100, 1, name))
+        for name in ("sliding_log", "sliding_counter", "fixed_window")
     }
-    try:
-        limits = importlib.import_module("limits")
-    except ImportError:
-        skipped("limits")
-    else:
-        second, minute, hour = (limits.parse(text) for text in ("1000000/second", "60000000/minute", "1/hour"))
-
-        def fixed() -> Any:
-            return limits.strategies.FixedWindowRateLimiter(limits.storage.MemoryStorage())
-
-        def moving() -> Any:
-            return limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
-
-        for name, made in (("fixed window", fixed()), ("moving window", moving())):
-            one[f"limits {name}"] = over_keys(lambda key, made=made: made.hit(second, key))
-        made = fixed()
-        two["limits fixed window, two hits"] = over_keys(lambda key: made.hit(second, key) and made.hit(minute, key))
-        denied["limits fixed window"] = over_one(lambda key: made.hit(hour, key))
-        aio = importlib.import_module("limits.aio")
-        amade = aio.strategies.FixedWindowRateLimiter(aio.storage.MemoryStorage())
-        awaited["limits fixed window"] = over_keys_async(lambda key: amade.hit(second, key))
-        memory["limits fixed window"] = lambda: functools.partial(fixed().hit, limits.parse("1000/hour"))
-
+    one |= {name: over_keys(ours(*much)) for name in ("reliakit", "reliakit (again)")}
+    one |= {name: over_keys(make(*much)) for name, make in peers(PEERS).items()}
+    two = {"reliakit": over_keys(RateLimiter("1000000/s", "60000000/min").hit)}
+    two |= {
+        f"{name}, two decisions": over_keys(both(make(*much), make(60_000_000, 60)))
+        for name, make in peers(PEERS).items()
+        if name in {"limits fixed window", "throttled gcra"}
+    }
+    denied = {"reliakit": over_one(ours(1, 3600))}
+    denied |= {name: over_one(make(1, 3600)) for name, make in peers(PEERS).items()}
+    awaited = {"reliakit": over_keys_awaited(ours_awaited(*much), loop)}
+    awaited |= {name: over_keys_awaited(make(*much), loop) for name, make in peers(AWAITED).items()}
     checks: dict[str, bool] = {}
     for title, cases in (
         ("one limit, 1000 keys", one),
@@ -115,25 +187,105 @@ def main() -> None:
     ):
         medians = compare(title, cases, "reliakit", quick=quick)
         for name, median in medians.items():
-            if name.startswith("limits"):
+            if not name.startswith("reliakit"):
                 checks[f"{title}: {name} at least {TARGET:g}x slower"] = median >= TARGET * medians["reliakit"]
-    count = 20_000 if quick else 200_000
-    print(f"\nbytes for a key, its text left out, {count} keys")
-    for name, make in memory.items():
-        print(f"  {name:44} {bytes_for_a_key(make, count):9.0f}")
+    return checks
+
+
+def bytes_for_a_key(name: str, count: int) -> None:
+    """Print by how much this process grows for each key, its own text left out. For a process of its own."""
+    make = ours if name == "reliakit" else peers(PEERS)[name]
+    keys = [f"203.0.113.{number}" for number in range(count)]
+    hit = make(1000, 3600)
+    hit("warm")
+    gc.collect()
+    gc.disable()
+    before = resident()
+    for key in keys:
+        hit(key)
+    print((resident() - before) / count)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def memory(*, quick: bool) -> dict[str, bool]:
+    """Print the bytes that a key takes, and return which targets are met."""
+    count = MANY // 10 if quick else MANY
+    print(f"\nbytes for a key, its text left out, {count} keys (growth of a process of its own)")
+    taken: dict[str, float] = {}
+    for name in ("reliakit", *peers(PEERS)):
+        command = [sys.executable, __file__, "--bytes", name, str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"  {name:44}    failed: {done.stderr.strip().splitlines()[-1]}")
+            continue
+        taken[name] = float(done.stdout)
+        print(f"  {name:44} {taken[name]:9.0f}  {taken[name] / taken['reliakit']:7.2f}x", flush=True)
+    leanest = min((value, name) for name, value in taken.items() if name != "reliakit")
+    return {f"a key takes at most half of the leanest peer's ({leanest[1]})": 2 * taken["reliakit"] <= leanest[0]}
+
+
+def exact() -> dict[str, bool]:
+    """Print how many of 1000 get through from 8 threads that take turns often."""
+    print("\nadmitted of 3200 tries from 8 threads, limit 1000, three times")
+    checks: dict[str, bool] = {}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for name, make in {"reliakit": ours, **peers(PEERS)}.items():
+            counts = [admitted(make(1000, 3600)) for _ in range(3)]
+            print(f"  {name:44} {counts}")
+            if name == "reliakit":
+                checks["exactly 1000 of 3200 from 8 threads"] = counts == [1000] * 3
+    finally:
+        sys.setswitchinterval(interval)
+    return checks
+
+
+def admitted(hit: Hit) -> int:
+    results: list[bool] = []
+
+    def work() -> None:
+        results.extend([passes(hit("k")) for _ in range(400)])
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(results)
+
+
+def passes(result: Any) -> bool:
+    limited = getattr(result, "limited", None)  # throttled's way to say it
+    return bool(result) if limited is None else not limited
+
+
+def main() -> None:
+    """Print all comparisons, and which targets they meet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and keys")
+    parser.add_argument("--bytes", nargs=2, metavar=("WHO", "KEYS"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.bytes:
+        bytes_for_a_key(given.bytes[0], int(given.bytes[1]))
+        return
+    print(python())
+    for package in PACKAGES:
+        if package not in HAVE:
+            skipped(package)
+    loop = asyncio.new_event_loop()
+    try:
+        checks = timed(loop, quick=given.quick)
+    finally:
+        loop.close()
+    checks |= exact() | memory(quick=given.quick)
     print()
     for target, met in checks.items():
         print(f"{'met   ' if met else 'MISSED'}  {target}")
 
 
-def limiter_of(algorithm: Any) -> RateLimiter:
-    """Return a limiter that admits some and refuses most, so that its state stays small."""
-    return RateLimiter(Limit(100, per=1.0, algorithm=algorithm))
-
-
 if __name__ == "__main__":
-    loop = asyncio.new_event_loop()
-    try:
-        main()
-    finally:
-        loop.close()
+    main()

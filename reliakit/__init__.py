@@ -94,13 +94,17 @@ if TYPE_CHECKING:
         LoginStatus,
         RateLimiter,
     )
+    from reliakit.resilience.adaptive import AIMD, AdaptiveLimit, Gradient2
     from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, CountWindow, Permit, State, TimeWindow
     from reliakit.resilience.budget import RetryBudget
     from reliakit.resilience.bulkhead import Bulkhead
+    from reliakit.resilience.coalesce import Coalesce
     from reliakit.resilience.fallback import Fallback
+    from reliakit.resilience.hedge import Hedge
     from reliakit.resilience.policy import Policy
     from reliakit.resilience.retry import Retry
     from reliakit.resilience.sharing import SharedBreakers, SharedStatus
+    from reliakit.resilience.throttle import Throttle
     from reliakit.resilience.timeout import Timeout
     from reliakit.stores import MemoryStore, PostgresStore, RedisStore
     from reliakit.validation import Schema, validated
@@ -118,8 +122,10 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AIMD",
     "IDEMPOTENCY_DDL",
     "SYSTEM_CLOCK",
+    "AdaptiveLimit",
     "AsyncDatabase",
     "AsyncRepository",
     "AsyncTransaction",
@@ -131,6 +137,7 @@ __all__ = [
     "CircuitBreaker",
     "CircuitOpenError",
     "Clock",
+    "Coalesce",
     "CommitUnknownError",
     "ConcurrencyLimiter",
     "ConfigurationError",
@@ -148,6 +155,8 @@ __all__ = [
     "Exposition",
     "Fallback",
     "Gauge",
+    "Gradient2",
+    "Hedge",
     "Histogram",
     "Isolation",
     "Limit",
@@ -196,6 +205,7 @@ __all__ = [
     "State",
     "StoreError",
     "Subscription",
+    "Throttle",
     "TimeWindow",
     "Timeout",
     "Transaction",
@@ -321,6 +331,9 @@ _HOMES = {
     "LoginGuard": "reliakit.ratelimit",
     "LoginStatus": "reliakit.ratelimit",
     "RateLimiter": "reliakit.ratelimit",
+    "AdaptiveLimit": "reliakit.resilience.adaptive",
+    "AIMD": "reliakit.resilience.adaptive",
+    "Gradient2": "reliakit.resilience.adaptive",
     "BreakerSnapshot": "reliakit.resilience.breaker",
     "CircuitBreaker": "reliakit.resilience.breaker",
     "CountWindow": "reliakit.resilience.breaker",
@@ -329,9 +342,12 @@ _HOMES = {
     "TimeWindow": "reliakit.resilience.breaker",
     "RetryBudget": "reliakit.resilience.budget",
     "Bulkhead": "reliakit.resilience.bulkhead",
+    "Coalesce": "reliakit.resilience.coalesce",
     "Fallback": "reliakit.resilience.fallback",
+    "Hedge": "reliakit.resilience.hedge",
     "Policy": "reliakit.resilience.policy",
     "Retry": "reliakit.resilience.retry",
+    "Throttle": "reliakit.resilience.throttle",
     "SharedBreakers": "reliakit.resilience.sharing",
     "SharedStatus": "reliakit.resilience.sharing",
     "Timeout": "reliakit.resilience.timeout",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # No test is judged by the clock, and a checkout that the user may not write to must not warn.
 _can_write = os.access(".", os.W_OK)
 _examples = DirectoryBasedExampleDatabase(".hypothesis/examples") if _can_write else InMemoryExampleDatabase()
-settings.register_profile("reliakit", deadline=None, database=_examples)
+settings.register_profile("reliakit", deadline=None, database=_examples, max_examples=60)
 settings.load_profile("reliakit")
 
 # Begun in the background of a shell, the suite inherits SIGINT ignored, and so would the children it interrupts.

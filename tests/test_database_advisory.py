@@ -25,6 +25,7 @@ from reliakit.core.errors import (
 )
 from reliakit.database import AsyncDatabase, Database, Isolation, Propagation
 from reliakit.database.locking import number_of
+from reliakit.testing import ManualClock
 
 HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
 
@@ -93,12 +94,14 @@ def test_shared_locks_share_and_exclude_the_others(db: Database, other: Database
 
 
 def test_the_block_may_use_the_database_and_take_longer_than_its_time(reliakit_dsn: str) -> None:
-    with Database(reliakit_dsn, max_size=2, timeout=0.3) as db:
+    clock = ManualClock()
+    with Database(reliakit_dsn, max_size=2, timeout=5.0, clock=clock) as db:
         with db.advisory_lock("a"):
             with pytest.raises(TransactionUsageError, match="no transaction runs here"):
                 db.current()
             for _ in range(4):
-                db.execute("SELECT pg_sleep(0.1)")
+                db.execute("SELECT 1")
+                clock.advance(3.0)
             with db.transaction() as tx:
                 assert tx.fetch_value("SELECT 1") == 1
         assert is_free(db)

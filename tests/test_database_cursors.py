@@ -138,7 +138,7 @@ async def test_a_task_that_is_cut_leaves_its_cursor_behind(reliakit_dsn: str) ->
             assert await tx.fetch_all(WORD, ("a",)) == [("a",)]
             assert kept(tx) is before
         with pytest.raises(TransactionTimeoutError):
-            async with db.transaction(timeout=0.05) as tx:
+            async with db.transaction(timeout=0.2) as tx:
                 await tx.fetch_one("SELECT pg_sleep(%s)", (30,))
         async with db.transaction() as tx:
             assert await tx.fetch_one(WORD, ("a",)) == ("a",)

@@ -141,7 +141,7 @@ def test_who_waited_in_vain_waits_no_more(reliakit_dsn: str) -> None:
         ThreadPoolExecutor(1) as threads,
     ):
         with db.transaction():
-            waiter = threads.submit(db.run, lambda tx: None, timeout=0.01)
+            waiter = threads.submit(db.run, lambda tx: None, timeout=0.1)
             assert isinstance(waiter.exception(10), TransactionTimeoutError)
             assert numbers(metrics, "waiting", "in_use", "timeouts_total") == [0, 1, 1]
 
@@ -302,7 +302,7 @@ def test_the_oldest_checkout_is_the_one_that_is_named(reliakit_dsn: str) -> None
         with db.transaction():
             line = here() - 1
             with db.transaction(propagation=Propagation.REQUIRES_NEW):
-                error = threads.submit(db.run, lambda tx: None, timeout=0.01).exception(10)
+                error = threads.submit(db.run, lambda tx: None, timeout=0.1).exception(10)
     assert f"{__file__}:{line}" in str(error)
 
 

@@ -94,6 +94,16 @@ def test_a_rollback_that_was_asked_for_is_no_warning(told):
             "WARNING",
         ),
         (events.DeadlineOverrun, {"seconds": 1.0, "elapsed": 2.0}, "WARNING"),
+        (
+            events.RetryEnded,
+            {"outcome": "failure", "reason": "attempts", "attempts": 3, "duration": 1.5, "error_type": "Oops"},
+            "WARNING",
+        ),
+        (events.RetryEnded, {"outcome": "success", "reason": "success", "attempts": 2, "duration": 0.5}, "INFO"),
+        (events.CallTimedOut, {"seconds": 2.0}, "WARNING"),
+        (events.FallbackUsed, {"error_type": "Oops"}, "WARNING"),
+        (events.LimitMoved, {"previous": 20, "limit": 19}, "DEBUG"),
+        (events.HedgeEnded, {"copies": 2, "winner": 2, "failed": 0, "duration": 0.5}, "DEBUG"),
         (events.StoreFailed, {"store": "redis", "reason": "timeout"}, "WARNING"),
         (events.StoreRecovered, {"store": "redis", "outage": 3.0}, "INFO"),
         (events.CheckoutOverdue, {"age": 61.0, "line": "app.py:7"}, "WARNING"),
@@ -192,6 +202,21 @@ def test_denials_are_told_without_their_key_and_without_a_flood(told):
     assert first["level"] == "WARNING"
     assert (first["context"]["denials"], second["context"]["denials"]) == (1, 1001)
     assert "bob" not in told.stream.getvalue()
+
+
+def test_a_flood_of_fallbacks_and_timeouts_is_told_in_numbers(told):
+    prices = Emitter("prices", clock=told.clock)
+    for _ in range(1000):
+        told.emitter.emit(events.FallbackUsed, error_type="Oops")
+        told.emitter.emit(events.CallTimedOut, seconds=2.0)
+        prices.emit(events.FallbackUsed, error_type="Oops")
+    assert len(told.lines()) == 3
+    told.clock.advance(10)
+    told.emitter.emit(events.FallbackUsed, error_type="Oops")
+    *_, timeouts, prices_told, last = told.lines()
+    assert last["context"]["left_out"] == 999
+    assert timeouts["context"] == {"event": "CallTimedOut", "name": "main", "calls": 999}
+    assert prices_told["context"] == {"event": "FallbackUsed", "name": "prices", "calls": 999}
 
 
 def test_allowed_calls_are_not_told_and_shadow_denials_say_so(told):

@@ -455,7 +455,7 @@ def test_four_times_the_hostile_text_never_takes_the_time_of_a_square(seed):
 
     # A square takes 16 times as long. Three tries, because the machine may be hot or cold for one of them.
     for _ in range(3):
-        ratio = min(taken(32_000) for _ in range(2)) / max(1, min(taken(8_000) for _ in range(2)))
+        ratio = min(taken(16_000) for _ in range(2)) / max(1, min(taken(4_000) for _ in range(2)))
         if ratio <= 9:
             return
     raise AssertionError(f"four times the text takes {ratio:.0f} times as long")

@@ -72,7 +72,7 @@ class TestFormats:
         metrics.register(registry)
         assert parsed(parse_text, generate_latest(registry)) == parsed(parse_text, metrics.render().body)
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(st.lists(st.text(st.characters(exclude_categories=()), max_size=200), max_size=8))
     def test_hostile_label_values_never_break_a_scrape(self, values):
         metrics = Metrics(objectives=())
@@ -83,7 +83,7 @@ class TestFormats:
             found = parsed(parse, metrics.render(accept).body)
             assert sum(value for (name, _), value in found.items() if name == "jobs_total") == len(values)
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(
         st.dictionaries(
             st.text(st.characters(exclude_categories=["Cs"]), max_size=100), st.integers(0, 9), max_size=8
@@ -101,7 +101,7 @@ class TestFormats:
         }
         assert found == values
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(st.text(max_size=50))
     def test_any_help_text_survives(self, text):
         text = f"a{text}z"  # the parser strips white space at the ends
@@ -239,7 +239,7 @@ class TestNegotiation:
     def test_openmetrics_is_given_to(self, accept):
         assert wants_openmetrics(accept)
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(st.text())
     def test_no_header_raises(self, accept):
         wants_openmetrics(accept)

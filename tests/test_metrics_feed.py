@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import threading
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from reliakit import subscribe
+from reliakit import configure_logging, get_logger, subscribe
 from reliakit.core import events as vocabulary
 from reliakit.core.events import (
     AttemptFailed,
@@ -44,6 +46,9 @@ from reliakit.core.events import (
     TransactionEnded,
     TransactionStarted,
     ValidationFailed,
+    WebsocketClosed,
+    WebsocketOpened,
+    WebsocketPassed,
 )
 from reliakit.core.spine import Emitter
 from reliakit.core.tracking import report
@@ -412,6 +417,37 @@ class TestTrouble:
         assert verdict(metrics, "secrets_masked").verdict == "met"
 
 
+class TestLogs:
+    def test_records_are_counted_by_level_from_the_moment_of_attaching(self):
+        metrics, stream = Metrics(), io.StringIO()
+        handle = configure_logging(service="s", stream=stream, level="DEBUG")
+        log = get_logger("test")
+        try:
+            log.info("not ours")
+            with metrics:
+                for say in (log.debug, log.info, log.info, log.warning, log.error, log.critical):
+                    say("x")
+                log.log(25, "between")
+                found = {
+                    level: value(metrics, "log_records_total", level=level)
+                    for level in ("debug", "info", "warning", "error", "critical")
+                }
+        finally:
+            handle.close()
+        assert found == {"debug": 1, "info": 3, "warning": 1, "error": 1, "critical": 1}
+        log.info("nor this")
+        assert value(metrics, "log_records_total", level="info") == 3
+
+    def test_a_log_that_begins_later_counts_too_and_its_last_words_are_not_lost(self, metrics):
+        handle = configure_logging(service="s", stream=io.StringIO())
+        get_logger("test").warning("x")
+        handle.close()
+        del handle
+        gc.collect()
+        for _ in range(2):
+            assert value(metrics, "log_records_total", level="warning") == 1
+
+
 class TestRequests:
     def end(self, emitter, **fields):
         settings = {
@@ -423,6 +459,7 @@ class TestRequests:
             "duration": 0.02,
             "request_id": "r",
             "response_bytes": 10,
+            "request_bytes": 7,
         }
         emitter.emit(RequestEnded, **{**settings, **fields})
 
@@ -437,6 +474,7 @@ class TestRequests:
         timed = {"method": "GET", "route": "/users/{id}", "status_class": "2xx", "outcome": "completed"}
         assert value(metrics, "http_server_request_duration_seconds_count", **timed) == 1
         assert value(metrics, "http_server_response_body_bytes_total", route="/users/{id}") == 10
+        assert value(metrics, "http_server_request_body_bytes_total", route="/users/{id}") == 7
 
     def test_no_answer_unknown_methods_and_timeouts_have_their_values(self, metrics):
         web = Emitter("web")
@@ -446,6 +484,19 @@ class TestRequests:
         self.end(web, status=200, outcome="timeout")
         assert value(metrics, "http_server_timeouts_total", route="/users/{id}", phase="first_byte") == 1
         assert value(metrics, "http_server_timeouts_total", route="/users/{id}", phase="idle") == 1
+
+    def test_websockets_are_counted_while_they_are_open(self, metrics):
+        web = Emitter("web")
+        for _ in range(3):
+            web.emit(WebsocketOpened, service="s", route="/chat")
+        web.emit(WebsocketPassed, direction="in")
+        web.emit(WebsocketClosed, service="s", route="/chat", code=1000, duration=1.0)
+        assert value(metrics, "websocket_connections", route="/chat") == 2
+        assert value(metrics, "websocket_messages_total", direction="in") == 1
+        assert value(metrics, "websocket_messages_total", direction="out") == 0
+        for number in range(2000):
+            web.emit(WebsocketOpened, service="s", route=f"/{number}")
+        assert len(metrics._own("websocket_connections", object).series) <= 1000
 
     def test_hostile_routes_and_methods_leave_the_series_flat(self, metrics):
         web = Emitter("web")

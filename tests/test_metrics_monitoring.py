@@ -42,8 +42,8 @@ COMMITTED = {
 MINE = Kit(
     objectives=(
         Objective("quick", below("transaction", 0.05, 0.9), window=120, minimum=5, help="Quick ones."),
-        Objective("few_5xx", ratio(count("http_server_requests", status="500"), "http_server_requests", 0.02)),
-        Objective("no_timeouts", zero("db_pool_timeouts")),
+        Objective("few 5xx", ratio(count("http_server_requests", status="500"), "http_server_requests", 0.02)),
+        Objective('no "timeouts" \\ at-all', zero("db_pool_timeouts")),
         Objective("none_dead", zero(count("outbox_failures", outcome="dead"), among="outbox_relayed")),
         Objective("logged", complete("log_records", count("log_records") - count("log_dropped"))),
         Objective("short_queue", at_most("http_server_active_requests", 50)),

@@ -13,17 +13,21 @@ from hypothesis import given, settings
 from naps import hides, nap
 
 from reliakit import (
+    AdaptiveLimit,
     Backoff,
     Bulkhead,
     BulkheadFullError,
     CircuitBreaker,
     CircuitOpenError,
+    Coalesce,
     ConcurrencyLimiter,
     ConfigurationError,
     DeadlineExceededError,
     Fallback,
+    Hedge,
     Policy,
     Retry,
+    Throttle,
     Timeout,
     remaining,
     subscribe,
@@ -114,11 +118,16 @@ def test_every_shell_leaves_the_same_log(history: list[Call]) -> None:
 
 
 EVERYTHING: list[tuple[str, Callable[[], Any]]] = [
-    ("policy", lambda: Policy(Fallback([]), Retry(2, wait=0), CircuitBreaker(), Timeout(9.0), Bulkhead(5))),
+    (
+        "policy",
+        lambda: Policy(Fallback([]), Retry(2, wait=0), CircuitBreaker(), Timeout(9.0), Bulkhead(5)),
+    ),
     ("retry", lambda: Retry(2, wait=0)),
     ("timeout", lambda: Timeout(9.0)),
     ("bulkhead", lambda: Bulkhead(5)),
     ("fallback", lambda: Fallback([])),
+    ("throttle", Throttle),
+    ("adaptive", AdaptiveLimit),
 ]
 everything = pytest.mark.parametrize("make", [make for _, make in EVERYTHING], ids=[name for name, _ in EVERYTHING])
 
@@ -162,7 +171,7 @@ async def test_every_colour_keeps_its_protocol(make: Callable[[], Any]) -> None:
     assert talk.__name__ == "talk"
     assert guard.call(max, 1, 2) == 2
     assert await guard.acall(nap, "slept") == "slept"
-    if isinstance(guard, Bulkhead):
+    if isinstance(guard, Bulkhead | AdaptiveLimit):
         assert guard.running == 0
 
 
@@ -195,7 +204,7 @@ async def test_a_generator_that_is_closed_early_cleans_up_at_once(make: Callable
     await anext(arunning)
     await arunning.aclose()
     assert cleaned == ["rows", "arows"]
-    if isinstance(guard, Bulkhead):
+    if isinstance(guard, Bulkhead | AdaptiveLimit):
         assert guard.running == 0
 
 
@@ -312,6 +321,9 @@ def test_it_is_composed_once() -> None:
         (Retry(3, wait=Backoff(1.0)) | Timeout(2), r"without a deadline of the caller's one call may take 9 s"),
         (Retry(3) | Retry(4), "up to 12 attempts"),
         (Bulkhead(3) | Retry(3), "holds its place during the pauses"),
+        (AdaptiveLimit() | Retry(3), "Put the AdaptiveLimit inside"),
+        (Bulkhead(3) | Coalesce(), "holds a place for each who waits for the same call"),
+        (Hedge(1.0) | Retry(3), "tries each copy again"),
         (Policy(*[Bulkhead(3)] * 2), "stands in it twice"),
     ],
 )

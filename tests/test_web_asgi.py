@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,14 @@ from reliakit import (
     deadline,
     remaining,
 )
-from reliakit.core.events import DeadlineOverrun, ErrorSeen, RequestEnded, RequestStarted, SecurityNoticed
+from reliakit.core.events import (
+    DeadlineOverrun,
+    ErrorSeen,
+    RequestEnded,
+    RequestStarted,
+    SecurityNoticed,
+    WebsocketClosed,
+)
 from reliakit.ratelimit import RateLimiter
 from reliakit.testing import ManualClock, RecordingListener
 from reliakit.web import (
@@ -236,6 +244,85 @@ async def test_duration_ends_with_the_last_byte_of_the_body(heard, manual_clock)
     await call(protect(app, service="s", listeners=[heard], clock=manual_clock))
     assert ended(heard).duration == 2.0
     assert ended(heard).response_bytes == 3
+
+
+async def test_what_the_app_reads_is_counted(heard):
+    async def app(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+        await ok(scope, receive, send)
+
+    await call(protect(app, service="s", listeners=[heard]), method="POST", body=(b"abc", b"", b"de"))
+    assert ended(heard).request_bytes == 5
+
+
+def socket_scope():
+    return {**scope("/chat/7"), "type": "websocket", "route": SimpleNamespace(path="/chat/{room}", endpoint=None)}
+
+
+async def test_a_websocket_tells_when_it_opens_what_passes_and_how_it_ends(heard, manual_clock):
+    inbound = [
+        {"type": "websocket.connect"},
+        {"type": "websocket.receive", "text": "a"},
+        {"type": "websocket.receive", "text": "b"},
+        {"type": "websocket.disconnect", "code": 1001},
+    ]
+
+    async def receive():
+        return inbound.pop(0)
+
+    sent = []
+
+    async def send(message):
+        sent.append(message["type"])
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        manual_clock.advance(2.0)
+        while (await receive())["type"] != "websocket.disconnect":
+            await send({"type": "websocket.send", "text": "c"})
+
+    observer = RequestObserver(service="s", listeners=[heard], clock=manual_clock)
+    await observer.asgi(app)(socket_scope(), receive, send)
+    assert sent == ["websocket.accept", "websocket.send", "websocket.send"]
+    opened, *passed, closed = heard.events
+    assert (opened.service, opened.route) == ("s", "/chat/{room}")
+    assert [event.direction for event in passed] == ["in", "out", "in", "out"]
+    assert (closed.route, closed.code, closed.duration) == ("/chat/{room}", 1001, 2.0)
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 1000), (ValueError("x"), 1011)])
+async def test_a_websocket_that_its_app_ends_is_closed_once(heard, error, code):
+    async def send(message):
+        pass
+
+    async def app(scope, receive, send):
+        await send({"type": "websocket.accept"})
+        if error is not None:
+            raise error
+        await send({"type": "websocket.close"})
+
+    serve = RequestObserver(service="s", listeners=[heard]).asgi(app)
+    if error is None:
+        await serve(socket_scope(), None, send)
+    else:
+        with pytest.raises(ValueError, match="x"):
+            await serve(socket_scope(), None, send)
+    (closed,) = [event for event in heard.events if isinstance(event, WebsocketClosed)]
+    assert closed.code == code
+    assert len([event for event in heard.events if isinstance(event, ErrorSeen)]) == (error is not None)
+
+
+async def test_a_websocket_that_is_refused_never_opened(heard):
+    async def send(message):
+        pass
+
+    async def app(scope, receive, send):
+        await send({"type": "websocket.close", "code": 4403})
+
+    await RequestObserver(service="s", listeners=[heard]).asgi(app)(socket_scope(), None, send)
+    assert not heard.events
 
 
 async def test_a_client_that_goes_away_is_no_error(heard):

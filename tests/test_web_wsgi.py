@@ -187,6 +187,17 @@ def test_an_error_after_write_is_raised_again():
     assert answer.body == b"written"
 
 
+@pytest.mark.parametrize(("told", "counted"), [("5", 5), ("", 0), ("-1", 0), ("٣", 0), ("9" * 5000, 0)])
+def test_what_the_client_announced_is_counted(heard, told, counted):
+    def app(environ, start_response):
+        start_response("200 OK", TEXT)
+        return [b""]
+
+    environ = {"CONTENT_LENGTH": told}
+    wcall(RequestObserver(service="s", listeners=[heard]).wsgi(app), method="POST", checked=False, **environ)
+    assert ended(heard).request_bytes == counted
+
+
 def test_what_write_sent_is_counted(heard):
     def app(environ, start_response):
         write = start_response("200 OK", TEXT)

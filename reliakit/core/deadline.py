@@ -35,7 +35,7 @@ _MOST_GRPC = 99_999_999  # eight digits, see "Timeout" in the protocol of gRPC o
 
 
 class Budget:
-    """One running block's share of time, linked to the block around it."""
+    """One running block's share of time, linked to the block around it; for whoever sets `current` himself."""
 
     __slots__ = ("clock", "inherited", "outer", "over", "seconds", "until")
 
@@ -54,14 +54,15 @@ class Budget:
         return self.until - self.clock.monotonic()
 
 
-_current: ContextVar[Budget | None] = ContextVar("reliakit_deadline", default=None)
+current: ContextVar[Budget | None] = ContextVar("reliakit_deadline", default=None)
 _emitter = Emitter("deadline")
 
 
-def _binding() -> Budget | None:
+def binding() -> Budget | None:
+    """Return the innermost budget whose block still runs."""
     # A generator may be closed in another context than it began in, or after the block around it: its budget then
     # stays behind in the context. Asking each budget whether its block still runs makes that harmless.
-    budget = _current.get()
+    budget = current.get()
     while budget is not None and budget.over:
         budget = budget.outer
     return budget
@@ -69,15 +70,15 @@ def _binding() -> Budget | None:
 
 def remaining() -> float | None:
     """Return the seconds that are left of the innermost deadline, never below 0, or None without a deadline."""
-    if _current.get() is None:
+    if current.get() is None:
         return None
-    budget = _binding()
+    budget = binding()
     return None if budget is None else max(0.0, budget.remaining())
 
 
 def checkpoint() -> None:
     """Raise DeadlineExceededError if the deadline has passed. For loops in code that nothing can interrupt."""
-    budget = _binding()
+    budget = binding()
     if budget is not None and budget.remaining() <= 0:
         raise exceeded(budget.seconds)
 
@@ -157,8 +158,8 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
     def __enter__(self) -> Self:
         if self._budget is not None:
             raise ConfigurationError("this deadline is running already: make a new one for each block")
-        self._budget = Budget(self._seconds, self._clock, _binding())
-        _current.set(self._budget)
+        self._budget = Budget(self._seconds, self._clock, binding())
+        current.set(self._budget)
         return self
 
     def __exit__(
@@ -218,7 +219,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
         budget, self._budget = self._budget, None
         assert budget is not None
         budget.over = True
-        _current.set(_binding())
+        current.set(binding())
         return budget
 
     def __repr__(self) -> str:

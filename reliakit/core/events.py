@@ -38,7 +38,10 @@ __all__ = [
     "HookFailed",
     "LimitDecided",
     "LimitMoved",
+    "LimitWaited",
     "LogDropped",
+    "LogFigures",
+    "LogPresent",
     "NumbersWanted",
     "OutboxFailed",
     "OutboxRelayed",
@@ -58,6 +61,9 @@ __all__ = [
     "TransactionSlow",
     "TransactionStarted",
     "ValidationFailed",
+    "WebsocketClosed",
+    "WebsocketOpened",
+    "WebsocketPassed",
 ]
 
 
@@ -490,6 +496,13 @@ class LimitDecided(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitWaited(Event):
+    """A caller waited `wait` seconds for its turn at a rate limiter, and got it."""
+
+    wait: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFailed(Event):
     """A shared store stopped answering; told once per outage."""
 
@@ -627,6 +640,7 @@ class RequestEnded(Event):
         duration: Seconds until the last byte was handed to the server.
         request_id: The id that the response carried.
         response_bytes: Bytes of body sent.
+        request_bytes: Bytes of body that the app has read, or in WSGI what the client announced.
         error_type: The class name of the exception that ended it, or None.
     """
 
@@ -638,8 +652,41 @@ class RequestEnded(Event):
     duration: float
     request_id: str
     response_bytes: int = 0
+    request_bytes: int = 0
     error_type: str | None = None
     client: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebsocketOpened(Event):
+    """A websocket was accepted; `route` is the template, never the raw path."""
+
+    service: str | None
+    route: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebsocketPassed(Event):
+    """A message came in over a websocket, or went out."""
+
+    direction: Literal["in", "out"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebsocketClosed(Event):
+    """A websocket that had been accepted is over.
+
+    Attributes:
+        service: The service that accepted it.
+        route: The route's template.
+        code: The close code of whoever closed first; 1011 where an exception ended it, 1006 where nobody said.
+        duration: Seconds since it was accepted.
+    """
+
+    service: str | None
+    route: str
+    code: int
+    duration: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -656,3 +703,26 @@ class LogDropped(Event):
 
     reason: str
     count: int = 1
+
+
+class LogFigures(NamedTuple):
+    """How many records a log has written since it was made, by level; other levels count as the next lower one."""
+
+    debug: int
+    info: int
+    warning: int
+    error: int
+    critical: int
+    is_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPresent(Event):
+    """A log exists. Told to who names this event, when it is made and whenever the listeners change.
+
+    Attributes:
+        read: Returns its figures, from any thread, without a wait. The same object each time; it keeps the figures
+            but not the log alive.
+    """
+
+    read: Callable[[], LogFigures]

@@ -9,13 +9,14 @@ import logging
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from reliakit.core.events import LogDropped, SecretsMasked
+from reliakit.core.events import LogDropped, LogFigures, LogPresent, SecretsMasked
 from reliakit.core.fork import renew_locks_after_fork
-from reliakit.core.spine import Emitter
+from reliakit.core.spine import Emitter, watch
 from reliakit.core.tracking import report
 from reliakit.logs.records import FOUND, REQUEST_ID, error_of
 
@@ -63,6 +64,13 @@ class LineHandler(logging.Handler):
         self._emitter = Emitter("logs")
         self._speaking = threading.local()
         self._writer = _Writer(self, queue_size) if queue_size else None
+        self._written = _Written(self)
+        watch(self)
+        self.listeners_changed()
+
+    def listeners_changed(self) -> None:
+        """Make itself known to who counts records; see `reliakit.core.spine.watch`."""
+        self._emitter.introduce(LogPresent, read=self._written.read)
 
     def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # as in 3.12
         """Filter, format and write one record."""
@@ -89,7 +97,10 @@ class LineHandler(logging.Handler):
             line = self.format(record)
             if self._writer is None or not self._writer.is_ready():
                 self.write(line)
-            elif not self._writer.put(line):
+                self._written.count(record.levelno)
+            elif self._writer.put(line):
+                self._written.count(record.levelno)
+            else:
                 self.drop("queue full")
         except Exception as fault:  # noqa: BLE001 - told as an event; the caller is not to suffer from its log
             self.drop(type(fault).__name__)
@@ -147,6 +158,24 @@ class LineHandler(logging.Handler):
         through = f" through {self._writer!r}" if self._writer else ""
         spared = f", {self._sparing!r}" if self._sparing else ""
         return f"<LineHandler to {self._output!r}{through}, {self.dropped} dropped{spared}>"
+
+
+class _Written:
+    """How many records were written, by level; outlives its handler in the hands of who counts them."""
+
+    def __init__(self, handler: LineHandler) -> None:
+        self._handler = weakref.ref(handler)
+        self._counts = [0, 0, 0, 0, 0]
+
+    def count(self, level: int) -> None:
+        """Count one record of this level. CPython does not interrupt `+=` with a plain number halfway."""
+        place = min(max(level // 10 - 1, 0), 4)
+        self._counts[place] += 1
+
+    def read(self) -> LogFigures:
+        """Return how many there were."""
+        debug, info, warning, error, critical = self._counts
+        return LogFigures(debug, info, warning, error, critical, is_gone=self._handler() is None)
 
 
 class _Writer:

@@ -11,6 +11,7 @@ from typing import Any
 from reliakit.core import events
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Subscription, subscribe
+from reliakit.logs.calls import RECORDS, kind_of_flood
 from reliakit.logs.records import FIELDS, REQUEST_ID
 from reliakit.logs.sparing import Repeats
 
@@ -26,7 +27,8 @@ Told = tuple[int, str, dict[str, Any], BaseException | None]
 class LogListener:
     """Write a record for each event that an operator wants to read.
 
-    An attack does not flood the log: denials are told once in 10 s a limiter, security events of one kind at most
+    Neither an attack nor an outage floods the log: denials are told once in 10 s a limiter, calls that failed after
+    retries, timed out or got a fallback once in 10 s for each of these policies, security events of one kind at most
     5 times from one source and 50 times in all, each time with the number of those left out. A refusal at the web
     edge whose limiter has told of it is not told again as a security event. `open()` subscribes, `close()` ends it.
     Safe from any thread.
@@ -41,6 +43,7 @@ class LogListener:
         self._limiters: dict[str, None] = {}
         self._by_source: Repeats[tuple[str, ...]] = Repeats(_PER_SOURCE)
         self._by_event: Repeats[tuple[str, ...]] = Repeats(_PER_EVENT)
+        self._calls: Repeats[tuple[str, str]] = Repeats(1)
 
     def open(self) -> None:
         """Begin to listen."""
@@ -56,7 +59,9 @@ class LogListener:
         with self._lock:
             denials = self._denials.rest()
             noticed = [*self._by_source.rest(), *self._by_event.rest()]
+            calls = self._calls.rest()
         _tell_denials(denials)
+        _tell_calls(calls)
         _tell_noticed(noticed)
 
     def __call__(self, event: events.Event) -> None:
@@ -68,7 +73,7 @@ class LogListener:
         else:
             logger, tell = _RECORDS[type(event)]
             level, message, fields, error = tell(event)
-            if logger.isEnabledFor(level):
+            if logger.isEnabledFor(level) and self._is_told(event, fields):
                 request_id = event.request_id if isinstance(event, events.RequestEnded) else None
                 _write(logger, level, message, fields, error=error, request_id=request_id)
 
@@ -109,6 +114,22 @@ class LogListener:
             fields = {**event.fields, "event": event.event, "source": event.source}
             _write(_SECURITY, logging.WARNING, "security event", fields)
 
+    def _is_told(self, event: events.Event, fields: dict[str, Any]) -> bool:
+        """Return whether this event gets a record, having noted in it how many before did not."""
+        kind = kind_of_flood(event)
+        if kind is None:
+            return True
+        with self._lock:
+            over = dict(self._calls.over(event.at))
+            before = over.pop(kind, 0)
+            passed = self._calls.take(kind, event.at)
+        _tell_calls(list(over.items()))
+        if passed is None:
+            return False
+        if before + passed:
+            fields["left_out"] = before + passed
+        return True
+
     def _was_told(self, event: events.SecurityNoticed) -> bool:
         """Return whether a limiter of ours has told of this refusal itself."""
         return event.event == "rate_limit" and event.fields.get("limiter") in self._limiters
@@ -126,6 +147,11 @@ def _tell_noticed(left_out: Sequence[tuple[tuple[str, ...], int]]) -> None:
     for kind, count in left_out:
         named = dict(zip(("event", "source"), kind, strict=False))
         _write_apart(_SECURITY, "security events left out", {**named, "events": count})
+
+
+def _tell_calls(left_out: Sequence[tuple[tuple[str, str], int]]) -> None:
+    for (kind, name), count in left_out:
+        _write_apart(_CALLS, "calls left out", {"event": kind, "name": name, "calls": count})
 
 
 def _write_apart(logger: logging.Logger, message: str, fields: dict[str, Any]) -> None:
@@ -302,6 +328,7 @@ def _resolved(event: events.ErrorResolved) -> Told:
     return logging.INFO, "error resolved", fields, None
 
 
+_CALLS = logging.getLogger("reliakit.calls")
 _LIMITS = logging.getLogger("reliakit.ratelimit")
 _SECURITY = logging.getLogger("reliakit.security")
 _RECORDS: dict[type[events.Event], tuple[logging.Logger, Callable[[Any], Told]]] = {
@@ -315,6 +342,7 @@ _RECORDS: dict[type[events.Event], tuple[logging.Logger, Callable[[Any], Told]]]
     events.HookFailed: (logging.getLogger("reliakit.transaction"), _hook),
     events.CircuitChanged: (logging.getLogger("reliakit.breaker"), _circuit),
     events.DeadlineOverrun: (logging.getLogger("reliakit.deadline"), _overrun),
+    **RECORDS,
     events.RequestEnded: (logging.getLogger("reliakit.access"), _access),
     events.ErrorOpened: (logging.getLogger("reliakit.errors"), _opened),
     events.ErrorResolved: (logging.getLogger("reliakit.errors"), _resolved),

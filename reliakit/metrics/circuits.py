@@ -1,17 +1,16 @@
-"""Circuit breakers, read when somebody looks: a breaker that tells each call costs far more than the call itself.
+"""Circuit breakers, read when somebody looks.
 
 ```
-breaker ── CircuitPresent(read) ──> Circuits ── refresh() at each scrape ──> what came on top since the last one
+breaker ── CircuitPresent(read) ──> Circuits ── refresh() at each scrape ──> calls, states, failure ratios
 ```
 """
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import TYPE_CHECKING
 
-from reliakit.core.fork import renew_locks_after_fork
 from reliakit.metrics.catalogue import STATES
+from reliakit.metrics.readings import Readings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,27 +18,11 @@ if TYPE_CHECKING:
     from reliakit.core.events import CircuitFigures, CircuitPresent
     from reliakit.metrics.family import Counter, Gauge
 
-    Read = Callable[[], CircuitFigures]
-
 __all__ = ["Circuits"]
-
-# How many breakers are followed; those that are gone make room.
-_MOST = 10_000
-
-
-class _Followed:
-    """One breaker, and its figures at the last look."""
-
-    __slots__ = ("last", "name", "read")
-
-    def __init__(self, name: str, read: Read) -> None:
-        self.name = name
-        self.read = read
-        self.last = read()
 
 
 class Circuits:
-    """Follows every breaker that has made itself known. Safe from any thread.
+    """Shows every breaker that has made itself known. Safe from any thread.
 
     Args:
         counter: Finds a counter of the catalogue by its name.
@@ -50,63 +33,40 @@ class Circuits:
         self._calls = counter("circuit_breaker_calls_total")
         self._states = gauge("circuit_breaker_state")
         self._ratios = gauge("circuit_breaker_failure_ratio")
-        self._followed: dict[Read, _Followed] = {}
-        # Two scrapes at once would both count what came since the last one.
-        self._lock = Lock()
-        renew_locks_after_fork(self, "_lock")
+        self._readings: Readings[CircuitFigures] = Readings(self._count)
 
     def present(self, event: CircuitPresent) -> None:
-        """Follow a breaker from now on; what it counted before is not ours."""
-        if event.read in self._followed or len(self._followed) >= _MOST:
-            return
-        self._followed.setdefault(event.read, _Followed(event.name, event.read))
-        self._calls.labels(event.name, "success")  # exists at 0, and its siblings with it
+        """Follow a breaker from now on."""
+        if self._readings.follow(event.name, event.read):
+            self._calls.labels(event.name, "success")  # exists at 0, and its siblings with it
+
+    def follows(self, name: str) -> bool:
+        """Return whether a breaker of this name is read, so that its calls are not to be counted one by one."""
+        return name in self._readings.names()
 
     def refresh(self) -> None:
-        """Count what happened since the last look, and show where each breaker stands.
-
-        Never waits: while another thread looks, this one is content with what was known before.
-        """
-        if not self._lock.acquire(blocking=False):
-            return
-        try:
-            standing = self._look_locked()
-        finally:
-            self._lock.release()
+        """Count what happened since the last look, and show where each breaker stands."""
+        standing: dict[str, set[str]] = {}
+        for name, figures in self._readings.refresh():
+            states = standing.setdefault(name, set())
+            if not figures.is_gone:
+                states.add(figures.state)
+                if figures.failure_ratio is not None:
+                    self._ratios.labels(name).set(figures.failure_ratio)
         for name, states in standing.items():
             self.show(name, states)
-
-    def _look_locked(self) -> dict[str, set[str]]:
-        standing: dict[str, set[str]] = {}
-        for read, one in tuple(self._followed.items()):
-            figures = read()
-            self._count(one, figures)
-            states = standing.setdefault(one.name, set())
-            if figures.is_gone:
-                self._followed.pop(read, None)
-                continue
-            states.add(figures.state)
-            if figures.failure_ratio is not None:
-                self._ratios.labels(one.name).set(figures.failure_ratio)
-        return standing
 
     def show(self, name: str, current: set[str]) -> None:
         """Show the states of the breakers of one name."""
         for state in STATES:
             self._states.labels(name, state).set(1 if state in current else 0)
 
-    def follows(self, name: str) -> bool:
-        """Return whether a breaker of this name is read, so that its calls are not to be counted one by one."""
-        return any(one.name == name for one in tuple(self._followed.values()))
-
     def leave(self) -> None:
-        """Count a last time and follow nobody any more: what happens from now on is not ours."""
-        self.refresh()
-        self._followed.clear()
+        """Count a last time and follow nobody any more."""
+        self._readings.leave()
 
-    def _count(self, one: _Followed, figures: CircuitFigures) -> None:
-        last, one.last = one.last, figures
+    def _count(self, name: str, figures: CircuitFigures, last: CircuitFigures) -> None:
         for outcome in ("success", "failure", "ignored"):
             more = getattr(figures, outcome) - getattr(last, outcome)
             if more > 0:
-                self._calls.labels(one.name, outcome).inc(more)
+                self._calls.labels(name, outcome).inc(more)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from reliakit.core.events import (
@@ -30,7 +29,10 @@ from reliakit.core.events import (
     HookFailed,
     LimitDecided,
     LimitMoved,
+    LimitWaited,
     LogDropped,
+    LogFigures,
+    LogPresent,
     OutboxFailed,
     OutboxRelayed,
     PoolChanged,
@@ -47,16 +49,20 @@ from reliakit.core.events import (
     TransactionEnded,
     TransactionStarted,
     ValidationFailed,
+    WebsocketClosed,
+    WebsocketOpened,
+    WebsocketPassed,
 )
 from reliakit.metrics.circuits import Circuits
+from reliakit.metrics.inflight import InFlight
 from reliakit.metrics.pools import Pools
+from reliakit.metrics.readings import Readings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reliakit.core.clock import Clock
     from reliakit.metrics.family import Counter, Gauge, Histogram
-    from reliakit.metrics.series import GaugeSeries
 
 __all__ = ["Feed"]
 
@@ -83,11 +89,13 @@ class Feed:
         self._counter = counter
         self._gauge = gauge
         self._histogram = histogram
-        self._open: dict[tuple[str | None, str], _InFlight] = {}
-        self._requests = _InFlight(gauge("http_server_active_requests").labels())
+        self._open: dict[tuple[str | None, str], InFlight] = {}
+        self._requests = InFlight(gauge("http_server_active_requests").labels())
+        self._sockets: dict[str, InFlight] = {}
         gauge("http_server_active_requests").set_function(self._requests.count)
         self._pools = Pools(gauge, clock)
         self._circuits = Circuits(counter, gauge)
+        self._logs: Readings[LogFigures] = Readings(self._written)
         self._trackers: dict[str, ErrorsOpen] = {}
         self._attempts = counter("transaction_total")
         self._durations = histogram("transaction_duration_seconds")
@@ -119,6 +127,8 @@ class Feed:
             DeadlineOverrun: self._deadline_overrun,
             HookFailed: self._hook_failed,
             LimitDecided: self._limit_decided,
+            LimitWaited: self._limit_waited,
+            LogPresent: self._log_present,
             StoreFailed: self._store_failed,
             StoreRecovered: self._store_recovered,
             SecurityNoticed: self._security_noticed,
@@ -130,6 +140,9 @@ class Feed:
             ValidationFailed: self._validation_failed,
             RequestStarted: self._request_started,
             RequestEnded: self._request_ended,
+            WebsocketOpened: self._socket_opened,
+            WebsocketPassed: self._socket_passed,
+            WebsocketClosed: self._socket_closed,
             SecretsMasked: self._secrets_masked,
             LogDropped: self._log_dropped,
         }
@@ -152,10 +165,12 @@ class Feed:
     def refresh(self) -> None:
         """Bring up to date what is only read when somebody looks."""
         self._circuits.refresh()
+        self._logs.refresh()
 
     def leave(self) -> None:
         """Nothing is heard any more: read a last time what is only read when somebody looks."""
         self._circuits.leave()
+        self._logs.leave()
 
     def _inherited(self, kind: type[Event]) -> Callable[[Any], None] | None:
         return next((self._handlers[base] for base in kind.__mro__ if base in self._handlers), None)
@@ -170,11 +185,11 @@ class Feed:
         # Exists before its first outcome, whichever that is.
         self._attempts.labels(*labels, "commit")
 
-    def _open_for(self, labels: tuple[str | None, str]) -> _InFlight:
+    def _open_for(self, labels: tuple[str | None, str]) -> InFlight:
         gauge = self._gauge("transaction_in_progress").labels(*labels)
         # Operations beyond the label's bound share the overflow series, so they must share its count.
         shared = (gauge.values[0], gauge.values[1])
-        running = self._open.setdefault(shared, _InFlight(gauge))
+        running = self._open.setdefault(shared, InFlight(gauge))
         gauge.set_function(running.count)
         if len(self._open) < 2000:
             self._open[labels] = running
@@ -288,6 +303,18 @@ class Feed:
         if event.degraded:
             degraded.inc()
 
+    def _limit_waited(self, event: LimitWaited) -> None:
+        self._histogram("rate_limit_wait_seconds").labels(event.name).observe(event.wait)
+
+    def _log_present(self, event: LogPresent) -> None:
+        self._logs.follow(event.name, event.read)
+
+    def _written(self, _name: str, figures: LogFigures, last: LogFigures) -> None:
+        for level in ("debug", "info", "warning", "error", "critical"):
+            more = getattr(figures, level) - getattr(last, level)
+            if more > 0:
+                self._counter("log_records_total").labels(level).inc(more)
+
     def _store_failed(self, event: StoreFailed) -> None:
         self._counter("store_failures_total").labels(event.store).inc()
         self._gauge("store_up").labels(event.store).set(0)
@@ -335,9 +362,27 @@ class Feed:
             event.method, event.route, "none" if status is None else f"{status[0]}xx", event.outcome
         ).observe(event.duration)
         self._counter("http_server_response_body_bytes_total").labels(event.route).inc(event.response_bytes)
+        self._counter("http_server_request_body_bytes_total").labels(event.route).inc(event.request_bytes)
         if event.outcome == "timeout":
             phase = "first_byte" if event.status in {None, 504} else "idle"
             self._counter("http_server_timeouts_total").labels(event.route, phase).inc()
+
+    def _sockets_of(self, route: str) -> InFlight:
+        gauge = self._gauge("websocket_connections").labels(route)
+        running = self._sockets.get(gauge.values[0])
+        if running is None:
+            running = self._sockets.setdefault(gauge.values[0], InFlight(gauge))
+            gauge.set_function(running.count)
+        return running
+
+    def _socket_opened(self, event: WebsocketOpened) -> None:
+        self._sockets_of(event.route).enter()
+
+    def _socket_passed(self, event: WebsocketPassed) -> None:
+        self._counter("websocket_messages_total").labels(event.direction).inc()
+
+    def _socket_closed(self, event: WebsocketClosed) -> None:
+        self._sockets_of(event.route).leave()
 
     def _secrets_masked(self, event: SecretsMasked) -> None:
         # Where masking failed nobody knows how many there were: the whole text was withheld.
@@ -346,34 +391,6 @@ class Feed:
 
     def _log_dropped(self, event: LogDropped) -> None:
         self._counter("log_dropped_total").labels(event.reason).inc(event.count)
-
-
-class _InFlight:
-    """Counts what has begun and not ended: one token each, so that no lock is needed and it never falls below 0.
-
-    An end whose beginning was not seen, because listening began in between, takes a token that is not its own; the
-    count is right again as soon as nothing is in flight.
-    """
-
-    __slots__ = ("_shown", "_tokens")
-
-    def __init__(self, shown: GaugeSeries) -> None:
-        self._tokens: deque[None] = deque()
-        self._shown = shown
-
-    def count(self) -> int:
-        return len(self._tokens)
-
-    def enter(self) -> None:
-        self._tokens.append(None)
-        self._shown.refresh()
-
-    def leave(self) -> None:
-        try:
-            self._tokens.pop()
-        except IndexError:
-            return
-        self._shown.refresh()
 
 
 def _retry_reason(sqlstate: str | None) -> str:

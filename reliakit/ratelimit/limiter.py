@@ -19,13 +19,13 @@ from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.deadline import checkpoint, remaining
 from reliakit.core.errors import ConfigurationError, RateLimitedError
-from reliakit.core.events import LimitDecided
+from reliakit.core.events import LimitDecided, LimitWaited
 from reliakit.core.spine import Emitter, watch
 from reliakit.ratelimit.breaches import BreachLimited
 from reliakit.ratelimit.decorator import Spend, limited
 from reliakit.ratelimit.limit import Decision, Limit
 from reliakit.ratelimit.outage import GuardedStore, OnStoreError, StandInAnswer
-from reliakit.ratelimit.tally import ALL_UP_TO, FEW, LimiterStats, Tally
+from reliakit.ratelimit.tally import LimiterStats, Tally
 from reliakit.ratelimit.waiting import Line, Slot, Waiting
 from reliakit.stores.memory import Fields, MemoryStore, Spender
 from reliakit.stores.protocol import FOREVER, Answer, Op, Plan, Store
@@ -130,7 +130,7 @@ class RateLimiter:
         self._apply, self._aapply = asked.apply, asked.aapply
         self._spend: Spender = self._checked
         if asked is self._store:
-            self._spend = cast("MemoryStore", self._store).spender(self._plan, self._checked)
+            self._spend = self._spent_first
         self._tally = Tally()
         self._admitted_so_far, self._denied_so_far = self._tally.admitted, self._tally.denied
         self._heard = False
@@ -162,8 +162,9 @@ class RateLimiter:
             next(self._admitted_so_far)
             return _new(Decision, (True, amount, left, 0.0, reset / 1e9, False, limit))
         before = next(self._denied_so_far)
-        if not before & FEW or before < ALL_UP_TO:
-            self._tally.note(key, before)
+        tally = self._tally
+        if not before % tally.every:
+            tally.note(key)
         return _new(Decision, (False, amount, left, wait / 1e9, reset / 1e9, False, limit))
 
     async def ahit(self, key: str, cost: int = 1) -> Decision:
@@ -226,6 +227,7 @@ class RateLimiter:
                 decision, wait, slot = self._admitted(key, cost, answer, slot)
                 if slot is not None:
                     self._clock.sleep(wait)
+                self._emitter.emit(LimitWaited, wait=wait)
             except BaseException:
                 unused = 0 if slot is None else self._waiting.leave(slot)
                 if slot is not None and unused:
@@ -244,6 +246,7 @@ class RateLimiter:
                 decision, wait, slot = self._admitted(key, cost, answer, slot)
                 if slot is not None:
                     await self._clock.asleep(wait)
+                self._emitter.emit(LimitWaited, wait=wait)
             except BaseException:
                 unused = 0 if slot is None else self._waiting.leave(slot)
                 if slot is not None and unused:
@@ -285,6 +288,12 @@ class RateLimiter:
     def _checked(self, key: str, cost: int = 1) -> Answer:
         self._check(key, cost)
         return self._apply(_HIT, self._plan, key, cost, 0)
+
+    def _spent_first(self, key: str) -> Answer:
+        """Decide for the first key; the next ones take the short way, once the store's clock is settled."""
+        answer = self._checked(key)
+        self._spend = cast("MemoryStore", self._store).spender(self._plan, self._checked)
+        return answer
 
     def _check(self, key: object, cost: object) -> None:
         if not isinstance(key, str) or not key:
@@ -363,7 +372,9 @@ class RateLimiter:
         if answer.admitted:
             next(tally.admitted)
         else:
-            tally.note(key, next(tally.shadow_denied if self._shadow else tally.denied))
+            before = next(tally.shadow_denied if self._shadow else tally.denied)
+            if not before % tally.every:
+                tally.note(key)
 
     def _decision(self, answer: Answer) -> Decision:
         admitted, binding, left, wait, reset = answer

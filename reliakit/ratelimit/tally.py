@@ -10,15 +10,14 @@ from operator import itemgetter
 
 from reliakit.core.fork import renew_locks_after_fork
 
-__all__ = ["ALL_UP_TO", "FEW", "LimiterStats", "Tally"]
+__all__ = ["LimiterStats", "Tally"]
 
 _SHOWN = 10
 # Keys that are counted at once; whenever there are four times as many, those with the highest counts stay.
 _KEPT = 128
-# So many denials have each key counted, then one in sixteen stands for all.
-ALL_UP_TO = 1000
-_ONE_IN = 16
-FEW = _ONE_IN - 1  # the bits that are 0 for one in sixteen
+# So many denials have each key counted, then one in seventeen stands for all.
+_ALL_UP_TO = 1000
+_ONE_IN = 17  # a prime, so that who comes in turns is not missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +52,41 @@ class Tally:
         denied: Those that denied.
         shadow_denied: Those that would have.
         degraded: Those that a stand-in made.
+        every: The key of a denial is noted if this divides its number.
     """
 
-    __slots__ = ("__weakref__", "_keys", "_lock", "_reads", "admitted", "degraded", "denied", "shadow_denied")
+    __slots__ = (
+        "__weakref__",
+        "_keys",
+        "_lock",
+        "_noted",
+        "_reads",
+        "admitted",
+        "degraded",
+        "denied",
+        "every",
+        "shadow_denied",
+    )
 
     def __init__(self) -> None:
         self.admitted = count()
         self.denied = count()
         self.shadow_denied = count()
         self.degraded = count()
+        self.every = 1
+        self._noted = 0
         self._reads = 0
         self._keys: dict[str, int] = {}
         # Re-entrant: garbage that is collected under it may be denied something.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
 
-    def note(self, key: str, before: int) -> None:
-        """Remember whose a denial was, given how many there were before."""
-        if before & FEW and before >= ALL_UP_TO:
-            return
-        weight = 1 if before < ALL_UP_TO else _ONE_IN
+    def note(self, key: str) -> None:
+        """Remember whose a denial was; to be called for those whose number `every` divides."""
+        weight = self.every
+        if weight == 1:
+            self._noted += 1
+            self.every = _ONE_IN if self._noted >= _ALL_UP_TO else 1
         known = self._keys.get(key)
         if known is not None:  # two threads at once may count as one here
             self._keys[key] = known + weight
@@ -80,7 +94,7 @@ class Tally:
         with self._lock:
             self._keys[key] = weight
             if len(self._keys) > 4 * _KEPT:
-                self._keys = dict(nlargest(_KEPT, self._keys.items(), key=itemgetter(1)))
+                self._keys = dict(nlargest(_KEPT, list(self._keys.items()), key=itemgetter(1)))
 
     def stats(self, waiting: int) -> LimiterStats:
         """Return the figures of now."""
@@ -90,5 +104,5 @@ class Tally:
             admitted, denied, shadow_denied, degraded = (
                 next(counted) - reads for counted in (self.admitted, self.denied, self.shadow_denied, self.degraded)
             )
-            top = nlargest(_SHOWN, self._keys.items(), key=itemgetter(1))
+            top = nlargest(_SHOWN, list(self._keys.items()), key=itemgetter(1))
         return LimiterStats(admitted, denied, shadow_denied, degraded, waiting, tuple(top))

@@ -7,10 +7,14 @@ from itertools import combinations
 from typing import TYPE_CHECKING, TypeAlias
 
 from reliakit.core.backoff import Backoff
+from reliakit.resilience.adaptive import AdaptiveLimit
 from reliakit.resilience.breaker import CircuitBreaker
 from reliakit.resilience.bulkhead import Bulkhead
+from reliakit.resilience.coalesce import Coalesce
 from reliakit.resilience.fallback import Fallback
+from reliakit.resilience.hedge import Hedge
 from reliakit.resilience.retry import Retry
+from reliakit.resilience.throttle import Throttle
 from reliakit.resilience.timeout import Timeout
 
 if TYPE_CHECKING:
@@ -24,6 +28,10 @@ _MEANINGS: dict[type[object], str] = {
     Retry: "tries everything further in again",
     CircuitBreaker: "counts what comes from further in, and refuses while it is open",
     Bulkhead: "holds one of its places while everything further in runs",
+    Throttle: "refuses the more, the less of what is further in is accepted",
+    AdaptiveLimit: "lets as much of what is further in run at once as runs well",
+    Hedge: "starts everything further in again when it takes unusually long",
+    Coalesce: "makes one call of those that ask the same at the same time",
 }
 Parts: TypeAlias = "tuple[object, ...]"
 
@@ -44,7 +52,9 @@ def explained(policy: Policy) -> str:
 def _title(part: object) -> str:
     if isinstance(part, Retry):
         return f"Retry({part.max_attempts})"
-    return f"CircuitBreaker({part.name!r})" if isinstance(part, CircuitBreaker) else repr(part)
+    if isinstance(part, CircuitBreaker | AdaptiveLimit | Coalesce):
+        return f"{type(part).__name__}({part.name!r})"
+    return repr(part)
 
 
 def _pairs(parts: Parts, outer: type[object], inner: type[object]) -> Iterator[tuple[int, int]]:
@@ -127,12 +137,30 @@ def _multiplied(parts: Parts) -> Iterator[str]:
         )
 
 
-def _places_held(parts: Parts) -> Iterator[str]:
-    for bulkhead, retry in _pairs(parts, Bulkhead, Retry):
+def _hedged_retries(parts: Parts) -> Iterator[str]:
+    for hedge, retry in _pairs(parts, Hedge, Retry):
         yield (
-            f"{_title(parts[bulkhead])} around {_title(parts[retry])} holds its place during the pauses too. Put the "
-            "Bulkhead inside."
+            f"{_title(parts[hedge])} around {_title(parts[retry])} tries each copy again. Put the Hedge inside, "
+            "where a copy is one attempt."
         )
+
+
+def _shared_too_late(parts: Parts) -> Iterator[str]:
+    for limit in (Bulkhead, AdaptiveLimit):
+        for outer, inner in _pairs(parts, limit, Coalesce):
+            yield (
+                f"{_title(parts[outer])} around {_title(parts[inner])} holds a place for each who waits for the same "
+                "call. Put the Coalesce outside."
+            )
+
+
+def _places_held(parts: Parts) -> Iterator[str]:
+    for limit in (Bulkhead, AdaptiveLimit):
+        for outer, retry in _pairs(parts, limit, Retry):
+            yield (
+                f"{_title(parts[outer])} around {_title(parts[retry])} holds its place during the pauses too. Put "
+                f"the {limit.__name__} inside."
+            )
 
 
 def _same_twice(parts: Parts) -> Iterator[str]:
@@ -148,6 +176,8 @@ _TRAPS: tuple[Callable[[Parts], Iterator[str]], ...] = (
     _limits,
     _unbounded_retries,
     _multiplied,
+    _hedged_retries,
+    _shared_too_late,
     _places_held,
     _same_twice,
 )

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, cast
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
+from reliakit.resilience.hedge import Hedge
 from reliakit.resilience.policy import Layer, Part, Policy, parts_of
 from reliakit.resilience.retry import Retry
 
@@ -25,7 +26,7 @@ __all__ = ["FailedResponse", "HostPolicies", "HostPolicy", "is_failure"]
 
 HostPolicy: TypeAlias = Policy | Part | Callable[[str], Policy | Part]
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-_REPEATING = (Retry,)
+_REPEATING = (Retry, Hedge)
 # A server that does not know the method or the version will not learn it.
 _FINAL = frozenset({501, 505})
 _DEFAULT_HOSTS = 256

@@ -96,13 +96,16 @@ class _Composed:
 
     def _chain(self, colour: Colour, caller: Callable[..., Any]) -> Callable[..., Any]:
         # Two threads may both make it the first time; either will do.
-        chain = self._chains[colour] = self._compose(caller, colour)
+        chain = self._chains[colour] = self._compose(caller, colour, calls=True)
         return chain
 
-    def _compose(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:
+    def _compose(self, fn: Callable[..., Any], colour: Colour, *, calls: bool = False) -> Callable[..., Any]:
         chain = fn
         for part in reversed(self.parts):
-            chain = part.wrap(chain, colour) if isinstance(part, Layer) else guarded(part, chain, by=self._title)
+            if isinstance(part, Layer):
+                chain = part.wrap_caller(chain, colour) if calls else part.wrap(chain, colour)
+            else:
+                chain = guarded(part, chain, by=self._title)
         return _SHELLS[colour](fn, chain, self._emitter, self._title)
 
 
@@ -123,6 +126,10 @@ class Layer(_Composed):
             ConfigurationError: It has no meaning for this colour.
         """
         raise NotImplementedError
+
+    def wrap_caller(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:
+        """Return the same for a caller, whose first argument is the function that it calls with the others."""
+        return self.wrap(fn, colour)
 
 
 Part = Layer | Guard[Any]

@@ -61,26 +61,27 @@ class TaskWaiter:
         Raises:
             RuntimeError: Its event loop is closed, and so nobody waits any more.
         """
-        self._loop.call_soon_threadsafe(self._set)
+        self._loop.call_soon_threadsafe(self.woken)
 
     async def wait(self, seconds: float | None, clock: Clock) -> None:
         """Suspend until woken, or until so much time has passed; None for any time."""
         if seconds is None:
             await self._woken
         elif clock is SYSTEM_CLOCK:
-            timer = self._loop.call_later(seconds, self._set)
+            timer = self._loop.call_later(seconds, self.woken)
             try:
                 await self._woken
             finally:
                 timer.cancel()
         else:
             sleep = self._loop.create_task(clock.asleep(seconds))
-            sleep.add_done_callback(lambda _: self._set())
+            sleep.add_done_callback(lambda _: self.woken())
             try:
                 await self._woken
             finally:
                 sleep.cancel()
 
-    def _set(self) -> None:
+    def woken(self) -> None:
+        """End the wait, from within its own event loop."""
         if not self._woken.done():
             self._woken.set_result(None)

@@ -100,11 +100,10 @@ class MemoryStore:
         machine, shelf = self._plans.get(plan.space) or self._plan(plan)
         if isinstance(machine, OneGcra) and machine.scale == 1:
             return self._gcra_spender(machine, shelf, otherwise)
-        hit = machine.hit
+        hit, clock = machine.hit, self._now
 
         def spend(key: str) -> Fields:
             with self._lock:
-                clock = self._now
                 now = clock()
                 try:
                     state = shelf.young[key]
@@ -122,25 +121,25 @@ class MemoryStore:
     def _gcra_spender(self, machine: OneGcra, shelf: Shelf, otherwise: Spender) -> Spender:
         """Do the sums of `OneGcra.hit` in place where nothing needs rounding, in half the time."""
         increment, most = machine.increment, machine.tolerance - machine.increment
+        clock = self._now
 
         def spend(key: str) -> Fields:
             with self._lock:
-                clock = self._now
                 now = clock()
                 try:
                     backlog = shelf.young[key] - now
-                except (KeyError, TypeError):
-                    backlog = None
-                if backlog is not None and now < shelf.due and key.__class__ is str:
                     # From here to the end nothing runs that could collect garbage, so nothing changes it.
-                    if backlog < 0:  # noqa: PLR1730 - max() costs as much as all the rest of the sums
-                        backlog = 0
-                    room = most - backlog
-                    if room < 0:
-                        return False, 0, 0, -room, backlog
-                    backlog += increment
-                    shelf.young[key] = now + backlog
-                    return True, 0, room // increment, 0, backlog
+                    if now < shelf.due and key.__class__ is str:
+                        if backlog < 0:  # noqa: PLR1730 - max() costs as much as all the rest of the sums
+                            backlog = 0
+                        room = most - backlog
+                        if room < 0:
+                            return False, 0, 0, -room, backlog
+                        backlog += increment
+                        shelf.young[key] = now + backlog
+                        return True, 0, room // increment, 0, backlog
+                except (KeyError, TypeError):
+                    pass
             return otherwise(key)
 
         return spend

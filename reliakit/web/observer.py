@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
-from reliakit.core.events import RequestEnded, RequestStarted
+from reliakit.core.events import RequestEnded, RequestStarted, WebsocketClosed, WebsocketOpened, WebsocketPassed
 from reliakit.core.spine import Emitter, Listener
 from reliakit.core.tracking import report
 from reliakit.web import request as view
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from reliakit.web.request import Request
 
-__all__ = ["Exchange", "Outcome", "RequestObserver"]
+__all__ = ["Exchange", "Outcome", "RequestObserver", "Socket"]
 
 Outcome = Literal["completed", "client_disconnect", "cancelled", "timeout", "error"]
 
@@ -56,6 +56,7 @@ class Exchange:
         "finished",
         "method",
         "prefix",
+        "received",
         "request_id",
         "route",
         "started",
@@ -77,6 +78,7 @@ class Exchange:
         self.status: int | None = None
         self.route: str = UNMATCHED
         self.bytes: int = 0
+        self.received: int = 0
         self.declared: int | None = None
         self.finished: float | None = None
         self.complete: bool = False
@@ -110,6 +112,13 @@ class Exchange:
         return "completed"
 
 
+class Socket(NamedTuple):
+    """A websocket that was accepted: its route, and when that was."""
+
+    route: str
+    accepted: float
+
+
 class RequestObserver(Part):
     """Give each request an id and a context, and emit `RequestStarted` and `RequestEnded`.
 
@@ -119,7 +128,8 @@ class RequestObserver(Part):
 
     The route is the framework's template (Starlette, FastAPI, Flask; any other may set `reliakit.route` in the scope
     or environ), never the path. The outcome is "error" when an exception left the app, before or after the headers;
-    an error that was answered with a status below 500 is "completed".
+    an error that was answered with a status below 500 is "completed". Websockets tell when they open, what passes and
+    how they end; nothing of theirs is changed.
 
     Args:
         service: The service's name, carried by every event.
@@ -205,8 +215,37 @@ class RequestObserver(Part):
                 duration=finished - exchange.started,
                 request_id=exchange.request_id,
                 response_bytes=exchange.bytes,
+                request_bytes=exchange.received,
                 error_type=None if cause is None else type(cause).__name__,
                 client=self.client(request),
+            )
+
+    @property
+    def hears_sockets(self) -> bool:
+        """Whether anybody wants to know of websockets."""
+        return self._emitter.hears(WebsocketOpened)
+
+    def opened(self, request: Request) -> Socket:
+        """Tell the listeners that a websocket was accepted; by then the framework has left the route."""
+        socket = Socket(route_of(request, request.get("root_path") or ""), self._clock.monotonic())
+        self._emitter.emit(WebsocketOpened, service=self.service, route=socket.route)
+        return socket
+
+    def passed(self, direction: Literal["in", "out"]) -> None:
+        """Tell the listeners that a message passed."""
+        self._emitter.emit(WebsocketPassed, direction=direction)
+
+    def closed(self, socket: Socket | None, code: int, error: BaseException | None) -> None:
+        """Tell the listeners how a websocket ended; None is one that was never accepted."""
+        if error is not None and not is_disconnect(error):
+            report(self._emitter, error, service=self.service)
+        if socket is not None:
+            self._emitter.emit(
+                WebsocketClosed,
+                service=self.service,
+                route=socket.route,
+                code=code,
+                duration=self._clock.monotonic() - socket.accepted,
             )
 
     def __repr__(self) -> str:

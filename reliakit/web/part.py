@@ -27,7 +27,7 @@ class Part:
     __slots__ = ()
 
     def asgi(self, app: ASGIApp) -> ASGIApp:
-        """Return the ASGI app behind this part; lifespan and websocket pass through untouched."""
+        """Return the ASGI app behind this part; lifespan and websocket pass through unchanged."""
         # The shells know every part, so a part can only meet them when it is used.
         from reliakit.web.asgi import wrap  # noqa: PLC0415
 

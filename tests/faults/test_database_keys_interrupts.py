@@ -66,7 +66,7 @@ def test_ctrl_c_at_any_line_of_a_lock_lets_go_of_it(db: Database, other: Databas
             pass
         assert obtainable(db) == SIZE
 
-    interrupted_at_each_line(17, work, check)
+    interrupted_at_each_line(29, work, check)
 
 
 @pytest.mark.timeout(120)
@@ -87,7 +87,7 @@ def test_ctrl_c_at_any_line_of_a_run_with_a_key_runs_it_once(db: Database) -> No
         assert obtainable(db) == SIZE
         calls += 1
 
-    interrupted_at_each_line(23, work, check)
+    interrupted_at_each_line(37, work, check)
 
 
 @pytest.mark.timeout(120)
@@ -109,7 +109,7 @@ def test_ctrl_c_at_any_line_of_a_relay_loses_no_message(db: Database) -> None:
         OUTBOX.relay(db, handle).drain()
         assert obtainable(db) == SIZE
 
-    interrupted_at_each_line(53, work, check)
+    interrupted_at_each_line(97, work, check)
     assert set(got) >= set(range(published - 1))
 
 

@@ -17,8 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session, sessionmaker
 
 from reliakit import (
+    AIMD,
     IDEMPOTENCY_DDL,
     SYSTEM_CLOCK,
+    AdaptiveLimit,
     AsyncDatabase,
     AsyncRepository,
     AsyncTransaction,
@@ -30,6 +32,7 @@ from reliakit import (
     CircuitBreaker,
     CircuitOpenError,
     Clock,
+    Coalesce,
     CommitUnknownError,
     ConcurrencyLimiter,
     ConfigurationError,
@@ -47,6 +50,8 @@ from reliakit import (
     Exposition,
     Fallback,
     Gauge,
+    Gradient2,
+    Hedge,
     Histogram,
     Isolation,
     Limit,
@@ -95,6 +100,7 @@ from reliakit import (
     State,
     StoreError,
     Subscription,
+    Throttle,
     Timeout,
     TimeWindow,
     Transaction,
@@ -572,7 +578,26 @@ async def alisted(a: int) -> AsyncIterator[str]:
     yield str(a)
 
 
+def same(a: int) -> int:
+    return a
+
+
+@Coalesce(key=same)
+@Hedge(0.1, budget=RetryBudget())
+@AdaptiveLimit(AIMD(), initial=5)
+@AdaptiveLimit(Gradient2(tolerance=2.0))
+@Throttle(2.0, failure=OSError)
+async def guarded(a: int) -> str:
+    return str(a)
+
+
 async def policies() -> None:
+    assert_type(await guarded(1), str)
+    assert_type(await Hedge().acall(guarded, 1), str)
+    assert_type(Coalesce().call(priced, 1), float)
+    assert_type(Hedge().current_delay, float | None)
+    assert_type(Throttle().rejection, float)
+    assert_type(AdaptiveLimit().limit, int)
     assert_type(priced(1, b="x"), float)
     assert_type(await apriced(1), str)
     assert_type(listed(1), Generator[str])

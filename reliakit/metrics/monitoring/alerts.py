@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from reliakit.metrics.monitoring.kit import Kit
     from reliakit.metrics.objectives import Objective
 
-__all__ = ["Advice", "Alert", "alerts"]
+__all__ = ["Advice", "Alert", "alert_name", "alerts"]
 
 Severity = Literal["page", "ticket"]
 
@@ -59,8 +60,13 @@ def alerts(kit: Kit) -> list[Alert]:
     return [alert for objective in kit.objectives for alert in _of(objective)] + list(_COMPONENTS)
 
 
+def alert_name(objective: Objective) -> str:
+    """Return what the names of an objective's alerts begin with."""
+    return "Reliakit" + "".join(word.capitalize() for word in re.split("[^a-zA-Z0-9]+", objective.name))
+
+
 def _of(objective: Objective) -> list[Alert]:
-    name = "Reliakit" + "".join(word.capitalize() for word in objective.name.split("_"))
+    name = alert_name(objective)
     goal = objective.goal
     advice = _ADVICE.get(objective.name) or Advice(
         f"The objective `{objective.name}` is not met. {objective.help}".strip(),
@@ -69,20 +75,12 @@ def _of(objective: Objective) -> list[Alert]:
     )
     if isinstance(goal, AtMost):
         condition = Level(goal.metric, goal.target, wait=300.0)
-        return [Alert(name, condition, "ticket", "{job}: " + _lower(objective.help), advice, wait=300.0)]
+        return [Alert(name, condition, "ticket", _summary(objective), advice, wait=300.0)]
     if isinstance(goal, Below | Ratio):
         return _burning(name, objective, advice)
     bad, _ = bad_and_total(goal)
     severity: Severity = "page" if objective.name in _PAGES else "ticket"
-    return [
-        Alert(
-            name,
-            Happened(bad),
-            severity,
-            "{job}: " + _BROKEN.get(objective.name, f"{objective.name} is broken"),
-            advice,
-        )
-    ]
+    return [Alert(name, Happened(bad), severity, _summary(objective), advice)]
 
 
 def _burning(name: str, objective: Objective, advice: Advice) -> list[Alert]:
@@ -100,8 +98,8 @@ def _burning(name: str, objective: Objective, advice: Advice) -> list[Alert]:
     return found
 
 
-def _lower(text: str) -> str:
-    return f"not so: {text[:1].lower()}{text[1:]}".rstrip(".") if text else "an objective is not met"
+def _summary(objective: Objective) -> str:
+    return "{job}: " + _BROKEN.get(objective.name, f"the objective {objective.name} is not met")
 
 
 _PAGES = frozenset({"leaked_connections", "secrets_masked"})
@@ -109,6 +107,7 @@ _BROKEN = {
     "deadlocks": "a deadlock reached a caller",
     "leaked_connections": "a connection was lost to its pool",
     "errors_tracked": "an error was not counted or not tracked",
+    "error_resolution": "a kind of error has been open for more than an hour",
     "secrets_masked": "a secret was found in the log",
 }
 

@@ -50,7 +50,7 @@ class Panel:
 
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Objectives": (
-        Panel("Verdicts", "slo_verdict", ("slo", "verdict")),
+        Panel("Breached or at risk", "slo_verdict", ("slo", "verdict"), where='verdict=~"breached|at_risk"'),
         Panel("Error budget left", "slo_error_budget_remaining_ratio", ("slo",), "percentunit"),
         Panel("Burn rate", "slo_burn_rate", ("slo",)),
         Panel("Value", "slo_value", ("slo",)),

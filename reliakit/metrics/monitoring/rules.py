@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from reliakit.metrics.monitoring.alerts import alerts
+from reliakit.metrics.monitoring.alerts import alert_name, alerts
 from reliakit.metrics.monitoring.conditions import JOB, MINUTES, bad_and_total
-from reliakit.metrics.monitoring.kit import duration
+from reliakit.metrics.monitoring.kit import duration, quoted
 from reliakit.metrics.monitoring.yaml import dump
 from reliakit.metrics.objectives import AtMost, Below, Complete, Ratio
 from reliakit.metrics.verdicts import VERDICTS, Z
@@ -53,8 +53,7 @@ def rules(kit: Kit, runbooks: str = "docs/runbooks.md") -> str:
 
 
 def _is_component(kit: Kit, alert: Alert) -> bool:
-    own = ["Reliakit" + "".join(word.capitalize() for word in one.name.split("_")) for one in kit.objectives]
-    return not any(alert.name.startswith(name) for name in own)
+    return not any(alert.name.startswith(alert_name(one)) for one in kit.objectives)
 
 
 def _alerting(kit: Kit, chosen: list[Alert], runbooks: str) -> list[Rule]:
@@ -99,7 +98,7 @@ def _counts(kit: Kit, objective: Objective) -> list[Rule]:
     own = duration(objective.window)
     windows = tuple(dict.fromkeys((own, *_WINDOWS))) if isinstance(goal, Below | Ratio) else (own,)
     bad, total = bad_and_total(goal)
-    slo = {"slo": objective.name}
+    slo, chosen = {"slo": objective.name}, f"slo={quoted(objective.name)}"
     found: list[Rule] = []
     for window in windows:
         counted, whole = (f"job:{kit.full(name)}:increase{window}" for name in ("slo_bad", "slo_events"))
@@ -108,9 +107,7 @@ def _counts(kit: Kit, objective: Objective) -> list[Rule]:
             {"record": whole, "labels": slo, "expr": f"clamp_min({kit.increase(total, window)}, 0)"},
         ]
         if isinstance(goal, Below | Ratio):
-            expression = (
-                f'clamp_max({counted}{{slo="{objective.name}"}} / ({whole}{{slo="{objective.name}"}} > 0), 1)'
-            )
+            expression = f"clamp_max({counted}{{{chosen}}} / ({whole}{{{chosen}}} > 0), 1)"
             found.append({"record": f"job:{kit.full('slo_bad')}:ratio{window}", "labels": slo, "expr": expression})
     return found
 
@@ -118,7 +115,7 @@ def _counts(kit: Kit, objective: Objective) -> list[Rule]:
 def _verdict(kit: Kit, objective: Objective) -> list[Rule]:
     """Return what records 1 for the verdict that holds and 0 for the others."""
     goal, own = objective.goal, duration(objective.window)
-    slo = f'slo="{objective.name}"'
+    slo = f"slo={quoted(objective.name)}"
     bad = f"job:{kit.full('slo_bad')}:increase{own}{{{slo}}}"
     events = f"job:{kit.full('slo_events')}:increase{own}{{{slo}}}"
     # Counts are extrapolated by Prometheus; what is a hundredth away from a whole number is that number.

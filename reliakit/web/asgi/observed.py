@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from reliakit.core.context import request_context
 from reliakit.web.asgi.messages import BODY, START, send_answer, with_fields
+from reliakit.web.asgi.sockets import serve_socket
 from reliakit.web.cors import Cors, varied
 
 if TYPE_CHECKING:
@@ -27,10 +28,13 @@ class Observed:
 
     async def __call__(self, scope: Request, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        observer = self._observer
+        if scope["type"] == "websocket" and observer.hears_sockets:
+            await serve_socket(self._app, observer, scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        observer = self._observer
         exchange = observer.begin(scope)
         scope.setdefault("state", {})["request_id"] = exchange.request_id
         ours = (b"x-request-id", exchange.request_id.encode("ascii"))
@@ -39,6 +43,8 @@ class Observed:
             message = await receive()
             if message["type"] == "http.disconnect":
                 exchange.disconnect()
+            else:
+                exchange.received += len(message.get("body", b""))
             return message
 
         async def tell(message: Message) -> None:

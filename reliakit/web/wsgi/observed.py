@@ -41,6 +41,7 @@ class Observed:
     def _serve(self, context: Context, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         observer = self._observer
         exchange = observer.begin(environ)
+        exchange.received = _length(environ.get("CONTENT_LENGTH", "")) or 0
 
         def start(status: str, lines: Lines, exc_info: ExcInfo = None, /) -> Write:
             exchange.status = int(status[:3])
@@ -205,6 +206,11 @@ class Limited:
 def _declared(lines: Lines) -> int | None:
     """Return the Content-Length that a response promises."""
     for name, value in lines:
-        if name.lower() == "content-length" and value.isascii() and value.isdigit():
-            return int(value)
+        if name.lower() == "content-length":
+            return _length(value)
     return None
+
+
+def _length(text: str) -> int | None:
+    """Return the number of bytes that a Content-Length says, or None if it says none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -1,0 +1,42 @@
+"""How many of something are in flight now: open transactions, requests, websockets."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reliakit.metrics.series import GaugeSeries
+
+__all__ = ["InFlight"]
+
+
+class InFlight:
+    """Counts what has begun and not ended: one token each, so that no lock is needed and it never falls below 0.
+
+    An end whose beginning was not seen, because listening began in between, takes a token that is not its own; the
+    count is right again as soon as nothing is in flight.
+    """
+
+    __slots__ = ("_shown", "_tokens")
+
+    def __init__(self, shown: GaugeSeries) -> None:
+        self._tokens: deque[None] = deque()
+        self._shown = shown
+
+    def count(self) -> int:
+        """Return how many are in flight."""
+        return len(self._tokens)
+
+    def enter(self) -> None:
+        """One has begun."""
+        self._tokens.append(None)
+        self._shown.refresh()
+
+    def leave(self) -> None:
+        """One has ended."""
+        try:
+            self._tokens.pop()
+        except IndexError:
+            return
+        self._shown.refresh()

@@ -1,0 +1,76 @@
+"""Figures that components keep themselves, and that are read when somebody looks.
+
+To tell each call, or each line of a log, costs more than the call: a component makes itself known once, and what came
+on top since the last look is counted at the next.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from reliakit.core.fork import renew_locks_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Readings"]
+
+# How many components are followed; those that are gone make room.
+_MOST = 10_000
+
+
+class _Figures(Protocol):
+    @property
+    def is_gone(self) -> bool: ...
+
+
+F = TypeVar("F", bound=_Figures)
+
+
+class Readings(Generic[F]):
+    """Follows every component that has made itself known. Safe from any thread, and never waits.
+
+    Args:
+        count: Takes a component's name, its figures, and those of the last look.
+    """
+
+    def __init__(self, count: Callable[[str, F, F], None]) -> None:
+        self._count = count
+        self._last: dict[tuple[str, Callable[[], F]], F] = {}
+        # Two looks at once would both count what came since the last one.
+        self._lock = Lock()
+        renew_locks_after_fork(self, "_lock")
+
+    def follow(self, name: str, read: Callable[[], F]) -> bool:
+        """Follow a component from now on, for what it counted before is not ours; return whether it is a new one."""
+        if (name, read) in self._last or len(self._last) >= _MOST:
+            return False
+        self._last.setdefault((name, read), read())
+        return True
+
+    def names(self) -> set[str]:
+        """Return the names of those that are followed."""
+        return {name for name, _ in tuple(self._last)}
+
+    def refresh(self) -> list[tuple[str, F]]:
+        """Count what came on top, and return everybody's figures; nothing while another thread is at it."""
+        found: list[tuple[str, F]] = []
+        if not self._lock.acquire(blocking=False):
+            return found
+        try:
+            for key, last in tuple(self._last.items()):
+                figures = key[1]()
+                self._last[key] = figures
+                self._count(key[0], figures, last)
+                found.append((key[0], figures))
+                if figures.is_gone:
+                    del self._last[key]
+        finally:
+            self._lock.release()
+        return found
+
+    def leave(self) -> None:
+        """Count a last time and follow nobody any more: what happens from now on is not ours."""
+        self.refresh()
+        self._last.clear()

@@ -1,0 +1,206 @@
+"""A client that holds itself back when its server accepts little of what it is asked.
+
+```
+p(refuse) = (requests - k * accepts) / (requests + 1)        over the last two minutes, never above 0.9
+```
+
+After "Handling Overload" in "Site Reliability Engineering" (Google, 2016), chapter 21. It needs no open state and no
+probes: the share that still passes finds out when the server is well again. A request counts when it begins, not when
+it ends, so a server that hangs is noticed at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from reliakit.core import checks
+from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.context import Priority, current_priority
+from reliakit.core.errors import ConfigurationError, OverloadedError
+from reliakit.core.events import CallRejected
+from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.guard import guarded
+from reliakit.resilience.policy import Layer
+from reliakit.resilience.verdict import ErrorFilter, Judge
+
+if TYPE_CHECKING:
+    from reliakit.core.guard import Colour
+    from reliakit.core.spine import Listener
+
+__all__ = ["Throttle"]
+
+_SLICES = 12
+
+
+class Slice:
+    """What was asked and accepted in one part of the window."""
+
+    __slots__ = ("accepts", "number", "requests")
+
+    def __init__(self, number: int) -> None:
+        self.number: int = number
+        self.requests: int = 0
+        self.accepts: int = 0
+
+
+class Tally:
+    """Requests and accepts of the last `window` seconds, in slices. Not thread-safe: its owner holds a lock."""
+
+    def __init__(self, window: float) -> None:
+        self._length = window / _SLICES
+        self._slices: deque[Slice] = deque()
+        self.requests: int = 0
+        self.accepts: int = 0
+
+    def begin(self, now: float) -> Slice:
+        """Count a request, and return where."""
+        number = int(now // self._length)
+        slices = self._slices
+        while slices and slices[0].number <= number - _SLICES:
+            gone = slices.popleft()
+            self.requests -= gone.requests
+            self.accepts -= gone.accepts
+            gone.number = -1
+        if not slices or slices[-1].number < number:
+            slices.append(Slice(number))
+        current = slices[-1]
+        current.requests += 1
+        self.requests += 1
+        return current
+
+    def accepted(self, begun: Slice) -> None:
+        """Count an accept, where its request was counted."""
+        if begun.number >= 0:
+            begun.accepts += 1
+            self.accepts += 1
+
+    def withdrawn(self, begun: Slice) -> None:
+        """Forget a request that says nothing."""
+        if begun.number >= 0:
+            begun.requests -= 1
+            self.requests -= 1
+
+
+class Throttle(Layer):
+    """Refuse calls at random, the more of them the fewer the server accepts.
+
+    ```python
+    search = Throttle()
+
+    @search                                 # def, async def, generators, async generators, methods
+    async def find(words): ...
+    ```
+
+    While the server accepts at least one request in `k`, nothing is refused. What fails is not accepted; an error
+    that is no failure is; cancellation and rejections from further in count as not asked. Requests of
+    `request_context(priority=...)` "sheddable" are refused earlier, as with a `k` halfway to 1, and "critical" ones
+    later, as with twice the `k`. A refused call raises OverloadedError. One object is safe for any mix of
+    threads and tasks and never waits.
+
+    Args:
+        k: How many requests may be made for each one that is accepted.
+        window: Over how many seconds, in twelve slices; longer than the longest call.
+        minimum_calls: Nothing is refused before so many requests in the window.
+        max_rejection: The most that is refused, so that some always find out.
+        failure: Which errors mean that the server did not accept: a type, a tuple of types, or a predicate.
+        ignore: Which errors count as not asked; beats `failure`.
+        failure_result: A predicate of the result that means the same as a failure, or None.
+        name: Names it in errors and events.
+        listeners: Callables that receive its events.
+        clock: Where time and chance come from.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+        OverloadedError: At a call: it was refused.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_judge",
+        "_lock",
+        "_multipliers",
+        "_tally",
+        "k",
+        "max_rejection",
+        "minimum_calls",
+        "window",
+    )
+
+    def __init__(
+        self,
+        k: float = 2.0,
+        *,
+        window: float = 120.0,
+        minimum_calls: int = 10,
+        max_rejection: float = 0.9,
+        failure: ErrorFilter = Exception,
+        ignore: ErrorFilter = (),
+        failure_result: Callable[[Any], bool] | None = None,
+        name: str = "default",
+        listeners: Iterable[Listener] = (),
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        super().__init__(name, listeners, clock)
+        if not isinstance(k, int | float) or isinstance(k, bool) or not 1 <= k <= 1000:
+            raise ConfigurationError(f"k must be a number from 1 to 1000, got {k!r}")
+        self.k: float = float(k)
+        self.window: float = checks.seconds("window", window)
+        self.minimum_calls: int = checks.count("minimum_calls", minimum_calls, least=0)
+        self.max_rejection: float = checks.share("max_rejection", max_rejection)
+        self._multipliers: dict[Priority, float] = {"critical": 2 * k, "default": k, "sheddable": (1 + k) / 2}
+        self._judge = Judge(failure, ignore, failure_result)
+        self._clock = clock
+        self._tally = Tally(self.window)
+        self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call that ends
+        renew_locks_after_fork(self, "_lock")
+
+    @property
+    def rejection(self) -> float:
+        """The share of requests of default priority that is refused now, 0 to `max_rejection`."""
+        with self._lock:
+            return self._probability(self._tally.requests, "default")
+
+    def enter(self) -> Slice:
+        """Count a request and let it pass, or refuse it; the half that wrappers use.
+
+        Raises:
+            OverloadedError: It was refused.
+        """
+        with self._lock:
+            begun = self._tally.begin(self._clock.monotonic())
+            probability = self._probability(self._tally.requests - 1, current_priority())
+        if probability > 0 and self._clock.random() < probability:
+            self._emitter.emit(CallRejected, reason=OverloadedError.__name__, retry_after=None)
+            raise OverloadedError(
+                f"throttle {self.name!r} refused {probability:.0%} of the calls: too few of them are accepted",
+                name=self.name,
+            )
+        return begun
+
+    def leave(self, begun: Slice, error: BaseException | None, result: object, /) -> None:
+        """Count what a request came to."""
+        verdict = "ignored"
+        try:
+            verdict = self._judge.of_result(result) if error is None else self._judge.of_error(error)
+        finally:
+            with self._lock:
+                if verdict == "success":
+                    self._tally.accepted(begun)
+                elif verdict == "ignored":
+                    self._tally.withdrawn(begun)
+
+    def wrap(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:  # noqa: ARG002 - told by the function
+        """Return `fn` behind the throttle, in the same colour."""
+        return guarded(self, fn, by=self._title)
+
+    def _probability(self, requests: int, priority: Priority) -> float:
+        if requests < self.minimum_calls:
+            return 0.0
+        refused = (requests - self._multipliers[priority] * self._tally.accepts) / (requests + 1)
+        return min(self.max_rejection, max(0.0, refused))
+
+    def __repr__(self) -> str:
+        return f"Throttle({self.k:g}, window={self.window:g})"
