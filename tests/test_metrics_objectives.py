@@ -354,6 +354,8 @@ class TestQuantiles:
             metrics.observe("transaction", thousandths / 1000, status="commit")
         assert verdict(metrics, "transaction_latency").quantile == pytest.approx(0.095, rel=0.0101)
         assert 'reliakit_slo_quantile_seconds{slo="transaction_latency"} 0.09' in metrics.render().body.decode()
+        clock.advance(320)
+        assert verdict(metrics, "transaction_latency").quantile is None
 
     def test_nothing_is_too_small_or_too_great_to_be_counted(self):
         assert quantile(Counter([bucket_of(0.0)]), 1.0) == pytest.approx(1e-6, rel=0.02)
