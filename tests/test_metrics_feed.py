@@ -22,6 +22,7 @@ from reliakit.core.events import (
     CircuitChanged,
     CircuitFigures,
     CircuitPresent,
+    CircuitSpared,
     ConnectionLeaked,
     DeadlineOverrun,
     ErrorOpened,
@@ -117,7 +118,8 @@ class TestTransactions:
         started(Emitter("main"))
         for status in ("commit", "rollback", "timeout", "unknown", "retry"):
             assert value(metrics, "transaction_total", **LOGIN, status=status) == 0
-        assert value(metrics, "db_pool_leaked_connections_total", pool="main") == 0
+        for name in ("db_pool_leaked_connections_total", "db_pool_timeouts_total", "db_replica_fallbacks_total"):
+            assert value(metrics, name, pool="main") == 0
 
     def test_open_transactions_are_those_begun_and_not_ended(self, metrics):
         db = Emitter("main")
@@ -178,6 +180,7 @@ class TestTransactions:
     def test_an_outbox_counts_what_it_hands_over_and_what_fails(self, metrics):
         outbox = Emitter("mail")
         outbox.emit(OutboxRelayed, count=3, lag=0.5)
+        assert value(metrics, "outbox_failures_total", outbox="mail", outcome="dead") == 0
         for delay in (1.0, 2.0, None):
             outbox.emit(OutboxFailed, message_id=1, topic="t", attempt=1, delay=delay, error_type="Oops")
         assert value(metrics, "outbox_relayed_total", outbox="mail") == 3
@@ -352,6 +355,8 @@ class TestResilience:
         mail.emit(RetryEnded, outcome="failure", reason="deadline", attempts=3, duration=1.0)
         assert value(metrics, "retry_attempts_total", name="mail", outcome="failure") == 1
         assert value(metrics, "retry_ended_total", name="mail", reason="deadline") == 1
+        mail.emit(CircuitSpared, cause="x")
+        assert value(metrics, "circuit_breaker_spared_total", name="mail") == 1
         mail.emit(CallTimedOut, seconds=2.0)
         mail.emit(FallbackUsed, error_type="OSError")
         mail.emit(CallCoalesced, wait=0.1)
@@ -555,7 +560,7 @@ class TestAttaching:
     def test_every_event_is_counted_or_left_out_on_purpose(self):
         # A database remembers every statement once somebody listens for slow transactions, and a breaker tells every
         # call once somebody listens for them.
-        left_out = {"CallEnded", "CallStarted", "CircuitSpared", "NumbersWanted", "TransactionSlow", "Event"}
+        left_out = {"CallEnded", "CallStarted", "NumbersWanted", "TransactionSlow", "Event"}
         known = {name for name in vocabulary.__all__ if issubclass(getattr(vocabulary, name), Event)}
         heard = {kind.__name__ for kind in Metrics()._feed.types}
         assert known - heard == left_out

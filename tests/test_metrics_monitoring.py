@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reliakit.core.errors import ConfigurationError
-from reliakit.metrics import Metrics, Objective, at_most, below, complete, count, ratio, zero
+from reliakit.metrics import Label, Metrics, Objective, at_most, below, complete, count, ratio, zero
 from reliakit.metrics.catalogue import CATALOGUE
 from reliakit.metrics.commands import main
 from reliakit.metrics.defaults import DEFAULTS
@@ -372,8 +372,61 @@ class TestSloCommand:
         assert told.count(url) == 2
         assert "leaked_connections   breached" in told
 
+    def test_of_several_processes_behind_one_scrape_the_worst_is_told(self, monkeypatch, capsys):
+        text = "".join(
+            f"reliakit_slo_{name} {value}\n"
+            for name, value in {
+                'verdict{slo="r",verdict="met"}': 1,
+                'verdict{slo="r",verdict="breached"}': 1,
+                'target{slo="r",goal="ratio"}': 0.01,
+                'value{slo="r",pid="1"}': 0.0,
+                'value{slo="r",pid="2"}': 0.5,
+                'error_budget_remaining_ratio{slo="r",window="30d",pid="1"}': 1,
+                'error_budget_remaining_ratio{slo="r",window="30d",pid="2"}': 0.25,
+            }.items()
+        )
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        assert main(["slo", "-"]) == 1
+        assert re.split("  +", capsys.readouterr().out.splitlines()[1]) == [
+            "r",
+            "breached",
+            "50 %",
+            "at most 1 %",
+            "25%",
+        ]
+
+
+def shop():
+    """Return a Metrics with a metric and an objective of its own."""
+    metrics = Metrics("shop")
+    jobs = metrics.counter("jobs", "Jobs done.", [Label.one_of("result", "ok", "failed")])
+    metrics.objective(
+        Objective("jobs_done", ratio(count(jobs, result="failed"), jobs, 0.1), help="Most jobs are done.")
+    )
+    return metrics
+
 
 class TestMetricsCommand:
+    def test_ones_own_declarations_are_part_of_it(self, capsys, promtool, tmp_path):
+        for what, file in (("rules", "rules.yml"), ("rules-test", "rules_test.yml")):
+            assert main(["metrics", what, "--of", f"{__name__}:shop"]) == 0
+            (tmp_path / file).write_text(capsys.readouterr().out, encoding="utf-8")
+        text = (tmp_path / "rules.yml").read_text(encoding="utf-8")
+        assert "ReliakitJobsDoneBurnsFast" in text
+        assert 'increase(jobs_total{result=\\"failed\\"}[5m])' in text
+        is_content, said = promtool("check", "rules", "rules.yml", folder=tmp_path)
+        assert is_content, said
+        assert main(["metrics", "catalogue", "--of", f"{__name__}:shop"]) == 0
+        page = capsys.readouterr().out
+        assert "## Your own\n\n" in page
+        assert "| `jobs_total` | counter | **result**: ok, failed | Jobs done. |" in page
+        assert "jobs_total" in dashboard(Kit.of(shop()))
+
+    @pytest.mark.parametrize("of", ["nonsense:x", "reliakit.metrics:nonsense", "reliakit.metrics:LATENCY"])
+    def test_what_leads_to_no_metrics_is_said(self, capsys, of):
+        assert main(["metrics", "rules", "--of", of]) == 2
+        assert capsys.readouterr().err
+
     @pytest.mark.parametrize("what", ["catalogue", "rules", "rules-test", "dashboard", "runbooks"])
     def test_each_prints_what_is_committed(self, capsys, what):
         assert main(["metrics", what]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
@@ -452,6 +453,15 @@ async def test_a_slot_that_was_taken_over_and_left_again_is_given_back() -> None
     assert limiter._waiting._lines == {}
 
 
+@pytest.fixture
+def garbage_waits() -> Generator[None, None, None]:
+    """Collect garbage when a test says so and never by itself."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("garbage_waits")
 def test_garbage_that_waits_is_collected_inside_another_wait() -> None:
     class Endless:
         def __await__(self) -> Generator[None, None, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import sys
@@ -384,6 +385,15 @@ def test_a_child_does_not_inherit_a_held_lock() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.fixture
+def garbage_waits() -> Generator[None, None, None]:
+    """Collect garbage when a test says so and never by itself."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("garbage_waits")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(
@@ -410,6 +420,7 @@ def test_garbage_that_gives_back_is_collected_inside_a_decision(
     assert len(store) == 1
 
 
+@pytest.mark.usefixtures("garbage_waits")
 def test_garbage_that_spends_is_collected_inside_a_decision() -> None:
     store = MemoryStore(clock=ManualClock())
     store.apply(Op.HIT, PLAN, "k", 1)

@@ -191,6 +191,11 @@ _RESILIENCE = (
         _only("from", *STATES),
         _only("to", *STATES),
     ),
+    _counter(
+        "circuit_breaker_spared_total",
+        "Times that a breaker which only watches would have opened.",
+        _named("name"),
+    ),
     _timing("circuit_breaker_call_duration_seconds", "Time of guarded calls.", _named("name")),
     _gauge(
         "circuit_breaker_failure_ratio",

@@ -6,14 +6,17 @@ The first prints what the declarations make; the second reads the verdicts that 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from reliakit.core.errors import ConfigurationError
 from reliakit.metrics.declare import is_name
 from reliakit.metrics.monitoring.dashboard import dashboard
 from reliakit.metrics.monitoring.kit import Kit
 from reliakit.metrics.monitoring.pages import catalogue, runbooks
 from reliakit.metrics.monitoring.rules import RULES_FILE, rules, rules_test
+from reliakit.metrics.registry import Metrics
 from reliakit.metrics.scraped import Judged, fetched, judged
 
 if TYPE_CHECKING:
@@ -40,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a page of all metrics; Prometheus rules; their tests for promtool; a Grafana dashboard; the runbooks",
     )
     metrics.add_argument("--namespace", default="reliakit", help="what Metrics(namespace) was given (reliakit)")
+    metrics.add_argument(
+        "--of", metavar="MODULE:NAME", help="a Metrics of yours, or a function that returns it: its own declarations"
+    )
     metrics.add_argument("--runbooks", default=_RUNBOOKS, metavar="URL", help="where the alerts link to")
     metrics.add_argument("--rules-file", default=RULES_FILE, metavar="FILE", help="the rules that rules-test tests")
     slo = commands.add_parser("slo", help="print a service's verdicts; exit 1 if an objective is breached")
@@ -50,10 +56,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _metrics(asked: argparse.Namespace) -> int:
-    if asked.namespace and not is_name(asked.namespace):
-        sys.stderr.write(f"--namespace must be letters, digits and _, or empty, got {asked.namespace!r}\n")
+    try:
+        kit = _kit(asked)
+    except (ConfigurationError, ImportError, AttributeError) as error:
+        sys.stderr.write(f"{error}\n")
         return 2
-    kit = Kit(namespace=asked.namespace)
     made = {
         "catalogue": lambda: catalogue(kit),
         "rules": lambda: rules(kit, asked.runbooks),
@@ -63,6 +70,19 @@ def _metrics(asked: argparse.Namespace) -> int:
     }
     sys.stdout.write(made[asked.what]())
     return 0
+
+
+def _kit(asked: argparse.Namespace) -> Kit:
+    if asked.of:
+        module, _, name = asked.of.partition(":")
+        found = getattr(importlib.import_module(module), name or "metrics")
+        metrics = found() if callable(found) and not isinstance(found, Metrics) else found
+        if not isinstance(metrics, Metrics):
+            raise ConfigurationError(f"--of must lead to a Metrics, {asked.of} is {metrics!r}")
+        return Kit.of(metrics)
+    if asked.namespace and not is_name(asked.namespace):
+        raise ConfigurationError(f"--namespace must be letters, digits and _, or empty, got {asked.namespace!r}")
+    return Kit(namespace=asked.namespace)
 
 
 def _slo(asked: argparse.Namespace) -> int:

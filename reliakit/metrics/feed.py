@@ -14,6 +14,7 @@ from reliakit.core.events import (
     CheckoutOverdue,
     CircuitChanged,
     CircuitPresent,
+    CircuitSpared,
     ConnectionClosed,
     ConnectionLeaked,
     ConnectionOpened,
@@ -112,6 +113,7 @@ class Feed:
             OutboxFailed: self._outbox_failed,
             CheckoutOverdue: self._checkout_overdue,
             ConnectionLeaked: self._connection_leaked,
+            CircuitSpared: self._by_name("circuit_breaker_spared_total"),
             CircuitPresent: self._circuits.present,
             CircuitChanged: self._circuit_changed,
             CallEnded: self._call_ended,
@@ -214,6 +216,7 @@ class Feed:
         self._counter("db_pool_timeouts_total").labels(pool)
         self._counter("db_pool_leaked_connections_total").labels(pool)
         self._counter("db_pool_overdue_checkouts_total").labels(pool)
+        self._counter("db_replica_fallbacks_total").labels(pool)
 
     def _pool_waited(self, event: PoolWaited) -> None:
         self._born(event.name)
@@ -239,6 +242,9 @@ class Feed:
 
     def _outbox_relayed(self, event: OutboxRelayed) -> None:
         self._counter("outbox_relayed_total").labels(event.name).inc(event.count)
+        self._counter("outbox_failures_total").labels(
+            event.name, "dead"
+        )  # exists at 0, for the alert to see the first
         self._histogram("outbox_lag_seconds").labels(event.name).observe(event.lag)
 
     def _outbox_failed(self, event: OutboxFailed) -> None:

@@ -325,6 +325,16 @@ class Metrics:
         with self._lock:
             self._board.add(objective)
 
+    @property
+    def declared(self) -> dict[str, Metric]:
+        """Every metric as it is declared, by its full name."""
+        return {name: family.metric for name, family in self._families.copy().items()}
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Every objective that is judged, in the order in which they were added."""
+        return self._board.objectives
+
     def slo(self) -> list[Verdict]:
         """Return the verdict on each objective, over its window up to now. Well below a millisecond, any thread."""
         self._emitter.emit(NumbersWanted)

@@ -63,6 +63,11 @@ class Scoreboard:
             self._open(term, span)
         self._objectives[objective.name] = (objective, self._clock.monotonic())
 
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Every objective, in the order in which they were added."""
+        return tuple(objective for objective, _ in tuple(self._objectives.values()))
+
     def verdicts(self) -> list[Verdict]:
         """Return the verdict on every objective, in the order in which they were added."""
         return [

@@ -42,7 +42,7 @@ class Judged:
         )
 
     def _wants(self) -> str:
-        return "at least" if self.kind in {"below", "complete"} else "at most"
+        return "at least" if self.kind in _AT_LEAST else "at most"
 
     def _value(self, share: bool) -> str:
         if self.value is None:
@@ -68,6 +68,8 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+_AT_LEAST = frozenset({"below", "complete"})
+_WORST_FIRST = ("breached", "at_risk", "insufficient_data", "met")
 _FIELDS = {
     "slo_value": "value",
     "slo_target": "target",
@@ -87,26 +89,41 @@ def judged(text: str) -> list[Judged]:
     """
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - loads slowly
 
+    told: dict[str, dict[str, list[float]]] = {}
     found: dict[str, Judged] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if "slo" in sample.labels:
-                one = found.setdefault(sample.labels["slo"], Judged(sample.labels["slo"]))
-                _take(one, sample)
+            slo = sample.labels.get("slo")
+            if slo is not None:
+                _take(found.setdefault(slo, Judged(slo)), told.setdefault(slo, {}), sample)
     verdicts = [one for one in found.values() if one.verdict]
     if not verdicts:
         raise ValueError("these are no metrics of reliakit: no slo_verdict among them")
+    for one in verdicts:
+        _settle(one, told[one.objective])
     return verdicts
 
 
-def _take(one: Judged, sample: Any) -> None:
+def _take(one: Judged, told: dict[str, list[float]], sample: Any) -> None:
     if sample.name.endswith("slo_verdict") and sample.value > 0:
-        one.verdict = sample.labels.get("verdict", "")
+        # Several processes behind one scrape may disagree: the worst is told.
+        one.verdict = min(one.verdict, sample.labels.get("verdict", ""), key=_severity)
     for name, field in _FIELDS.items():
         if sample.name == name or sample.name.endswith(f"_{name}"):
-            setattr(one, field, sample.value)
+            told.setdefault(field, []).append(sample.value)
             if field == "target":
                 one.kind = sample.labels.get("goal", "")
+
+
+def _severity(verdict: str) -> int:
+    return _WORST_FIRST.index(verdict) if verdict in _WORST_FIRST else len(_WORST_FIRST)
+
+
+def _settle(one: Judged, told: dict[str, list[float]]) -> None:
+    """Of what several processes tell take the worst."""
+    lower_is_worse = {"budget_left", "gone_after", *(("value",) if one.kind in _AT_LEAST else ())}
+    for field, values in told.items():
+        setattr(one, field, min(values) if field in lower_is_worse else max(values))
 
 
 def fetched(url: str, timeout: float) -> str:

@@ -15,6 +15,7 @@ from reliakit.metrics.objectives import Count
 if TYPE_CHECKING:
     from reliakit.metrics.catalogue import Metric
     from reliakit.metrics.objectives import Objective, Term
+    from reliakit.metrics.registry import Metrics
 
 __all__ = ["Kit", "duration", "quoted", "simplified"]
 
@@ -27,15 +28,26 @@ class Kit:
         metrics: Every metric.
         objectives: Every objective.
         namespace: What stands before the metrics' names.
+        bare: Names of metrics of one's own, before which nothing stands.
     """
 
     metrics: tuple[Metric, ...] = CATALOGUE
     objectives: tuple[Objective, ...] = DEFAULTS
     namespace: str = "reliakit"
+    bare: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> Kit:
+        """Return what one `Metrics` has declared, your own metrics and objectives included."""
+        declared = metrics.declared
+        own = frozenset(name for name, metric in declared.items() if name == metric.name)
+        return cls(
+            tuple(declared.values()), metrics.objectives, metrics.namespace, own if metrics.namespace else frozenset()
+        )
 
     def full(self, name: str) -> str:
         """Return a metric's name as it stands in a scrape."""
-        return f"{self.namespace}_{name}" if self.namespace else name
+        return f"{self.namespace}_{name}" if self.namespace and name not in self.bare else name
 
     def find(self, name: str, *, measured: bool = False) -> Metric:
         """Return the metric that answers to this name, a counter rather than a histogram unless it is `measured`."""

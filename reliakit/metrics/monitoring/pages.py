@@ -35,6 +35,7 @@ _CHAPTERS = (
 )
 
 
+_YOUR_OWN: tuple[str, tuple[str, ...]] = ("Your own", ())
 _INTRODUCTION = (
     "A label in **bold** has the values that are listed and no others. Any other has at most so many values, and"
     " `_other` stands for the rest; an empty value means that nobody said. "
@@ -50,8 +51,8 @@ def catalogue(kit: Kit) -> str:
         "",
     ]
     left = list(kit.metrics)
-    for title, starts in _CHAPTERS:
-        chosen = [metric for metric in left if metric.name.startswith(starts)]
+    for title, starts in (_YOUR_OWN, *_CHAPTERS):
+        chosen = [one for one in left if one.name.startswith(starts) or (not starts and one.name in kit.bare)]
         left = [metric for metric in left if metric not in chosen]
         if chosen:
             lines += [f"## {title}", "", "| metric | kind | labels | meaning |", "|---|---|---|---|"]
@@ -61,7 +62,7 @@ def catalogue(kit: Kit) -> str:
     lines += _buckets(kit)
     lines += [
         "",
-        "## The default objectives",
+        "## Objectives",
         "",
         "| objective | holds | window, budget for | wants |",
         "|---|---|---|---|",
