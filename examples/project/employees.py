@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx2
 
 from examples.project.identity import token_of_this_service
-from reliakit import CircuitBreaker, DeadlineExceededError, current_request, deadline, remaining
+from reliakit import Backoff, CircuitBreaker, DeadlineExceededError, Policy, Retry, Timeout
+from reliakit.integrations.httpx2 import AsyncPolicyTransport, FailedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,20 +22,22 @@ class EmployeeServiceError(Exception):
 
 
 class Employees:
-    """Asks the employee service, each call within its time, behind a breaker that spares a service in trouble.
+    """Asks the employee service: each call within its time, once more if it fails, behind a breaker that spares it.
 
-    The time limit stands inside the breaker: a service that is too slow counts as one that fails.
+    The time limit stands inside the breaker: a service that is too slow counts as one that fails. Request id, trace
+    and deadline travel along by themselves.
     """
 
     def __init__(self, url: str, secret: str, *, patience: float, pause: float) -> None:
-        self._client = httpx2.AsyncClient(base_url=url, timeout=patience, limits=httpx2.Limits(max_connections=20))
         self._secret = secret
-        self._patience = patience
+        trouble = (httpx2.TransportError, FailedResponse)
         self.breaker = CircuitBreaker(
-            "employee-service",
-            failure_threshold=5,
-            reset_timeout=pause,
-            failure=(httpx2.TransportError, DeadlineExceededError, EmployeeServiceError),
+            "employee-service", reset_timeout=pause, failure=(*trouble, DeadlineExceededError)
+        )
+        policy = Policy(Retry(2, on=trouble, wait=Backoff(0.02, cap=0.1)), self.breaker, Timeout(patience))
+        transport = httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_connections=20))
+        self._client = httpx2.AsyncClient(
+            base_url=url, timeout=patience, transport=AsyncPolicyTransport(policy, transport)
         )
 
     async def exists(self, employee_id: UUID, authorization: str) -> bool:
@@ -49,35 +52,20 @@ class Employees:
     async def names(self, employee_ids: Iterable[UUID], authorization: str) -> dict[str, str]:
         """Return the names of those that exist, by id. Raises as `exists` does."""
         query = {"id": [str(employee_id) for employee_id in employee_ids]}
-        found = await self.breaker.acall(self._get, "/employees", query, authorization)
-        return {employee["id"]: employee["name"] for employee in found}
+        response = await self._client.get("/employees", params=query, headers={"Authorization": authorization})
+        if response.status_code != 200:
+            raise EmployeeServiceError(f"the employee service answered {response.status_code}")
+        return {employee["id"]: employee["name"] for employee in response.json()}
 
     async def tell_assignment(self, message: OutboxMessage) -> None:
         """Tell the service on which project an employee works now. Told twice, it is the same. Raises as `exists`."""
-        path = f"/employees/{message.payload['employee_id']}/project"
-        body = {"project_id": message.payload["project_id"]}
-        await self.breaker.acall(self._put, path, body)
-
-    async def _get(self, path: str, query: dict[str, list[str]], authorization: str) -> Any:
-        response = await self._ask("GET", path, authorization, params=query)
-        if response.status_code != 200:
-            raise EmployeeServiceError(f"the employee service answered {response.status_code}")
-        return response.json()
-
-    async def _put(self, path: str, body: dict[str, int]) -> None:
-        response = await self._ask("PUT", path, token_of_this_service(self._secret), json=body)
+        response = await self._client.put(
+            f"/employees/{message.payload['employee_id']}/project",
+            json={"project_id": message.payload["project_id"]},
+            headers={"Authorization": token_of_this_service(self._secret)},
+        )
         if response.status_code not in (204, 404):  # an employee who was dismissed meanwhile works nowhere
             raise EmployeeServiceError(f"the employee service answered {response.status_code}")
-
-    async def _ask(self, method: str, path: str, authorization: str, **content: Any) -> httpx2.Response:
-        request = current_request()
-        async with deadline(self._patience):
-            headers = {
-                "Authorization": authorization,
-                "X-Request-ID": request.request_id if request else "",
-                "X-Request-Deadline-Ms": str(int((remaining() or 0.0) * 1000)),
-            }
-            return await self._client.request(method, path, headers=headers, **content)
 
     async def aclose(self) -> None:
         await self._client.aclose()
