@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     from reliakit.resilience.coalesce import Coalesce
     from reliakit.resilience.fallback import Fallback
     from reliakit.resilience.hedge import Hedge
+    from reliakit.resilience.keyed import KeyedBreakers
     from reliakit.resilience.policy import Policy
     from reliakit.resilience.retry import Retry
     from reliakit.resilience.sharing import SharedBreakers, SharedStatus
@@ -159,6 +160,7 @@ __all__ = [
     "Hedge",
     "Histogram",
     "Isolation",
+    "KeyedBreakers",
     "Limit",
     "LimiterStats",
     "Logger",
@@ -337,6 +339,7 @@ _HOMES = {
     "BreakerSnapshot": "reliakit.resilience.breaker",
     "CircuitBreaker": "reliakit.resilience.breaker",
     "CountWindow": "reliakit.resilience.breaker",
+    "KeyedBreakers": "reliakit.resilience.keyed",
     "Permit": "reliakit.resilience.breaker",
     "State": "reliakit.resilience.breaker",
     "TimeWindow": "reliakit.resilience.breaker",

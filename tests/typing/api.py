@@ -54,6 +54,7 @@ from reliakit import (
     Hedge,
     Histogram,
     Isolation,
+    KeyedBreakers,
     Limit,
     LimiterStats,
     Logger,
@@ -169,6 +170,7 @@ def sharing(store: RedisStore) -> None:
 last_fifty = CircuitBreaker(failure_rate=0.5, window=CountWindow(50), half_open_calls=3)
 RateLimiter("10/s", store=RedisStore("redis://localhost", clock="client"))
 RateLimiter("10/s", store=PostgresStore("dbname=app", table="limits", max_size=2))
+by_host: KeyedBreakers[str] = KeyedBreakers(lambda host: CircuitBreaker(f"host {host}"), max_keys=100)
 limiter = RateLimiter("10/s", Limit(600, per=60.0, burst=100), name="search", store=MemoryStore(max_keys=1000))
 
 
@@ -193,6 +195,15 @@ def generator(a: int) -> Generator[int, str, bool]:
 @breaker
 async def asynchronous_generator(a: int) -> AsyncIterator[int]:
     yield a
+
+
+def host_of(host: str, path: str) -> str:
+    return host
+
+
+@by_host.guard(key=host_of)
+async def get(host: str, path: str) -> bytes:
+    return (host + path).encode()
 
 
 reports = ConcurrencyLimiter(20, name="reports")
@@ -235,6 +246,8 @@ class Service:
 async def decorated(service: Service) -> None:
     assert_type(plain(1, b="x"), float)
     assert_type(await asynchronous(1), str)
+    assert_type(await get("example.org", "/"), bytes)
+    assert_type(by_host["example.org"], CircuitBreaker)
     assert_type(generator(1), Generator[int, str, bool])
     assert_type(asynchronous_generator(1), AsyncIterator[int])
     assert_type(limited(7), list[str])
