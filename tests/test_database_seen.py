@@ -188,8 +188,8 @@ def test_a_borrowed_connection_has_no_age(reliakit_dsn: str, recording_listener:
 
 def test_nothing_is_told_where_nobody_listens(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[object] = []
-    figures = db._engine.checkouts._gate.figures
-    monkeypatch.setattr(db._engine.checkouts._gate, "figures", lambda: counted.append(1) or figures())
+    figures = db._engine.checkouts.gate.figures
+    monkeypatch.setattr(db._engine.checkouts.gate, "figures", lambda: counted.append(1) or figures())
     db.execute("SELECT 1")
     assert counted == []
 

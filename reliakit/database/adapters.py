@@ -24,6 +24,7 @@ from reliakit.database import driver
 from reliakit.database.borrowing import Loan, Return
 from reliakit.database.driver import INTERVAL, Late
 from reliakit.database.journal import noting, noting_async
+from reliakit.database.machine import MARKER
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockingIo", "Io", "SuspendingIo"]
 
 T = TypeVar("T")
+OPEN = int(psycopg.pq.TransactionStatus.INTRANS)
 Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
@@ -42,6 +44,9 @@ class Io(Protocol):
     """What flows ask of the outside world."""
 
     asynchronous: bool
+    # What `wait` waits with: psycopg's own, which returns the result, or an awaitable of it.
+    drive: Callable[..., Any]
+    depth: int  # of the caller's line, for `place_above` in a flow that was called by a method of a database
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
         """Drive one exchange with the server to its end, or raise WaitTimeout after so many seconds."""
@@ -120,6 +125,10 @@ class Io(Protocol):
         """Call the user's code and return what came of it; where the colour can, cut it after so many seconds."""
         ...
 
+    def call_now(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome[Any]:
+        """Call it where nothing can be cut, and so nothing is awaited."""
+        ...
+
     async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
         """Call a hook, which here may be async where the database is, and return what came of it."""
         ...
@@ -181,6 +190,8 @@ class BlockingIo:
     """For threads."""
 
     asynchronous = False
+    depth = 4
+    drive = staticmethod(waiting.wait)
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
         """Block the thread until the exchange is over, see `Io`."""
@@ -271,6 +282,10 @@ class BlockingIo:
 
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:  # noqa: ARG002 - nothing can interrupt a thread
         """Call a plain function. One that is async is refused, and `seconds` bounds nothing here."""
+        return self.call_now(fn, args)
+
+    def call_now(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome[Any]:
+        """See `call`."""
         try:
             result = fn(*args)
             if guard.is_awaitable(result):
@@ -285,20 +300,28 @@ class BlockingIo:
 
     def install(self, session: Session) -> None:
         """Stand in for psycopg's `Connection.wait`; a flow is run only for what does not end well."""
-        pgconn = session.pgconn
+        pgconn, monotonic = session.pgconn, session.clock.monotonic
 
         def wait(exchange: PQGen[T], interval: float = INTERVAL, timeout: float | None = None, **_more: object) -> T:
             if session.held is not None:
                 run_blocking(session.held.begin(session, in_wait=True))
-            seconds = session.admit(timeout)
+            left = session.until - monotonic()
+            if session.ended or left <= 0:
+                raise session.refusal()
+            session.statements += 1
+            if timeout is not None and timeout < left:
+                left = timeout
             try:
-                result = waiting.wait(exchange, pgconn.socket, interval, seconds)
+                result = waiting.wait(exchange, pgconn.socket, interval, left)
             except BaseException as error:
-                left = run_blocking(session.recover(exchange, error, timeout))
-                if left is error:
+                leaving = run_blocking(session.recover(exchange, error, timeout))
+                if leaving is error:
                     raise
-                raise left from None
-            session.notice_end()
+                raise leaving from None
+            if session.inside and (
+                pgconn.transaction_status != OPEN or pgconn.parameter_status(MARKER) != session.mark
+            ):
+                session.notice_end()
             return result
 
         journal = session.journal
@@ -309,6 +332,8 @@ class SuspendingIo:
     """For asyncio tasks."""
 
     asynchronous = True
+    depth = 3
+    drive = staticmethod(waiting.wait_async)
 
     def __init__(self) -> None:
         # The event loop holds tasks weakly (SQLAlchemy issue 8516): without a reference one could vanish half way.
@@ -433,6 +458,10 @@ class SuspendingIo:
         except BaseException as error:  # noqa: BLE001 - carried out of the flow and raised by the shell
             return Outcome(error=error)
 
+    def call_now(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome[Any]:
+        """Never called: a task awaits, and can be cut."""
+        raise NotImplementedError
+
     async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
         """Call a hook, plain or async."""
         try:
@@ -443,22 +472,30 @@ class SuspendingIo:
 
     def install(self, session: Session) -> None:
         """Stand in for psycopg's `AsyncConnection.wait`, see `Io`."""
-        pgconn = session.pgconn
+        pgconn, monotonic = session.pgconn, session.clock.monotonic
 
         async def wait(
             exchange: PQGen[T], interval: float = INTERVAL, timeout: float | None = None, **_more: object
         ) -> T:
             if session.held is not None:
                 await session.held.begin(session, in_wait=True)
-            seconds = session.admit(timeout)
+            left = session.until - monotonic()
+            if session.ended or left <= 0:
+                raise session.refusal()
+            session.statements += 1
+            if timeout is not None and timeout < left:
+                left = timeout
             try:
-                result = await waiting.wait_async(exchange, pgconn.socket, interval, seconds)
+                result = await waiting.wait_async(exchange, pgconn.socket, interval, left)
             except BaseException as error:
-                left = await session.recover(exchange, error, timeout)
-                if left is error:
+                leaving = await session.recover(exchange, error, timeout)
+                if leaving is error:
                     raise
-                raise left from None
-            session.notice_end()
+                raise leaving from None
+            if session.inside and (
+                pgconn.transaction_status != OPEN or pgconn.parameter_status(MARKER) != session.mark
+            ):
+                session.notice_end()
             return result
 
         journal = session.journal

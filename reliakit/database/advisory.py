@@ -79,7 +79,7 @@ class _Lock:
         self._used = True
         engine = self._engine
         until, seconds = engine.budget(self._options, engine.clock.monotonic())
-        work = Work(
+        work = Work.of(
             self._options,
             isolation=engine.isolation,
             lock_timeout=None,

@@ -17,7 +17,7 @@ from reliakit.database.adapters import SuspendingIo
 from reliakit.database.advisory import AsyncAdvisoryLock
 from reliakit.database.base import DEFAULT_RETRY, DatabaseBase
 from reliakit.database.blocks import AsyncTransactionBlock
-from reliakit.database.decorator import Decorator, decorate, operation_of
+from reliakit.database.decorator import Decorator, decorate
 from reliakit.database.outcome import TransactionOutcome, outcome_of
 from reliakit.database.settings import Isolation, Propagation, TransactionRetry, options_of
 
@@ -226,16 +226,17 @@ class AsyncDatabase(DatabaseBase):
             Exception: What `fn` or the server raised last, with a note that tells the attempts. Others as for
                 `transaction`.
         """
-        self._refuse_colour(fn)
-        operation = operation or operation_of(fn)
+        default = self._operation_of(fn)
         options = options_of(
-            isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation, pipeline
+            isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation or default, pipeline
         )
         if idempotency_key is None:
             outcome = await self._engine.run(options, retry, fn, args, with_transaction=True)
         else:
             outcome = await self._keys.run(idempotency_key, options, retry, fn, args)
-        return cast("R", outcome.unwrap())
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value  # type: ignore[return-value]  # what `fn` returned
 
     def advisory_lock(
         self, key: int | str, *, shared: bool = False, timeout: float | None = None

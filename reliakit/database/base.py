@@ -15,7 +15,7 @@ from reliakit.core import checks, guard
 from reliakit.core.errors import ConfigurationError, TransactionUsageError
 from reliakit.core.spine import Emitter, Listener
 from reliakit.database.checkout import Checkouts, Source
-from reliakit.database.decorator import operation_of
+from reliakit.database.decorator import operation_of, short_name
 from reliakit.database.engine import Engine
 from reliakit.database.idempotency import Keys
 from reliakit.database.replicas import Replica, Replicas
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_RETRY", "DatabaseBase"]
 
 _COLOURED = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
-_COLOURS = {0: "plain", CO_COROUTINE: "async"}
 DEFAULT_RETRY = TransactionRetry(max_attempts=10)
 
 
@@ -120,6 +119,7 @@ class DatabaseBase:
             clock=clock,
         )
         self._keys = Keys(self._engine)
+        self._flags = CO_COROUTINE if io.asynchronous else 0  # of the functions that `run` takes
 
     @property
     def name(self) -> str:
@@ -160,18 +160,17 @@ class DatabaseBase:
         running.session()  # raises where the caller may not use it any more
         return running
 
-    def _refuse_colour(self, fn: Callable[..., Any]) -> None:
-        """Refuse what `run` cannot call, before a transaction begins."""
+    def _operation_of(self, fn: Callable[..., Any]) -> str:
+        """Return what a call of `run` is called by default, and refuse what it cannot call, before it begins."""
+        # Looked at directly first: a tenth of the price, and paid by each run.
+        if type(fn) is FunctionType and fn.__code__.co_flags & _COLOURED == self._flags:
+            return short_name(fn.__qualname__)
         wanted = "async" if self._engine.io.asynchronous else "plain"
-        if type(fn) is FunctionType:  # looked at directly: a tenth of the price, and paid by each run
-            colour = _COLOURS.get(fn.__code__.co_flags & _COLOURED, "generator")
-        else:
-            colour = guard.colour_of(fn, by="run")
+        colour, name = guard.colour_of(fn, by="run"), operation_of(fn)
         # A lambda that returns an awaitable is as good as an async function, and looks plain.
-        if colour != wanted and not (colour == "plain" and operation_of(fn) == "<lambda>"):
-            raise ConfigurationError(
-                f"{operation_of(fn)} is {colour}, and {type(self).__name__}.run takes {wanted} functions"
-            )
+        if colour != wanted and not (colour == "plain" and name == "<lambda>"):
+            raise ConfigurationError(f"{name} is {colour}, and {type(self).__name__}.run takes {wanted} functions")
+        return name
 
 
 def _origin(conninfo: Any, pool: Any, *, asynchronous: bool) -> tuple[str, Any]:

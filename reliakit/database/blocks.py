@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.flow import run_blocking
+from reliakit.database import straight
 from reliakit.database.driver import Late
+from reliakit.database.gate import place_above
 from reliakit.database.transaction import AsyncTransaction, Attempt, Transaction
 
 if TYPE_CHECKING:
@@ -33,8 +35,10 @@ class TransactionBlock:
     def __enter__(self) -> Transaction:
         if self._entered is not None:
             raise _reused()
+        attempt = self._attempt
+        attempt.place = place_above(2)
         try:
-            entered = self._entered = run_blocking(self._engine.enter(self._options, self._attempt))
+            entered = self._entered = run_blocking(straight.enter(self._engine, self._options, attempt))
             # An engine makes those of its own colour. Within the `try`, as a Ctrl-C may come here too.
             return entered.transaction  # type: ignore[return-value]  # noqa: TRY300
         except BaseException:
@@ -46,9 +50,9 @@ class TransactionBlock:
     ) -> None:
         try:
             assert self._entered is not None
-            left = run_blocking(self._engine.leave(self._entered, error))
-        except BaseException:
-            self._attempt.let_go()
+            left = run_blocking(straight.leave(self._engine, self._entered, error))
+        except BaseException as interrupt:
+            self._engine.interrupted(self._entered, self._attempt, interrupt)
             raise
         if left is not None and left is not error:
             raise left
@@ -69,8 +73,9 @@ class AsyncTransactionBlock:
     async def __aenter__(self) -> AsyncTransaction:
         if self._entered is not None:
             raise _reused()
+        self._attempt.place = place_above(2)
         try:
-            entered = self._entered = await self._engine.enter(self._options, self._attempt)
+            entered = self._entered = await straight.enter(self._engine, self._options, self._attempt)
         except BaseException:
             self._attempt.let_go()
             raise
@@ -91,9 +96,9 @@ class AsyncTransactionBlock:
         except TimeoutError:
             cut = Late()
         try:
-            left = await self._engine.leave(entered, cut or error)
-        except BaseException:
-            self._attempt.let_go()
+            left = await straight.leave(self._engine, entered, cut or error)
+        except BaseException as interrupt:
+            self._engine.interrupted(entered, self._attempt, interrupt)
             raise
         if left is not None and left is not error:
             raise left from (left.__cause__ or error)

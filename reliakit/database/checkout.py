@@ -132,18 +132,18 @@ class Checkouts:
         self.name = name
         self.size = size
         self._keep = keep
-        self._max_lifetime = max_lifetime
+        self.max_lifetime = max_lifetime
         self._max_idle = max_idle
-        self._leak_after = leak_after
+        self.leak_after = leak_after
         self._clock = clock
         self.emitter = emitter
         self._lost = 0
         self._identity = secrets.token_hex(8)
         self._revisions = itertools.count(1)
-        self._gate = Gate(name, size, self._revisions)
+        self.gate = Gate(name, size, self._revisions)
         self._used = False
-        self._is_parents = False  # in a child of the process that used it
-        self._next_sweep = 0.0
+        self.is_parents = False  # in a child of the process that used it
+        self.next_sweep = 0.0
         tell_after_fork(self, "disown")
 
     async def take(self, work: Work, until: float, seconds: float) -> None:
@@ -159,9 +159,10 @@ class Checkouts:
             TransactionUsageError: Closed, after a fork, or waiting could never end.
         """
         gate = self._usable()
-        lease = Lease(gate, work.owner, work.asked, place_here(work.attempt.fn, 3))  # whoever calls, that is us
+        attempt = work.attempt
+        place = attempt.place or place_here(attempt.fn, 3)  # whoever calls, that is us
         # From here on the lease is the work's: whatever comes, giving the work back gives the slot back.
-        work.lease = work.attempt.lease = lease
+        lease = work.lease = attempt.lease = Lease(gate, work.owner, work.asked, place)
         if until <= work.asked:
             raise self._no_time(seconds)
         if not gate.enter(lease, self.source.io.bell):
@@ -169,14 +170,14 @@ class Checkouts:
         slot = lease.slot
         assert slot is not None
         session = slot.session
-        if session is None or session.broken or work.asked >= self._next_sweep:
+        if session is None or session.broken or work.asked >= self.next_sweep:
             return False
-        if work.asked - session.born > self._max_lifetime:
+        if work.asked - session.born > self.max_lifetime:
             return False
         session.reset(until, seconds)
         work.session = session
         if self.emitter.is_heard:
-            self._tell(PoolWaited, wait=work.waited, granted=True)
+            self.tell_granted(work)
         return True
 
     async def fetch(self, work: Work, until: float, seconds: float) -> None:
@@ -189,13 +190,13 @@ class Checkouts:
         lease = work.lease
         assert lease is not None
         if not lease.holds:
-            await self._queue(self._gate, lease, work, until, seconds)
-        self._tell(PoolWaited, wait=work.waited, granted=True)
+            await self._queue(self.gate, lease, work, until, seconds)
+        self.tell_granted(work)
         slot = lease.slot
         assert slot is not None
         session = slot.session
         now = slot.since = self._clock.monotonic()
-        if session is not None and (session.broken or now - session.born > self._max_lifetime):
+        if session is not None and (session.broken or now - session.born > self.max_lifetime):
             slot.session = None
             await self._discard(session, "broken" if session.broken else "lifetime")
             session = None
@@ -203,8 +204,12 @@ class Checkouts:
             session = await self._obtain(slot, until, seconds)
         session.reset(until, seconds)
         work.session = session
-        if now >= self._next_sweep:
+        if now >= self.next_sweep:
             await self._look_after(now)
+
+    def tell_granted(self, work: Work) -> None:
+        """Tell that the work has its connection."""
+        self._tell(PoolWaited, wait=work.waited, granted=True)
 
     async def _queue(self, gate: Gate, lease: Lease, work: Work, until: float, seconds: float) -> None:
         self._tell(PoolChanged)
@@ -261,12 +266,12 @@ class Checkouts:
     def _tell(self, kind: type[PoolChanged], **fields: Any) -> None:
         """Emit an event with the figures of this moment, if anybody listens for it."""
         if self.emitter.hears(kind):
-            found = self._gate.figures()
+            found = self.gate.figures()
             self.emitter.emit(
                 kind,
                 pool=self._identity,
                 revision=found.revision,
-                max_size=0 if self._gate.closed else self.size,
+                max_size=0 if self.gate.closed else self.size,
                 size=found.size,
                 in_use=found.in_use,
                 waiting=found.waiting,
@@ -282,7 +287,7 @@ class Checkouts:
         slot = lease.slot
         if slot is None or lease.closed or not session.owned or not session.reusable:
             return False
-        self._note_return(work, session, slot)
+        self.note_return(work, session, lease)
         lease.leave()
         work.session = None
         work.lease = work.attempt.lease = None
@@ -297,7 +302,7 @@ class Checkouts:
             return
         slot = lease.slot
         if session is not None and slot is not None:
-            self._note_return(work, session, slot)
+            self.note_return(work, session, lease)
             if not (session.owned and session.reusable) or lease.closed:
                 reason = "broken" if not session.reusable else "closed" if session.owned else None
                 await self._dispose(session)
@@ -321,20 +326,20 @@ class Checkouts:
             self.emitter.emit(ConnectionLeaked, reason=f"the pool did not take it back: {error!r}")
 
     def _usable(self) -> Gate:
-        if self._is_parents:
+        if self.is_parents:
             raise TransactionUsageError(
                 f"{self.name}: this process was forked after the database was opened, and connections cannot be "
                 "shared with the parent: open the database after the fork, or close() and open() it in the child",
                 name=self.name,
             )
         self._used = True
-        return self._gate
+        return self.gate
 
     async def open(self, seconds: float) -> None:
         """Connect as many as are to be kept. A closed database is opened again; an open one stays as it is."""
-        if self._gate.closed:
-            self._gate = Gate(self.name, self.size, self._revisions)
-            self._used = self._is_parents = False
+        if self.gate.closed:
+            self.gate = Gate(self.name, self.size, self._revisions)
+            self._used = self.is_parents = False
         gate = self._usable()
         await self.source.open()
         until = self._clock.monotonic() + seconds
@@ -354,21 +359,21 @@ class Checkouts:
 
     def held(self) -> list[Slot]:
         """Return the slots that are in use, the oldest checkout first."""
-        return self._gate.held()
+        return self.gate.held()
 
     @property
     def closed(self) -> bool:
         """Whether nobody is let in any more."""
-        return self._gate.closed
+        return self.gate.closed
 
     async def close(self) -> None:
         """Let nobody in any more and close what nobody uses; what is in use is closed when it comes back."""
-        if self._is_parents:
+        if self.is_parents:
             # The connections are the parent's, and so may be whoever holds the gate's lock.
-            self._gate = Gate(self.name, self.size, self._revisions)
-            self._gate.closed = True
+            self.gate = Gate(self.name, self.size, self._revisions)
+            self.gate.closed = True
             return
-        for session in self._gate.close():
+        for session in self.gate.close():
             await self._discard(session, "closed")
         await self.source.close()
         self._tell(PoolChanged)
@@ -380,43 +385,46 @@ class Checkouts:
             name=name,
             size=size,
             keep=0,
-            max_lifetime=self._max_lifetime,
+            max_lifetime=self.max_lifetime,
             max_idle=self._max_idle,
-            leak_after=self._leak_after,
+            leak_after=self.leak_after,
             clock=self._clock,
             emitter=self.emitter,
         )
 
     def disown(self) -> None:
         """Leave all connections to the parent process; called in its child."""
-        self._is_parents = self._used
-        self._gate.disown()
+        self.is_parents = self._used
+        self.gate.disown()
 
     async def _look_after(self, now: float) -> None:
         """Close connections that nobody needed for long, and report checkouts that are held for long."""
-        self._next_sweep = now + min(1.0, self._leak_after / 2)
+        self.next_sweep = now + min(1.0, self.leak_after / 2)
         self._report_overdue()
         if self.source.pool is None:
-            for session in self._gate.expire(lambda idle: now - idle.idle_since > self._max_idle, self._keep):
+            for session in self.gate.expire(lambda idle: now - idle.idle_since > self._max_idle, self._keep):
                 await self._discard(session, "idle")
 
     def _report_overdue(self) -> list[Slot]:
-        held = self._gate.held()
+        held = self.gate.held()
         now = self._clock.monotonic()
         for slot in held:
             age = now - slot.since
-            if age <= self._leak_after:
+            if age <= self.leak_after:
                 break
             if not slot.reported:
                 slot.reported = True
                 self.emitter.emit(CheckoutOverdue, age=age, line=slot.line)
         return held
 
-    def _note_return(self, work: Work, session: Session, slot: Slot) -> None:
+    def note_return(self, work: Work, session: Session, lease: Lease) -> None:
+        """Note how long a connection was held, which comes back now."""
+        slot = lease.slot
+        assert slot is not None
         session.fresh = False
         now = session.idle_since = self._clock.monotonic()
         held = work.held = now - slot.since
-        if held > self._leak_after and not slot.reported:
+        if held > self.leak_after and not slot.reported:
             slot.reported = True
             self.emitter.emit(CheckoutOverdue, age=held, line=slot.line)
 
@@ -430,9 +438,9 @@ class Checkouts:
                 slot.told = True
                 self.emitter.emit(ConnectionLeaked, reason=f"taken at {slot.line} by {slot.owner!r}, which has ended")
         return DatabaseStats(
-            size=self._gate.size,
+            size=self.gate.size,
             in_use=len(held),
-            waiting=self._gate.waiting,
+            waiting=self.gate.waiting,
             leaked=len(dead) + self._lost,
             oldest_checkout=now - held[0].since if held else None,
             max_size=self.size,
@@ -450,7 +458,7 @@ class Checkouts:
         )
 
     def _no_connection(self, seconds: float) -> TransactionTimeoutError:
-        held = self._gate.held()
+        held = self.gate.held()
         oldest = f", the oldest taken at {held[0].line}" if held else ""
         return TransactionTimeoutError(
             f"{self.name}: no connection came free in {seconds:g} s; {len(held)} of {self.size} are in use{oldest}",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
-from functools import partial, wraps
+from dataclasses import fields, replace
+from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from reliakit.core import guard
@@ -15,7 +15,7 @@ from reliakit.database.settings import Isolation, Propagation, TransactionOption
 if TYPE_CHECKING:
     from reliakit.database.engine import Engine
 
-__all__ = ["Decorator", "decorate", "operation_of", "options_from", "transactional"]
+__all__ = ["Decorator", "decorate", "operation_of", "options_from", "short_name", "transactional"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,8 +91,13 @@ def operation_of(fn: object) -> str:
     """Return a function's qualified name, without the functions it was defined in."""
     while isinstance(fn, partial):
         fn = cast("partial[object]", fn).func
-    name = getattr(fn, "__qualname__", type(fn).__qualname__)
-    return str(name).rpartition("<locals>.")[2]
+    return short_name(str(getattr(fn, "__qualname__", type(fn).__qualname__)))
+
+
+@lru_cache(maxsize=1024)
+def short_name(qualified: str) -> str:
+    """Return a qualified name without the functions that it was defined in."""
+    return qualified.rpartition("<locals>.")[2]
 
 
 def _decorator(
@@ -170,7 +175,8 @@ def _db_of(arguments: tuple[Any, ...]) -> Engine:
 
 def options_from(arguments: Mapping[str, Any]) -> TransactionOptions:
     """Return the options among a function's arguments."""
-    return TransactionOptions(**{name: arguments[name] for name in TransactionOptions.__dataclass_fields__})
+    wishes = (each.name for each in fields(TransactionOptions) if each.init)
+    return TransactionOptions(**{name: arguments[name] for name in wishes})
 
 
 def _wrong_colour(fn: object, colour: str) -> ConfigurationError:

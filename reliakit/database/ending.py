@@ -26,6 +26,7 @@ __all__ = [
     "as_timeout",
     "commit",
     "is_interrupt",
+    "judge",
     "objection_to_commit",
     "rollback",
     "rolled_back",
@@ -76,7 +77,18 @@ async def commit(work: Work, session: Session) -> BaseException | None:
     gone = session.hung_up()
     session.inside = False
     work.verdict = "unknown"
-    answer = await session.command(b"COMMIT", session.until, GRACE)
+    return judge(work, session, await session.command(b"COMMIT", session.until, GRACE), gone=gone)
+
+
+def judge(work: Work, session: Session, answer: Answer, *, gone: bool) -> BaseException | None:
+    """Note what became of a transaction by the answer to its COMMIT, and return the error that says so.
+
+    Args:
+        work: The transaction.
+        session: Its connection.
+        answer: What came of COMMIT.
+        gone: The server had hung up before it was sent.
+    """
     if answer.tag == b"COMMIT" and answer.error is None and answer.interrupt is None:
         work.verdict = "committed"
         return None

@@ -24,10 +24,10 @@ from reliakit.core.errors import (
     TransactionUsageError,
 )
 from reliakit.core.flow import Outcome, attempt_async
-from reliakit.database import ending, machine, nesting
+from reliakit.database import ending, machine, nesting, straight
 from reliakit.database.driver import Late
 from reliakit.database.frames import frame_of, pop, push
-from reliakit.database.gate import owner_here
+from reliakit.database.gate import owner_here, place_above
 from reliakit.database.holding import Held
 from reliakit.database.machine import BARE, BEGIN, Inside, Step
 from reliakit.database.nesting import Entered
@@ -42,10 +42,13 @@ from reliakit.database.transaction import (
 )
 
 if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
     from reliakit.core.clock import Clock
     from reliakit.database.adapters import Io
     from reliakit.database.checkout import Checkouts
     from reliakit.database.replicas import Replicas, Trial
+    from reliakit.database.session import Answer, Session
     from reliakit.database.settings import Isolation, TransactionRetry
     from reliakit.database.telling import Teller
     from reliakit.resilience.verdict import Verdict as TrialVerdict
@@ -114,19 +117,25 @@ class Engine:
             return self._begin(step, options, attempt)
         return nesting.join(self, step, options, outer)
 
-    async def leave(self, entered: Entered, error: BaseException | None) -> BaseException | None:
+    def leave(self, entered: Entered, error: BaseException | None) -> Coroutine[Any, Any, BaseException | None]:
         """End a block whose code raised `error`, or nothing; return what must leave the block, if anything."""
         if isinstance(error, Late):
             error = self._timed_out(entered.work)
         if entered.step is not BEGIN and entered.step is not BARE:
-            return await nesting.leave(self, entered, error)
-        try:
-            return await self._leave_outermost(entered, error)
-        except BaseException as interrupt:
-            # A Ctrl-C between two lines of this package: what became of the transaction is told on it all the same.
-            if not isinstance(interrupt, Exception):
-                ending.with_verdict(interrupt, entered.work)
-            raise
+            return nesting.leave(self, entered, error)
+        return self._leave_outermost(entered, error, None)
+
+    def leave_after(self, entered: Entered, answer: Answer) -> Coroutine[Any, Any, BaseException | None]:
+        """End a block whose COMMIT was sent, by its answer."""
+        return self._leave_outermost(entered, None, answer)
+
+    @staticmethod
+    def interrupted(entered: Entered | None, attempt: Attempt, interrupt: BaseException) -> None:
+        """Clean up after what came between two lines of ours, and tell on it what became of the transaction."""
+        is_whole = entered is not None and (entered.step is BEGIN or entered.step is BARE)
+        if entered is not None and is_whole and not isinstance(interrupt, Exception):
+            ending.with_verdict(interrupt, entered.work)
+        attempt.let_go()
 
     async def run(
         self,
@@ -152,51 +161,48 @@ class Engine:
             until: When the time of all attempts is spent; by default that of `options`, from now on.
             repeatable: See `Attempt`.
         """
-        began = self.clock.monotonic()
-        if until is None:
-            until, _ = self.budget(options, began)
-        number = 0
+        io, began, number = self.io, self.clock.monotonic(), 0
+        place = place_above(io.depth, fn)
         while True:
             number += 1
             attempt = Attempt()
-            attempt.number, attempt.until, attempt.fn = number, until, fn
-            attempt.retry, attempt.repeatable = retry or self.retry, repeatable
+            attempt.place, attempt.fn, attempt.retry = place, fn, retry or self.retry
+            if number > 1 or repeatable or until is not None:
+                attempt.number, attempt.repeatable, attempt.until = number, repeatable, until
+            entered: Entered | None = None
             try:
-                outcome = await self._once(options, attempt, args, flow, with_transaction=with_transaction)
-            except BaseException:
-                attempt.let_go()
-                raise
-            error = outcome.error
-            if error is None or attempt.pause is None:
-                if error is not None and number > 1:
-                    spent = self.clock.monotonic() - began
-                    error.add_note(f"reliakit: gave up after {number} attempts in {spent:.3f} s")
-                return outcome
-            self.teller.tried_again(number, attempt.pause, error)
-            await self.io.sleep(self.clock, attempt.pause)
+                entered = await straight.enter(self, options, attempt)
+                if fn is None or flow is not None:
+                    assert flow is not None
+                    outcome = await flow(entered)
+                else:
+                    given = (entered.transaction, *args) if with_transaction else args
+                    outcome = (
+                        await io.call(fn, given, entered.remaining()) if io.asynchronous else io.call_now(fn, given)
+                    )
+                left = await straight.leave(self, entered, outcome.error)
+            except BaseException as error:
+                if entered is not None or not isinstance(error, Exception):
+                    self.interrupted(entered, attempt, error)
+                    raise
+                if attempt.pause is None:
+                    # Kept in no variable here, as its traceback holds them: nobody but the collector would end that.
+                    return self._given_up(error, number, began)
+                self.teller.tried_again(number, attempt.pause, error)
+            else:
+                if left is None:
+                    return outcome
+                if attempt.pause is None:
+                    return self._given_up(left, number, began)
+                self.teller.tried_again(number, attempt.pause, left)
+            until = attempt.until
+            await io.sleep(self.clock, attempt.pause)
 
-    async def _once(
-        self,
-        options: TransactionOptions,
-        attempt: Attempt,
-        args: tuple[Any, ...],
-        flow: Flow | None,
-        *,
-        with_transaction: bool,
-    ) -> Outcome[Any]:
-        try:
-            entered = await self.enter(options, attempt)
-        except Exception as failed:  # noqa: BLE001 - raised by the shell, unless it is tried again
-            return Outcome(error=failed)
-        if flow is None:
-            assert attempt.fn is not None
-            given = (entered.transaction, *args) if with_transaction else args
-            seconds = entered.remaining() if self.io.asynchronous else None  # nothing cuts code in a thread
-            outcome = await self.io.call(attempt.fn, given, seconds)
-        else:
-            outcome = await flow(entered)
-        left = await self.leave(entered, outcome.error)
-        return outcome if left is None else Outcome(error=left)
+    def _given_up(self, error: BaseException, attempts: int, began: float) -> Outcome[Any]:
+        if attempts > 1:
+            spent = self.clock.monotonic() - began
+            error.add_note(f"reliakit: gave up after {attempts} attempts in {spent:.3f} s")
+        return Outcome(error=error)
 
     async def own(
         self, options: TransactionOptions, flow: Callable[[Entered], Awaitable[T]], until: float | None = None
@@ -211,12 +217,11 @@ class Engine:
         until, seconds = self.budget(options, asked)
         if attempt.until is None:
             attempt.until = until
-        owner = owner_here()
-        work = Work(
+        work = Work.of(
             options,
             isolation=options.isolation or self.isolation,
             lock_timeout=self.lock_timeout if options.lock_timeout is None else options.lock_timeout,
-            owner=owner,
+            owner=owner_here(),
             attempt=attempt,
             asked=asked,
             bare=step is BARE,
@@ -227,7 +232,7 @@ class Engine:
                 raise TransactionTimeoutError(
                     f"{self.name}: no time is left to begin a transaction", name=self.name, seconds=seconds
                 )
-            trial = self.replicas.trial(work) if work.read_only else None
+            trial = self.replicas.trial(work) if work.options.read_only else None
             if trial is None or not await self._begin_on_replica(work, trial, attempt.until, seconds):
                 if not self.checkouts.claim(work, attempt.until, seconds):
                     await self.checkouts.fetch(work, attempt.until, seconds)
@@ -239,9 +244,25 @@ class Engine:
         except BaseException as error:
             await self._did_not_begin(work, error)
             raise
+        return self._entered(step, work)
+
+    async def enter_after(self, work: Work, outcome: list[PGresult] | BaseException, mark: bytes | None) -> Entered:
+        """Begin a transaction whose BEGIN was sent, by what came of it."""
+        session, until = work.session, work.attempt.until
+        assert session is not None
+        assert until is not None
+        try:
+            answer = await session.answer_to(outcome, until)
+            await self.send_begin(work, until, sent=(answer, mark))
+        except BaseException as error:
+            await self._did_not_begin(work, error)
+            raise
+        return self._entered(BEGIN, work)
+
+    def _entered(self, step: Step, work: Work) -> Entered:
         transaction = self.handle(work, self.clock, self.name)
-        entered = Entered(step, transaction, work)
-        entered.frame = push(self, transaction, owner)
+        entered = Entered.by(step, transaction, work)
+        entered.frame = push(self, transaction, work.owner)
         if not work.bare and work.session is not None and work.session.held is None:
             self.teller.started(work)
         return entered
@@ -284,18 +305,35 @@ class Engine:
         work.checkouts = self.checkouts
         return False
 
-    async def send_begin(self, work: Work, within: float, *, replaceable: bool = True) -> None:
-        """Open the transaction. A pooled connection that proves dead is replaced, silently and at most so often."""
+    async def send_begin(
+        self,
+        work: Work,
+        within: float,
+        *,
+        replaceable: bool = True,
+        sent: tuple[Answer, bytes | None] | None = None,
+    ) -> None:
+        """Open the transaction. A pooled connection that proves dead is replaced, silently and at most so often.
+
+        Args:
+            work: The transaction.
+            within: Until when BEGIN must be answered.
+            replaceable: Whether it may have another connection.
+            sent: The answer to a BEGIN that was sent already, and its mark.
+        """
         replacements = work.checkouts.size + 1 if replaceable else 0
         while True:
             session = work.session
             assert session is not None
-            mark = session.next_mark()
-            limit = milliseconds(session.until - self.clock.monotonic())
-            command = machine.begin_command(
-                work.isolation, work.read_only, work.deferrable, limit, work.lock_timeout, mark
-            )
-            answer = await session.command(command, within)
+            if sent is None:
+                mark = session.next_mark()
+                limit = milliseconds(session.until - self.clock.monotonic())
+                command = machine.begin_command(
+                    work.isolation, work.options.read_only, work.options.deferrable, limit, work.lock_timeout, mark
+                )
+                answer = await session.command(command, within)
+            else:
+                (answer, mark), sent = sent, None
             if answer.interrupt is not None:
                 raise answer.interrupt
             if answer.late:
@@ -327,25 +365,24 @@ class Engine:
             interrupt = await self.give_back(work) or interrupt
         return interrupt
 
-    async def _leave_outermost(self, entered: Entered, error: BaseException | None) -> BaseException | None:
+    async def _leave_outermost(
+        self, entered: Entered, error: BaseException | None, answer: Answer | None
+    ) -> BaseException | None:
         work, transaction, session = entered.work, entered.transaction, entered.work.session
         assert entered.frame is not None
         pop(entered.frame)
         if session is None:
             return await self._leave_unbegun(work, transaction, error)
-        if error is None and work.owner is not owner_here():
-            error = TransactionUsageError(
-                f"{self.name}: a transaction of {work.owner!r} was left elsewhere, so it was rolled back",
-                name=self.name,
-            )
         interrupt: BaseException | None = None
         try:
-            if error is None and not work.bare:
-                error = ending.objection_to_commit(work, transaction, session)
+            if error is None and answer is None:
+                error = self._objection(work, transaction, session)
             out_of_hand = session.ended
             if out_of_hand and error is not None:
                 ending.tell_out_of_hand(work, error)
-            if error is not None or transaction.deliberate or work.bare:
+            if answer is not None:
+                error = ending.judge(work, session, answer, gone=False)
+            elif error is not None or transaction.deliberate or work.bare:
                 error = ending.as_timeout(session, error)
                 if work.bare and error is None:
                     work.verdict = "committed"
@@ -376,6 +413,14 @@ class Engine:
         if verdict == "unknown" or not (work.after_commit or work.after_rollback):
             return error
         return await self._run_hooks(work, error)
+
+    def _objection(self, work: Work, transaction: Handle, session: Session) -> BaseException | None:
+        if work.owner is not owner_here():
+            return TransactionUsageError(
+                f"{self.name}: a transaction of {work.owner!r} was left elsewhere, so it was rolled back",
+                name=self.name,
+            )
+        return None if work.bare else ending.objection_to_commit(work, transaction, session)
 
     async def _leave_unbegun(
         self, work: Work, transaction: Handle, error: BaseException | None

@@ -20,30 +20,32 @@ if TYPE_CHECKING:
     from reliakit.database.gate import Owner
     from reliakit.database.transaction import Handle
 
-__all__ = ["Frame", "frame_of", "pop", "push"]
+__all__ = ["Frame", "enter_frame", "frame_of", "innermost", "pop", "push"]
 
 
-class Frame:
-    """One link of the chain of transactions that a context is in."""
+class Frame(weakref.ref["Handle"]):
+    """One link of the chain of transactions that a context is in.
 
-    __slots__ = ("outer", "owner", "realm", "transaction")
+    It holds its transaction weakly, so that a block that is abandoned takes its transaction with it.
+    """
 
-    def __init__(self, realm: object, transaction: Handle, owner: Owner, outer: Frame | None) -> None:
-        self.realm: object = realm  # the database
-        # Held weakly, so that a block that is abandoned takes its transaction with it.
-        self.transaction: weakref.ref[Handle] = weakref.ref(transaction)
-        self.owner: Owner = owner
-        self.outer: Frame | None = outer
+    __slots__ = ("outer", "owner", "realm")
+    realm: object  # the database
+    owner: Owner
+    outer: Frame | None
 
     def running(self) -> Handle | None:
         """Return the transaction while it runs; one that is over is nobody's, though a task may outlive its block."""
-        transaction = self.transaction()
+        transaction = self()
         if transaction is None or transaction.finished or transaction.work.attempt.lease is None:
             return None
         return transaction
 
 
 _frame: ContextVar[Frame | None] = ContextVar("reliakit_transaction", default=None)
+# The frame of this context, whoever's it is and even if its transaction is over; mostly there is none.
+innermost = _frame.get
+enter_frame = _frame.set
 
 
 def push(realm: object, transaction: Handle, owner: Owner) -> Frame:
@@ -51,7 +53,8 @@ def push(realm: object, transaction: Handle, owner: Owner) -> Frame:
     outer = _frame.get()
     while outer is not None and outer.running() is None:
         outer = outer.outer  # left behind by a block that was abandoned or interrupted
-    frame = Frame(realm, transaction, owner, outer)
+    frame = Frame(transaction)
+    frame.realm, frame.owner, frame.outer = realm, owner, outer
     _frame.set(frame)
     return frame
 

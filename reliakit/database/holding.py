@@ -97,7 +97,7 @@ class Held:
         mark = session.next_mark()
         limit = milliseconds(session.until - session.clock.monotonic())
         command = machine.begin_command(
-            work.isolation, work.read_only, work.deferrable, limit, work.lock_timeout, mark
+            work.isolation, work.options.read_only, work.options.deferrable, limit, work.lock_timeout, mark
         )
         heads: list[Any] = []
         counted, began_at = session.statements, session.clock.monotonic()

@@ -10,7 +10,7 @@ pause_before_retry(...)             how long until the next attempt, or None
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Literal
@@ -23,13 +23,13 @@ __all__ = [
     "BARE",
     "BEGIN",
     "MARKER",
+    "OTHER_MARK",
     "Inside",
     "Step",
     "Verdict",
     "begin_command",
     "conflict_state",
     "judge_commit",
-    "mark_of",
     "objection_to_join",
     "pause_before_retry",
     "step",
@@ -39,7 +39,8 @@ __all__ = [
 # COMMIT; BEGIN in one text): the server reports every change of this setting by itself (since PostgreSQL 14), and one
 # made with SET LOCAL ends with the transaction. It concerns later transactions alone. Costs 2 to 4 microseconds.
 MARKER = b"default_transaction_read_only"
-_OTHER = {b"off": b"on", b"on": b"off"}
+# What to set it to, by what it is, so that its end shows; nothing where the server does not report it.
+OTHER_MARK: Mapping[bytes | None, bytes] = {b"off": b"on", b"on": b"off"}
 # Lost races: the server has rolled everything back, and the same work may succeed on a new snapshot.
 CONFLICTS = frozenset({"40001", "40P01"})
 # The server itself says that it does not know (statement_completion_unknown, transaction_resolution_unknown).
@@ -143,11 +144,6 @@ def begin_command(  # noqa: PLR0917 - called for each transaction, and keywords 
     if mark is not None:
         command += f"; SET LOCAL {MARKER.decode()} = {mark.decode()}"
     return command.encode("ascii")
-
-
-def mark_of(setting: bytes | None) -> bytes | None:
-    """Return what to set `MARKER` to, so that its end shows; None where the server does not report it."""
-    return None if setting is None else _OTHER.get(setting)
 
 
 def judge_commit(

@@ -29,6 +29,10 @@ __all__ = ["Entered", "join", "leave"]
 class Entered:
     """One block that was entered: what it did, and what to put back when it is left."""
 
+    step: Step
+    transaction: Handle
+    outer: Handle  # what a block inside was entered in
+    work: Work
     # Defaults of the class, for blocks that begin a transaction of their own; the others set these.
     frame: Frame | None = None
     until: float = 0.0  # the outer block's deadline, and of how many seconds
@@ -38,11 +42,13 @@ class Entered:
     hooks: tuple[int, int] = (0, 0)  # how many after a commit and after a rollback there were
     undone: bool = False  # it was a savepoint, and was rolled back to
 
-    def __init__(self, step: Step, transaction: Handle, work: Work) -> None:
-        self.step: Step = step
-        self.transaction: Handle = transaction
-        self.outer: Handle = transaction  # what a block inside was entered in
-        self.work: Work = work
+    @classmethod
+    def by(cls, step: Step, transaction: Handle, work: Work) -> Entered:
+        """Return a block that was entered by this step."""
+        entered = cls()
+        entered.step, entered.work = step, work
+        entered.transaction = entered.outer = transaction
+        return entered
 
     def remaining(self) -> float:
         """Return the seconds that are left to the block."""
@@ -55,11 +61,11 @@ async def join(engine: Engine, step: Step, options: TransactionOptions, outer: H
     objection = None
     if not work.bare:
         objection = machine.objection_to_join(
-            options, isolation=work.isolation, read_only=work.read_only, deferrable=work.deferrable
+            options, isolation=work.isolation, read_only=work.options.read_only, deferrable=work.options.deferrable
         )
     if objection is not None:
         raise TransactionUsageError(f"{engine.name}: {objection}", name=engine.name, attempts=work.attempt.number)
-    entered = Entered(step, outer, work)
+    entered = Entered.by(step, outer, work)
     entered.until, entered.seconds = session.until, session.seconds
     entered.lock_timeout = work.lock_timeout
     entered.hooks = (len(work.after_commit or ()), len(work.after_rollback or ()))

@@ -90,7 +90,7 @@ class Replicas:
 
     def trial(self, work: Work) -> Trial | None:
         """Return a try on the replica whose turn it is, or None where the primary must do."""
-        if not work.read_only or work.bare or not self._replicas:
+        if not work.options.read_only or work.bare or not self._replicas:
             return None
         # A standby refuses SERIALIZABLE; what lost a race or its connection on one is not sent there again.
         if work.isolation is Isolation.SERIALIZABLE or work.attempt.number > 1:

@@ -19,7 +19,7 @@ from psycopg import generators, pq
 
 from reliakit.core.errors import CommitUnknownError, TransactionTimeoutError, TransactionUsageError
 from reliakit.database.driver import INTERVAL, WaitTimeout
-from reliakit.database.machine import MARKER, mark_of
+from reliakit.database.machine import MARKER, OTHER_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,12 +37,14 @@ __all__ = ["GRACE", "Answer", "Session"]
 # dead network below timeout + 3 s, where psycopg alone needs timeout + 10 s.
 GRACE = 1.0
 
-_ACTIVE = pq.TransactionStatus.ACTIVE
-_IDLE = pq.TransactionStatus.IDLE
-_FAILED = pq.TransactionStatus.INERROR
-_OPEN = pq.TransactionStatus.INTRANS
-_OK = pq.ConnStatus.OK
-_ERROR = pq.ExecStatus.FATAL_ERROR
+# Plain numbers, as psycopg's C side has them: Python compares those faster than members of an enumeration.
+_ACTIVE = int(pq.TransactionStatus.ACTIVE)
+_IDLE = int(pq.TransactionStatus.IDLE)
+_FAILED = int(pq.TransactionStatus.INERROR)
+_OPEN = int(pq.TransactionStatus.INTRANS)
+_OK = int(pq.ConnStatus.OK)
+_DONE = int(pq.ExecStatus.COMMAND_OK)
+_ERROR = int(pq.ExecStatus.FATAL_ERROR)
 _POLL_GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
 
 
@@ -71,7 +73,6 @@ class Session:
     __slots__ = (
         "_io",
         "_manual",
-        "_poll",
         "_pool",
         "born",
         "broken",
@@ -92,6 +93,7 @@ class Session:
         "opening",
         "owned",
         "pgconn",
+        "poll",
         "returning",
         "seconds",
         "shared",
@@ -100,6 +102,7 @@ class Session:
     )
 
     may_hold: ClassVar[bool] = True  # whether BEGIN may travel with the first statement
+    straight: ClassVar[bool] = True  # whether BEGIN and COMMIT are what is sent for them
 
     def __init__(self, io: Io, clock: Clock, name: str, *, pool: Any) -> None:
         self.in_wait: bool = False  # psycopg holds the connection's lock for us
@@ -117,7 +120,7 @@ class Session:
         self.disowned: bool = False  # it is the parent process's, and this is a child
         self.returning: list[Any] = []  # what brings it back to the pool it was borrowed from, once that has begun
         self._manual = False
-        self._poll: select.poll | None = None
+        self.poll: select.poll | None = None
         self.cursor: Any = None  # one that is used again and again, see `lend_cursor`
         self.journal: Journal | None = None  # where statements are noted, if they are
         self.reset(self.born, 0.0)
@@ -146,8 +149,8 @@ class Session:
         """Take the connection over: no BEGIN of psycopg's own, every wait through this session."""
         self.pgconn = self.connection.pgconn
         if hasattr(select, "poll"):
-            self._poll = select.poll()
-            self._poll.register(self.pgconn.socket, getattr(select, "POLLRDHUP", 0))
+            self.poll = select.poll()
+            self.poll.register(self.pgconn.socket, getattr(select, "POLLRDHUP", 0))
         if not self.connection.autocommit:
             self._manual = True
             await self._io.autocommit(self.connection, value=True)
@@ -208,24 +211,12 @@ class Session:
         """Return whether the server has closed its end. Takes nothing from the socket; one system call."""
         if self.pgconn.status != _OK:
             return True
-        events = () if self._poll is None else self._poll.poll(0)
+        events = () if self.poll is None else self.poll.poll(0)
         return bool(events) and any(event & _POLL_GONE for _, event in events)
 
-    def admit(self, timeout: float | None) -> float:
-        """Count one statement of the caller's, and return the seconds that it may take.
-
-        Args:
-            timeout: What the caller itself gives it, if anything.
-
-        Raises:
-            TransactionTimeoutError: The deadline has passed.
-            TransactionUsageError: The transaction is over.
-        """
-        left = self.until - self.clock.monotonic()
-        if self.ended or left <= 0:
-            raise self.over() if self.ended else self.timed_out()
-        self.statements += 1
-        return left if timeout is None or timeout > left else timeout
+    def refusal(self) -> TransactionUsageError | TransactionTimeoutError:
+        """Return why no more statements may run: the transaction is over, or its deadline has passed."""
+        return self.over() if self.ended else self.timed_out()
 
     async def recover(self, exchange: PQGen[Any], error: BaseException, timeout: float | None) -> BaseException:
         """See to a statement that raised, or took too long, and return the error with which it leaves."""
@@ -256,7 +247,14 @@ class Session:
     def lend_cursor(self) -> Any:
         """Return a cursor for one statement. Making one costs as much as half of our own work for a transaction."""
         cursor, self.cursor = self.cursor, None
-        return self.connection.cursor() if cursor is None else cursor
+        return self.new_cursor() if cursor is None else cursor
+
+    def new_cursor(self) -> Any:
+        """Return a cursor of the connection's own kind."""
+        connection = self.connection
+        if self.owned and self.pgconn.status == _OK:
+            return connection.cursor_factory(connection)  # as `cursor()` has it, at half the price
+        return connection.cursor()
 
     def keep_cursor(self, cursor: Any) -> None:
         """Take a cursor back whose rows were fetched; one whose statement failed or was cut is never used again."""
@@ -266,7 +264,7 @@ class Session:
 
     def next_mark(self) -> bytes | None:
         """Return what to set the marker to when a transaction begins, None where that cannot be seen."""
-        return mark_of(self.pgconn.parameter_status(MARKER)) if self.alive else None
+        return OTHER_MARK.get(self.pgconn.parameter_status(MARKER)) if self.alive else None
 
     def began(self, mark: bytes | None) -> None:
         """Note it down that BEGIN was answered. Something in between may keep reports of the marker to itself."""
@@ -299,13 +297,23 @@ class Session:
             answer.error = psycopg.InterfaceError("another statement is still running on this connection")
             return answer
         try:
-            answer.sent = True
             pgconn.send_query(sql)  # the simple protocol: one round trip, however many commands
             left = until - self.clock.monotonic()
             results = await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left)
-            _collect(results, answer)
+            return await self.answer_to(results, until, patience)
         except BaseException as reason:  # noqa: BLE001 - kept, and raised by the caller once the answer is known
-            await self._insist(answer, reason, until, patience)
+            return await self.answer_to(reason, until, patience)
+
+    async def answer_to(
+        self, outcome: list[pq.abc.PGresult] | BaseException, until: float, patience: float = 0.0
+    ) -> Answer:
+        """Return what came of a command that was sent: results, or an error to go on after; see `command`."""
+        answer, pgconn = Answer(), self.pgconn
+        answer.sent = True
+        if isinstance(outcome, BaseException):
+            await self._insist(answer, outcome, until, patience)
+        else:
+            _collect(outcome, answer)
         if pgconn.transaction_status == _ACTIVE:
             self.abandon()
         if pgconn.status != _OK:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -97,6 +97,7 @@ class TransactionOptions:
     propagation: Propagation = Propagation.REQUIRED
     operation: str | None = None
     pipeline: bool = False
+    ordinary: bool = field(init=False, compare=False, repr=False)  # where none runs it begins one at once
 
     def __post_init__(self) -> None:
         if self.isolation is not None and not isinstance(self.isolation, Isolation):
@@ -113,6 +114,8 @@ class TransactionOptions:
             checks.seconds("lock_timeout", self.lock_timeout)
         if self.operation is not None:
             checks.named("operation", self.operation)
+        ordinary = self.propagation is Propagation.REQUIRED and not self.pipeline
+        object.__setattr__(self, "ordinary", ordinary)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class Teller:
                 operation=work.operation,
                 attempt=work.attempt.number,
                 isolation=work.isolation.value,
-                read_only=work.read_only,
+                read_only=work.options.read_only,
                 wait=work.waited,
             )
 

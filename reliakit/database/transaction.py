@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.database.checkout import Checkouts
-    from reliakit.database.gate import Lease, Owner
+    from reliakit.database.gate import Lease, Owner, Place
     from reliakit.database.journal import Journal
     from reliakit.database.machine import Verdict
     from reliakit.database.session import Session
@@ -58,6 +58,7 @@ class Attempt:
         told: Whether it is told as a transaction. One that waits for somebody else by design is not.
         pause: Seconds before the next one, None when this is the last.
         lease: What it has its connection by, or waits for one with.
+        place: The caller's line, None to look for it when a connection is asked for.
     """
 
     # Defaults of the class: a block sets none but `lease` and `until`, and whoever wants others does it himself.
@@ -69,6 +70,7 @@ class Attempt:
     told: bool = True
     pause: float | None = None
     lease: Lease | None = None
+    place: Place | None = None
 
     def let_go(self) -> None:
         """Take the connection from a block that was interrupted between two lines. Nothing after an orderly end."""
@@ -80,7 +82,15 @@ class Attempt:
 class Work:
     """One BEGIN ... COMMIT on one connection, whoever joins it."""
 
+    options: TransactionOptions
+    isolation: Isolation
+    lock_timeout: float | None
+    owner: Owner
+    attempt: Attempt
+    asked: float  # when a connection was asked for
+    checkouts: Checkouts  # where its connection comes from, and goes back to
     # Defaults of the class: most transactions set few of these, and setting all would cost twice as much.
+    bare: bool = False  # a connection without a transaction
     after_commit: list[Hook] | None = None
     after_rollback: list[Hook] | None = None
     held: float | None = None  # seconds, once the connection went back
@@ -93,10 +103,10 @@ class Work:
     verdict: Verdict = "rolled_back"  # as far as is known: nothing is committed before COMMIT is sent
     waited: float = 0.0
 
-    def __init__(
-        self,
+    @classmethod
+    def of(  # noqa: PLR0917 - what a transaction is made of
+        cls,
         options: TransactionOptions,
-        *,
         isolation: Isolation,
         lock_timeout: float | None,
         owner: Owner,
@@ -104,17 +114,18 @@ class Work:
         asked: float,
         bare: bool,
         checkouts: Checkouts,
-    ) -> None:
-        self.isolation: Isolation = isolation
-        self.read_only: bool = options.read_only
-        self.deferrable: bool = options.deferrable
-        self.lock_timeout: float | None = lock_timeout
-        self.operation: str = options.operation or "transaction"
-        self.owner: Owner = owner
-        self.attempt: Attempt = attempt
-        self.asked: float = asked  # when a connection was asked for
-        self.bare: bool = bare  # a connection without a transaction
-        self.checkouts: Checkouts = checkouts  # where its connection comes from, and goes back to
+    ) -> Work:
+        """Return one that has no connection yet."""
+        work = cls()
+        work.options, work.isolation, work.lock_timeout = options, isolation, lock_timeout
+        work.owner, work.attempt, work.asked = owner, attempt, asked
+        work.bare, work.checkouts = bare, checkouts
+        return work
+
+    @property
+    def operation(self) -> str:
+        """What it is called in events and metrics."""
+        return self.options.operation or "transaction"
 
     def add_hook(self, hook: Hook, *, committed: bool) -> None:
         """Have a hook run after the commit, or else after the rollback."""
@@ -273,8 +284,11 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
             cursor = run_blocking(session.held.first(query, params, options, None))
             self.session().share()  # it may have been replaced
         else:
-            cursor = session.share().execute(query, params, **options)
-        self._noted(cursor.rowcount)
+            session.shared, session.cursor = True, None  # by way of the cursor, see `share`
+            cursor = session.new_cursor().execute(query, params, **options)
+        count = cursor.rowcount
+        if count > 0:
+            self.work.rows += count
         return cursor  # type: ignore[no-any-return]
 
     def fetch_one(self, query: Query, params: Params | None = None) -> Any:
@@ -365,8 +379,11 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
             cursor = await session.held.first(query, params, options, None)
             self.session().share()  # as above
         else:
-            cursor = await session.share().execute(query, params, **options)
-        self._noted(cursor.rowcount)
+            session.shared, session.cursor = True, None  # by way of the cursor, see `share`
+            cursor = await session.new_cursor().execute(query, params, **options)
+        count = cursor.rowcount
+        if count > 0:
+            self.work.rows += count
         return cursor  # type: ignore[no-any-return]
 
     async def fetch_one(self, query: Query, params: Params | None = None) -> Any:

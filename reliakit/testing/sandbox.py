@@ -105,6 +105,7 @@ class _SandboxSession(Session):
 
     __slots__ = ("_bare", "_open", "_outer", "escaped")
     may_hold = False  # a BEGIN is limits here, and they are sent at once
+    straight = False  # and a COMMIT releases a savepoint
 
     def __init__(self, outer: Session, engine: Engine) -> None:
         super().__init__(engine.io, engine.clock, engine.name, pool=None)
@@ -267,7 +268,7 @@ class _Sandbox:
                 name=engine.name,
             )
         now = engine.clock.monotonic()
-        work = self._work = Work(
+        work = self._work = Work.of(
             TransactionOptions(operation="rolled_back"),
             isolation=engine.isolation,
             lock_timeout=None,

@@ -59,7 +59,7 @@ async def two_connections(db: AsyncDatabase, item: int) -> None:
 
 async def reconnecting(db: AsyncDatabase, item: int) -> None:
     # What is open is found dead at BEGIN, or one before it.
-    for slot in db._engine.checkouts._gate._slots:
+    for slot in db._engine.checkouts.gate._slots:
         if slot.session is not None:
             slot.session.abandon()
     await commit(db, item)
@@ -67,7 +67,7 @@ async def reconnecting(db: AsyncDatabase, item: int) -> None:
 
 async def dead_at_begin(db: AsyncDatabase, item: int) -> None:
     # What is open dies unnoticed, so that BEGIN finds out.
-    for slot in db._engine.checkouts._gate._slots:
+    for slot in db._engine.checkouts.gate._slots:
         if slot.session is not None:
             with socket.socket(fileno=os.dup(slot.session.pgconn.socket)) as wire:
                 wire.shutdown(socket.SHUT_RDWR)
