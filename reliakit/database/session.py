@@ -12,7 +12,7 @@ statement ─▶ wait ──▶ answer in time
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import psycopg
 from psycopg import generators, pq
@@ -45,6 +45,7 @@ _OPEN = int(pq.TransactionStatus.INTRANS)
 _OK = int(pq.ConnStatus.OK)
 _DONE = int(pq.ExecStatus.COMMAND_OK)
 _ERROR = int(pq.ExecStatus.FATAL_ERROR)
+_COMMITS = (b"COMMIT", b"PREPARE TRANSACTION")
 _POLL_GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
 
 
@@ -227,6 +228,8 @@ class Session:
             error = self._cut(answered=await self._stop(exchange))
         elif isinstance(error, psycopg.Error):
             self.failed = error.sqlstate or ""
+            if self.inside and _committed_before(error):
+                self.ended = True
         elif self.pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
             error.__cause__ = self._unknown()
         if not late:
@@ -410,6 +413,22 @@ class Session:
             self.broken = True
         # Where not even the request gets through, there is little to wait for.
         return self.clock.monotonic() + (GRACE if through else GRACE / 4)
+
+
+def _committed_before(error: psycopg.Error) -> bool:
+    """Return whether the text that failed had run a COMMIT of its own before, as in `COMMIT AND CHAIN; SELECT 1/0`.
+
+    The state of the connection does not show it, as a failed transaction looks like any other. What the server had
+    answered until then is only in the frames that psycopg raised from.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        results: object = trace.tb_frame.f_locals.get("results")
+        if isinstance(results, list):
+            answered = cast("list[object]", results)
+            return any(getattr(result, "command_status", None) in _COMMITS for result in answered)
+        trace = trace.tb_next
+    return False
 
 
 def _collect(results: list[pq.abc.PGresult], answer: Answer) -> None:

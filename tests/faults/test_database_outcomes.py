@@ -127,17 +127,21 @@ def test_a_server_whose_transactions_only_read_by_default_is_served_too(reliakit
     play(colour, f"{reliakit_dsn} options='-c default_transaction_read_only=on'", script)
 
 
-def test_a_lost_race_behind_the_callers_own_commit_is_not_tried_again(reliakit_dsn: str, colour: str) -> None:
+@pytest.mark.parametrize("use", [by_execute, by_connection, by_cursor])
+@pytest.mark.parametrize("text", ["COMMIT", "COMMIT AND CHAIN", "END; START TRANSACTION; SELECT 1"])
+def test_a_lost_race_behind_the_callers_own_commit_is_not_tried_again(
+    reliakit_dsn: str, colour: str, use: Use, text: str
+) -> None:
     lost = "DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '40001'; END $$"
 
     async def add(tx: Any, text: str) -> None:
-        await got(tx.execute(f"UPDATE item SET amount = amount + 1; {text}; {lost}"))
+        await use(tx, f"UPDATE item SET amount = amount + 1; {text}; {lost}")
 
     async def script(db: Any) -> list[Any]:
         await table(db)
         await got(db.execute("INSERT INTO item VALUES (1)"))
         with pytest.raises(psycopg.errors.SerializationFailure) as caught:
-            await run(db, add, "COMMIT")
+            await run(db, add, text)
         assert "may be committed" in " ".join(caught.value.__notes__)
         return await got(db.fetch_all("SELECT amount FROM item"))
 
