@@ -18,11 +18,11 @@ import psycopg
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError, TransactionError, TransactionTimeoutError
 from reliakit.core.flow import run_blocking
-from reliakit.database.gate import owner_here
 from reliakit.database.locking import number_of
+from reliakit.database.places import owner_here
 from reliakit.database.session import GRACE
 from reliakit.database.settings import Propagation, TransactionOptions, milliseconds
-from reliakit.database.transaction import Attempt, Work
+from reliakit.database.work import Attempt, Work
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
-from reliakit.database.adapters import SuspendingIo
 from reliakit.database.advisory import AsyncAdvisoryLock
 from reliakit.database.base import DEFAULT_RETRY, DatabaseBase
 from reliakit.database.blocks import AsyncTransactionBlock
 from reliakit.database.decorator import Decorator, decorate
 from reliakit.database.outcome import TransactionOutcome, outcome_of
 from reliakit.database.settings import Isolation, Propagation, TransactionRetry, options_of
+from reliakit.database.suspending import SuspendingIo
 
 if TYPE_CHECKING:
     from types import TracebackType

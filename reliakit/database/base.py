@@ -14,12 +14,13 @@ from psycopg import conninfo as conninfos
 from reliakit.core import checks, guard
 from reliakit.core.errors import ConfigurationError, TransactionUsageError
 from reliakit.core.spine import Emitter, Listener
-from reliakit.database.checkout import Checkouts, Source
+from reliakit.database.checkout import Checkouts
 from reliakit.database.decorator import operation_of, short_name
 from reliakit.database.engine import Engine
 from reliakit.database.idempotency import Keys
 from reliakit.database.replicas import Replica, Replicas
 from reliakit.database.settings import DatabaseStats, Isolation, TransactionOptions, TransactionRetry
+from reliakit.database.source import Source
 from reliakit.database.telling import Teller
 
 if TYPE_CHECKING:

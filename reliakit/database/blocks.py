@@ -9,14 +9,15 @@ from reliakit.core.errors import ConfigurationError
 from reliakit.core.flow import run_blocking
 from reliakit.database import straight
 from reliakit.database.driver import Late
-from reliakit.database.gate import place_above
-from reliakit.database.transaction import AsyncTransaction, Attempt, Transaction
+from reliakit.database.places import place_above
+from reliakit.database.work import Attempt
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from reliakit.database.engine import Engine, Entered
     from reliakit.database.settings import TransactionOptions
+    from reliakit.database.transaction import AsyncTransaction, Transaction
 
 __all__ = ["AsyncTransactionBlock", "TransactionBlock"]
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import pq
-from psycopg.conninfo import make_conninfo
 
 from reliakit.core.errors import TransactionTimeoutError, TransactionUsageError
 from reliakit.core.events import (
@@ -25,82 +23,18 @@ from reliakit.core.events import (
     PoolWaited,
 )
 from reliakit.core.fork import tell_after_fork
-from reliakit.database.gate import Gate, Lease, Slot, owner_here, place_here
-from reliakit.database.session import Session
+from reliakit.database.gate import Gate, Lease, Slot
+from reliakit.database.places import owner_here, place_here
 from reliakit.database.settings import DatabaseStats
 
 if TYPE_CHECKING:
     from reliakit.core.clock import Clock
     from reliakit.core.spine import Emitter
-    from reliakit.database.adapters import Io
-    from reliakit.database.transaction import Work
+    from reliakit.database.session import Session
+    from reliakit.database.source import Source
+    from reliakit.database.work import Work
 
-__all__ = ["Checkouts", "Source"]
-
-
-class Source:
-    """Where connections come from: opened here, or borrowed from a pool."""
-
-    lasting = True  # what is committed on them stays
-
-    def __init__(self, io: Io, *, conninfo: str = "", pool: Any = None, row_factory: Any = None) -> None:
-        self.io = io
-        self.conninfo = conninfo
-        self.pool = pool
-        self.row_factory = row_factory
-        self._opened_pool = False
-
-    async def obtain(self, slot: Slot, seconds: float, clock: Clock, name: str) -> Session:
-        """Put a session on an open connection into the slot, within about so many seconds, and return it."""
-        session = Session(self.io, clock, name, pool=self.pool)
-        slot.session = session  # before it has a connection, which would be lost if a Ctrl-C came in between
-        try:
-            if self.pool is None:
-                session.connection = await self.io.connect(self.conninfo, seconds, self.row_factory)
-            else:
-                session.connection = await self.io.borrow(self.pool, seconds)
-        except BaseException:
-            if session.connection is None:
-                slot.session = None
-            raise
-        await session.adopt()
-        return session
-
-    async def connect_apart(self, seconds: float) -> Any:
-        """Open a connection that is no part of any pool, or return None where a pool does not tell how to."""
-        if self.pool is None:
-            return await self.io.connect(self.conninfo, seconds, None)
-        conninfo: Any = getattr(self.pool, "conninfo", None)
-        settings: Any = getattr(self.pool, "kwargs", None) or {}
-        if not isinstance(conninfo, str) or not isinstance(settings, dict):
-            return None  # functions that make them, or somebody else's pool
-        known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
-        given = {name: value for name, value in cast("dict[str, Any]", settings).items() if name in known}
-        return await self.io.connect(make_conninfo(conninfo, **given), seconds, None)
-
-    async def dispose(self, session: Session) -> None:
-        """Part with a session: close its connection, or give it back to the pool, which replaces a closed one."""
-        if session.owned or session.disowned or session.connection is None:
-            session.abandon()
-            return
-        if not session.returning:  # once that has begun, the connection may be somebody else's
-            reusable = session.reusable
-            await session.release()
-            if not reusable:
-                session.abandon()
-        await self.io.give_back(self.pool, session.connection, session.returning)
-
-    async def open(self) -> None:
-        """Open a pool that is not open yet."""
-        if self.pool is not None and self.pool.closed:
-            await self.io.open_pool(self.pool)
-            self._opened_pool = True
-
-    async def close(self) -> None:
-        """Close the pool if it was opened here."""
-        if self._opened_pool:
-            self._opened_pool = False
-            await self.io.close_pool(self.pool)
+__all__ = ["Checkouts"]
 
 
 class Checkouts:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.flow import run_blocking
-from reliakit.database.adapters import BlockingIo
 from reliakit.database.advisory import AdvisoryLock
 from reliakit.database.base import DEFAULT_RETRY, DatabaseBase
+from reliakit.database.blocking import BlockingIo
 from reliakit.database.blocks import TransactionBlock
 from reliakit.database.decorator import Decorator, decorate
 from reliakit.database.outcome import TransactionOutcome, outcome_of

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from reliakit.core.categories import sqlstate_of
 from reliakit.core.errors import CommitUnknownError, TransactionRolledBackError, TransactionUsageError
 from reliakit.database import machine
-from reliakit.database.session import GRACE, Answer, Session
+from reliakit.database.session import GRACE, Session
 
 if TYPE_CHECKING:
-    from reliakit.database.transaction import Handle, Work
+    from reliakit.database.answers import Answer
+    from reliakit.database.transaction import Handle
+    from reliakit.database.work import Work
 
 __all__ = [
     "as_timeout",

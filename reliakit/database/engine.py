@@ -24,34 +24,25 @@ from reliakit.core.errors import (
     TransactionUsageError,
 )
 from reliakit.core.flow import Outcome, attempt_async
-from reliakit.database import ending, machine, nesting, straight
+from reliakit.database import beginning, ending, machine, nesting, straight
 from reliakit.database.driver import Late
-from reliakit.database.frames import frame_of, pop, push
-from reliakit.database.gate import owner_here, place_above
-from reliakit.database.holding import Held
-from reliakit.database.machine import BARE, BEGIN, Inside, Step
+from reliakit.database.frames import frame_of, pop
+from reliakit.database.machine import BARE, BEGIN, Inside
 from reliakit.database.nesting import Entered
-from reliakit.database.replicas import FAILURES, moment
-from reliakit.database.settings import Propagation, TransactionOptions, milliseconds
-from reliakit.database.transaction import (
-    AsyncTransaction,
-    Attempt,
-    Handle,
-    Transaction,
-    Work,
-)
+from reliakit.database.places import owner_here, place_above
+from reliakit.database.settings import Propagation, TransactionOptions
+from reliakit.database.transaction import AsyncTransaction, Handle, Transaction
+from reliakit.database.work import Attempt, Work
 
 if TYPE_CHECKING:
-    from psycopg.pq.abc import PGresult
-
     from reliakit.core.clock import Clock
     from reliakit.database.adapters import Io
+    from reliakit.database.answers import Answer
     from reliakit.database.checkout import Checkouts
-    from reliakit.database.replicas import Replicas, Trial
-    from reliakit.database.session import Answer, Session
+    from reliakit.database.replicas import Replicas
+    from reliakit.database.session import Session
     from reliakit.database.settings import Isolation, TransactionRetry
     from reliakit.database.telling import Teller
-    from reliakit.resilience.verdict import Verdict as TrialVerdict
 
 __all__ = ["Engine", "Entered", "Flow"]
 
@@ -93,6 +84,9 @@ class Engine:
         self.clock = clock
         self.handle: type[Handle] = AsyncTransaction if io.asynchronous else Transaction
 
+    enter_after = beginning.begin_after
+    send_begin = beginning.send
+
     def running(self) -> Handle | None:
         """Return the transaction that this thread or task is in, or None.
 
@@ -114,7 +108,7 @@ class Engine:
         inside: Inside = "nothing" if outer is None else "statements" if outer.is_bare else "transaction"
         step = machine.step(options.propagation, inside, self.name)
         if outer is None or step is BEGIN or step is BARE:
-            return self._begin(step, options, attempt)
+            return beginning.begin(self, step, options, attempt)
         return nesting.join(self, step, options, outer)
 
     def leave(self, entered: Entered, error: BaseException | None) -> Coroutine[Any, Any, BaseException | None]:
@@ -212,158 +206,12 @@ class Engine:
         outcome = await self.run(options, None, None, (), with_transaction=False, flow=contained, until=until)
         return cast("T", outcome.unwrap())
 
-    async def _begin(self, step: Step, options: TransactionOptions, attempt: Attempt) -> Entered:
-        asked = self.clock.monotonic()
-        until, seconds = self.budget(options, asked)
-        if attempt.until is None:
-            attempt.until = until
-        work = Work.of(
-            options,
-            isolation=options.isolation or self.isolation,
-            lock_timeout=self.lock_timeout if options.lock_timeout is None else options.lock_timeout,
-            owner=owner_here(),
-            attempt=attempt,
-            asked=asked,
-            bare=step is BARE,
-            checkouts=self.checkouts,
-        )
-        try:
-            if seconds <= 0:  # else a fast server might answer BEGIN all the same
-                raise TransactionTimeoutError(
-                    f"{self.name}: no time is left to begin a transaction", name=self.name, seconds=seconds
-                )
-            trial = self.replicas.trial(work) if work.options.read_only else None
-            if trial is None or not await self._begin_on_replica(work, trial, attempt.until, seconds):
-                if not self.checkouts.claim(work, attempt.until, seconds):
-                    await self.checkouts.fetch(work, attempt.until, seconds)
-                if options.pipeline and not work.bare and self._may_hold(work, attempt.until):
-                    assert work.session is not None
-                    work.session.held = Held(self, work)
-                elif not work.bare:
-                    await self.send_begin(work, attempt.until)
-        except BaseException as error:
-            await self._did_not_begin(work, error)
-            raise
-        return self._entered(step, work)
-
-    async def enter_after(self, work: Work, outcome: list[PGresult] | BaseException, mark: bytes | None) -> Entered:
-        """Begin a transaction whose BEGIN was sent, by what came of it."""
-        session, until = work.session, work.attempt.until
-        assert session is not None
-        assert until is not None
-        try:
-            answer = await session.answer_to(outcome, until)
-            await self.send_begin(work, until, sent=(answer, mark))
-        except BaseException as error:
-            await self._did_not_begin(work, error)
-            raise
-        return self._entered(BEGIN, work)
-
-    def _entered(self, step: Step, work: Work) -> Entered:
-        transaction = self.handle(work, self.clock, self.name)
-        entered = Entered.by(step, transaction, work)
-        entered.frame = push(self, transaction, work.owner)
-        if not work.bare and work.session is not None and work.session.held is None:
-            self.teller.started(work)
-        return entered
-
-    def _may_hold(self, work: Work, until: float) -> bool:
-        """Return whether BEGIN may wait for the first statement: not if it would say that the time is spent."""
-        return work.session is not None and work.session.may_hold and self.clock.monotonic() < until
-
     def _timed_out(self, work: Work) -> TransactionTimeoutError:
         if work.session is not None:
             return work.session.timed_out()
         return TransactionTimeoutError(
             f"{self.name}: the transaction's time was spent while it looked for a connection", name=self.name
         )
-
-    async def _begin_on_replica(self, work: Work, trial: Trial, until: float, seconds: float) -> bool:
-        """Begin on a replica and return True, or leave the work as it was and return False."""
-        within = moment(self.clock.monotonic(), until)
-        work.checkouts = trial.checkouts
-        verdict: TrialVerdict = "ignored"
-        try:
-            await trial.checkouts.take(work, within, seconds)
-            assert work.session is not None
-            work.session.until = until
-            await self.send_begin(work, within)
-            verdict = "success"
-        except FAILURES as error:
-            if work.lease is not None and work.lease.slot is not None:
-                verdict = "failure"  # else it was only busy
-            if self.clock.monotonic() >= until:
-                raise
-            trial.failed(error, work.operation)
-        finally:
-            trial.settle(verdict)
-        if verdict == "success":
-            return True
-        interrupt = await self._withdraw(work)
-        if interrupt is not None:
-            raise interrupt
-        work.checkouts = self.checkouts
-        return False
-
-    async def send_begin(
-        self,
-        work: Work,
-        within: float,
-        *,
-        replaceable: bool = True,
-        sent: tuple[Answer, bytes | None] | None = None,
-    ) -> None:
-        """Open the transaction. A pooled connection that proves dead is replaced, silently and at most so often.
-
-        Args:
-            work: The transaction.
-            within: Until when BEGIN must be answered.
-            replaceable: Whether it may have another connection.
-            sent: The answer to a BEGIN that was sent already, and its mark.
-        """
-        replacements = work.checkouts.size + 1 if replaceable else 0
-        while True:
-            session = work.session
-            assert session is not None
-            if sent is None:
-                mark = session.next_mark()
-                limit = milliseconds(session.until - self.clock.monotonic())
-                command = machine.begin_command(
-                    work.isolation, work.options.read_only, work.options.deferrable, limit, work.lock_timeout, mark
-                )
-                answer = await session.command(command, within)
-            else:
-                (answer, mark), sent = sent, None
-            if answer.interrupt is not None:
-                raise answer.interrupt
-            if answer.late:
-                raise session.timed_out() from answer.error
-            if answer.error is None:
-                session.began(mark)
-                return
-            if not answer.broken or session.fresh or replacements == 0:
-                raise answer.error
-            replacements -= 1
-            await work.checkouts.replace(work, within)
-
-    async def _did_not_begin(self, work: Work, error: BaseException) -> None:
-        """Give back what was taken for a transaction that never ran, and tell how it ended."""
-        interrupt = await self._withdraw(work)
-        self._plan_retry(work, error, began=False, conflict=False)
-        self._name(error, work)
-        self.teller.ended(work, error, "rolled_back", began=False)
-        if interrupt is not None and isinstance(error, Exception):
-            raise interrupt from error
-
-    async def _withdraw(self, work: Work) -> BaseException | None:
-        """Give back what was taken; return a cancellation or Ctrl-C that came meanwhile."""
-        interrupt: BaseException | None = None
-        try:
-            if work.session is not None:
-                interrupt = await ending.rollback(work.session)
-        finally:
-            interrupt = await self.give_back(work) or interrupt
-        return interrupt
 
     async def _leave_outermost(
         self, entered: Entered, error: BaseException | None, answer: Answer | None
@@ -399,14 +247,14 @@ class Engine:
             error = ending.with_verdict(interrupt, work, error)
         verdict = work.verdict
         if error is not None:
-            self._name(error, work)
+            self.complete(error, work)
             swallowed = isinstance(error, TransactionRolledBackError) and failed in machine.CONFLICTS
             conflict = swallowed or machine.conflict_state(error) is not None
             repeatable = work.attempt.repeatable and not out_of_hand
             undecided = repeatable and verdict == "unknown"
             if undecided or verdict == "rolled_back":
                 began = not (lost and (repeatable or unsent))
-                self._plan_retry(work, error, began=began, conflict=conflict or undecided)
+                self.plan_retry(work, error, began=began, conflict=conflict or undecided)
         self.teller.ended(
             work, error, verdict, statements=statements, deliberate=transaction.deliberate, began=not unsent
         )
@@ -436,8 +284,8 @@ class Engine:
         interrupt = await self.give_back(work)
         if interrupt is not None and not ending.is_interrupt(error):
             error = ending.with_verdict(interrupt, work)
-        self._name(error, work)
-        self._plan_retry(work, error, began=False, conflict=False)
+        self.complete(error, work)
+        self.plan_retry(work, error, began=False, conflict=False)
         self.teller.ended(work, error, "rolled_back", began=False)
         return await self._run_hooks(work, error)
 
@@ -469,7 +317,8 @@ class Engine:
             seconds = left
         return now + seconds, seconds
 
-    def _plan_retry(self, work: Work, error: BaseException, *, began: bool, conflict: bool) -> None:
+    def plan_retry(self, work: Work, error: BaseException, *, began: bool, conflict: bool) -> None:
+        """Note on the attempt whether another one follows it, and after which pause."""
         attempt = work.attempt
         if attempt.retry is not None and attempt.until is not None:
             attempt.pause = machine.pause_before_retry(
@@ -482,7 +331,7 @@ class Engine:
                 random=self.clock.random,
             )
 
-    def _name(self, error: BaseException, work: Work) -> None:
+    def complete(self, error: BaseException, work: Work) -> None:
         """Complete one of our own errors: those made near the wire know their connection's place and no attempt."""
         if isinstance(error, TransactionError) and error.name == work.checkouts.name:
             error.name, error.attempts = self.name, error.attempts or work.attempt.number

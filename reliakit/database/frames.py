@@ -14,10 +14,10 @@ import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from reliakit.database.gate import owner_here
+from reliakit.database.places import owner_here
 
 if TYPE_CHECKING:
-    from reliakit.database.gate import Owner
+    from reliakit.database.places import Owner
     from reliakit.database.transaction import Handle
 
 __all__ = ["Frame", "enter_frame", "frame_of", "innermost", "pop", "push"]

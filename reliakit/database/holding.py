@@ -26,7 +26,7 @@ from reliakit.database.settings import milliseconds
 if TYPE_CHECKING:
     from reliakit.database.engine import Engine
     from reliakit.database.session import Session
-    from reliakit.database.transaction import Work
+    from reliakit.database.work import Work
 
 __all__ = ["Held"]
 

@@ -16,7 +16,7 @@ from reliakit.database.driver import INTERVAL, WaitTimeout
 
 if TYPE_CHECKING:
     from reliakit.core.clock import Clock
-    from reliakit.database.checkout import Source
+    from reliakit.database.source import Source
 
 __all__ = ["Ear"]
 

@@ -21,7 +21,8 @@ from reliakit.database.settings import TransactionOptions, milliseconds
 
 if TYPE_CHECKING:
     from reliakit.database.engine import Engine
-    from reliakit.database.transaction import Handle, Work
+    from reliakit.database.transaction import Handle
+    from reliakit.database.work import Work
 
 __all__ = ["Entered", "join", "leave"]
 

@@ -35,7 +35,7 @@ from reliakit.database.frames import pop
 from reliakit.database.listening import Ear
 from reliakit.database.session import GRACE
 from reliakit.database.settings import Isolation, Propagation, TransactionOptions
-from reliakit.database.transaction import Attempt
+from reliakit.database.work import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reliakit.core.spine import Listener
     from reliakit.database.checkout import Checkouts
     from reliakit.database.settings import DatabaseStats
-    from reliakit.database.transaction import Work
+    from reliakit.database.work import Work
     from reliakit.resilience.circuit import Ticket
     from reliakit.resilience.verdict import Verdict
 

@@ -12,12 +12,13 @@ statement ─▶ wait ──▶ answer in time
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
 from psycopg import generators, pq
 
 from reliakit.core.errors import CommitUnknownError, TransactionTimeoutError, TransactionUsageError
+from reliakit.database.answers import Answer, collect, committed_before
 from reliakit.database.driver import INTERVAL, WaitTimeout
 from reliakit.database.machine import MARKER, OTHER_MARK
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from reliakit.database.holding import Held
     from reliakit.database.journal import Journal
 
-__all__ = ["GRACE", "Answer", "Session"]
+__all__ = ["GRACE", "Session"]
 
 # What a cancel request, and then its answer, may each take beyond the deadline, in seconds: together they keep a
 # dead network below timeout + 3 s, where psycopg alone needs timeout + 10 s.
@@ -43,22 +44,7 @@ _IDLE = int(pq.TransactionStatus.IDLE)
 _FAILED = int(pq.TransactionStatus.INERROR)
 _OPEN = int(pq.TransactionStatus.INTRANS)
 _OK = int(pq.ConnStatus.OK)
-_DONE = int(pq.ExecStatus.COMMAND_OK)
-_ERROR = int(pq.ExecStatus.FATAL_ERROR)
-_COMMITS = (b"COMMIT", b"PREPARE TRANSACTION")
 _POLL_GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
-
-
-class Answer:
-    """What came of one of our own commands."""
-
-    # Defaults of the class: an ordinary answer sets two of them, and setting all costs three times as much.
-    tag: bytes | None = None
-    error: psycopg.Error | None = None
-    interrupt: BaseException | None = None
-    late: bool = False
-    sent: bool = False
-    broken: bool = False
 
 
 class Session:
@@ -228,7 +214,7 @@ class Session:
             error = self._cut(answered=await self._stop(exchange))
         elif isinstance(error, psycopg.Error):
             self.failed = error.sqlstate or ""
-            if self.inside and _committed_before(error):
+            if self.inside and committed_before(error):
                 self.ended = True
         elif self.pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
             error.__cause__ = self._unknown()
@@ -316,7 +302,7 @@ class Session:
         if isinstance(outcome, BaseException):
             await self._insist(answer, outcome, until, patience)
         else:
-            _collect(outcome, answer)
+            collect(outcome, answer)
         if pgconn.transaction_status == _ACTIVE:
             self.abandon()
         if pgconn.status != _OK:
@@ -347,7 +333,7 @@ class Session:
             try:
                 # Begun anew, as an interrupt may have ended the first one: it picks the answer up where it is.
                 left = max(0.0, until - self.clock.monotonic())
-                _collect(await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left), answer)
+                collect(await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left), answer)
             except BaseException as again:  # noqa: BLE001 - as above
                 reason = again
                 continue
@@ -413,28 +399,3 @@ class Session:
             self.broken = True
         # Where not even the request gets through, there is little to wait for.
         return self.clock.monotonic() + (GRACE if through else GRACE / 4)
-
-
-def _committed_before(error: psycopg.Error) -> bool:
-    """Return whether the text that failed had run a COMMIT of its own before, as in `COMMIT AND CHAIN; SELECT 1/0`.
-
-    The state of the connection does not show it, as a failed transaction looks like any other. What the server had
-    answered until then is only in the frames that psycopg raised from.
-    """
-    trace = error.__traceback__
-    while trace is not None:
-        results: object = trace.tb_frame.f_locals.get("results")
-        if isinstance(results, list):
-            answered = cast("list[object]", results)
-            return any(getattr(result, "command_status", None) in _COMMITS for result in answered)
-        trace = trace.tb_next
-    return False
-
-
-def _collect(results: list[pq.abc.PGresult], answer: Answer) -> None:
-    if results:
-        last = results[-1]  # an error ends them
-        if last.status == _ERROR:
-            answer.error = psycopg.errors.error_from_result(last)
-        else:
-            answer.tag = last.command_status

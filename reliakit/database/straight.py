@@ -23,11 +23,12 @@ from psycopg import generators, pq
 from reliakit.core import deadline
 from reliakit.database.driver import INTERVAL
 from reliakit.database.frames import Frame, enter_frame, innermost
-from reliakit.database.gate import Lease, owner_here, place_here
+from reliakit.database.gate import Lease
 from reliakit.database.machine import BEGIN, MARKER, OTHER_MARK, begin_command
 from reliakit.database.nesting import Entered
+from reliakit.database.places import owner_here, place_here
 from reliakit.database.session import GRACE
-from reliakit.database.transaction import Attempt, Work
+from reliakit.database.work import Attempt, Work
 
 if TYPE_CHECKING:
     from reliakit.database.engine import Engine

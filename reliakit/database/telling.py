@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reliakit.core.spine import Emitter
     from reliakit.database.adapters import Io
     from reliakit.database.machine import Verdict
-    from reliakit.database.transaction import Work
+    from reliakit.database.work import Work
 
 __all__ = ["Teller"]
 

@@ -24,20 +24,22 @@ from psycopg import generators, pq
 from reliakit.core.errors import ConfigurationError, TransactionUsageError
 from reliakit.core.flow import run_blocking
 from reliakit.database import AsyncDatabase, Database, ending
-from reliakit.database.checkout import Source
 from reliakit.database.driver import INTERVAL, WaitTimeout
-from reliakit.database.gate import Slot, owner_here
+from reliakit.database.places import owner_here
 from reliakit.database.replicas import Replicas
-from reliakit.database.session import GRACE, Answer, Session
+from reliakit.database.session import GRACE, Session
 from reliakit.database.settings import TransactionOptions
-from reliakit.database.transaction import Attempt, Work
+from reliakit.database.source import Source
+from reliakit.database.work import Attempt, Work
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
 
     from reliakit.core.clock import Clock
+    from reliakit.database.answers import Answer
     from reliakit.database.engine import Engine
+    from reliakit.database.gate import Slot
 
 __all__ = ["rolled_back"]
 
