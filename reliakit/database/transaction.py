@@ -178,17 +178,33 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
             TransactionUsageError: The transaction is over, or this is another thread.
             psycopg.Error: What the server says.
         """
-        session = self.session()
-        if session.held is not None:
-            cursor = run_blocking(session.held.first(query, params, options, None))
-            self.session().share()  # it may have been replaced
-        else:
-            session.shared, session.cursor = True, None  # by way of the cursor, see `share`
-            cursor = session.new_cursor().execute(query, params, **options)
+        work = self.work
+        session = work.session
+        if (
+            session is None
+            or self.finished
+            or session.ended
+            or session.held is not None
+            or not session.owned
+            or work.owner is not owner_here()
+        ):
+            cursor = self._execute(query, params, options)
+        else:  # as there, at two thirds of the price
+            session.shared, session.cursor = True, None
+            connection = session.connection
+            cursor = connection.cursor_factory(connection).execute(query, params, **options)
         count = cursor.rowcount
         if count > 0:
-            self.work.rows += count
+            work.rows += count
         return cursor  # type: ignore[no-any-return]
+
+    def _execute(self, query: Query, params: Params | None, options: Mapping[str, Any]) -> Any:
+        session = self.session()
+        if session.held is None:
+            return session.share().execute(query, params, **options)
+        cursor = run_blocking(session.held.first(query, params, options, None))
+        self.session().share()  # it may have been replaced
+        return cursor
 
     def fetch_one(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return its first row, or None. Args and errors as `execute`."""
@@ -273,17 +289,33 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
             TransactionUsageError: The transaction is over, or this is another task.
             psycopg.Error: What the server says.
         """
-        session = self.session()
-        if session.held is not None:
-            cursor = await session.held.first(query, params, options, None)
-            self.session().share()  # as above
-        else:
-            session.shared, session.cursor = True, None  # by way of the cursor, see `share`
-            cursor = await session.new_cursor().execute(query, params, **options)
+        work = self.work
+        session = work.session
+        if (
+            session is None
+            or self.finished
+            or session.ended
+            or session.held is not None
+            or not session.owned
+            or work.owner is not owner_here()
+        ):
+            cursor = await self._execute(query, params, options)
+        else:  # as there, at two thirds of the price
+            session.shared, session.cursor = True, None
+            connection = session.connection
+            cursor = await connection.cursor_factory(connection).execute(query, params, **options)
         count = cursor.rowcount
         if count > 0:
-            self.work.rows += count
+            work.rows += count
         return cursor  # type: ignore[no-any-return]
+
+    async def _execute(self, query: Query, params: Params | None, options: Mapping[str, Any]) -> Any:
+        session = self.session()
+        if session.held is None:
+            return await session.share().execute(query, params, **options)
+        cursor = await session.held.first(query, params, options, None)
+        self.session().share()  # it may have been replaced
+        return cursor
 
     async def fetch_one(self, query: Query, params: Params | None = None) -> Any:
         """Run a query and return its first row, or None. Args and errors as `execute`."""
