@@ -16,7 +16,17 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from reliakit import AsyncDatabase, CircuitBreaker, CircuitOpenError, Database, Masker
+from reliakit import (
+    AsyncDatabase,
+    Backoff,
+    CircuitBreaker,
+    CircuitOpenError,
+    Database,
+    Masker,
+    Policy,
+    Retry,
+    Timeout,
+)
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import CallEnded, TransactionEnded
 from reliakit.core.spine import Emitter
@@ -201,6 +211,42 @@ class TestCalls:
         assert span.status.status_code is StatusCode.ERROR
         assert span.attributes["error.type"] == "failure"
         assert span.events == ()
+
+    def test_a_policy_is_the_parent_of_every_attempt(self, spans):
+        policy = Policy(Retry(3, wait=Backoff(base=0.0)), CircuitBreaker("mail"), name="mailing")
+        answers = [OSError(SECRET), OSError(SECRET), None]
+
+        def send():
+            with spans.tracer.start_as_current_span("within"):
+                if (error := answers.pop(0)) is not None:
+                    raise error
+
+        policy.call(send)
+        finished = spans.get_finished_spans()
+        (outer,) = [span for span in finished if span.name == "policy mailing"]
+        calls = [span for span in finished if span.name == "call mail"]
+        within = [span for span in finished if span.name == "within"]
+        assert outer.status.status_code is StatusCode.UNSET
+        assert [span.parent.span_id for span in calls] == [outer.context.span_id] * 3
+        assert [span.parent.span_id for span in within] == [span.context.span_id for span in calls]
+        assert [event.name for event in outer.events].count("reliakit.attempt_failed") == 2
+
+    @pytest.mark.anyio
+    async def test_an_awaited_policy_tells_the_error_that_leaves_it(self, spans):
+        policy = Policy(Timeout(5.0), name="mailing")
+
+        async def send():
+            with spans.tracer.start_as_current_span("within"):
+                await anyio.lowlevel.checkpoint()
+                raise OSError(SECRET)
+
+        with pytest.raises(OSError, match="hunter22"):
+            await policy.acall(send)
+        found = named(spans)
+        assert parent_of(found["within"], found) == "policy mailing"
+        outer = found["policy mailing"]
+        assert outer.attributes["error.type"] == "OSError"
+        assert "hunter22" not in str([event.attributes for event in outer.events])
 
     def test_a_permit_that_is_settled_by_hand_leaves_nothing_current(self, spans):
         permit = CircuitBreaker("mail").acquire()

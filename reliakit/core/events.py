@@ -45,6 +45,8 @@ __all__ = [
     "NumbersWanted",
     "OutboxFailed",
     "OutboxRelayed",
+    "PolicyEnded",
+    "PolicyStarted",
     "PoolChanged",
     "PoolReturned",
     "PoolWaited",
@@ -409,6 +411,24 @@ class RetryEnded(Event):
     outcome: Literal["success", "failure"]
     reason: Literal["success", "attempts", "deadline", "budget", "rejected", "retry_after", "error"]
     attempts: int
+    duration: float
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyStarted(Event):
+    """A call through a policy begins, in this thread or task; not told of generators."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyEnded(Event):
+    """A call through a policy is over, told in the same thread or task.
+
+    Attributes:
+        duration: Seconds with all attempts and pauses.
+        error_type: The class name of the error that left it, None where it returned.
+    """
+
     duration: float
     error_type: str | None = None
 

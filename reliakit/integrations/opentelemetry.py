@@ -33,6 +33,8 @@ from reliakit.core.events import (
     CircuitChanged,
     Event,
     FallbackUsed,
+    PolicyEnded,
+    PolicyStarted,
     TransactionEnded,
     TransactionStarted,
 )
@@ -64,9 +66,9 @@ _open: ContextVar[tuple[_Open, ...]] = ContextVar("reliakit_spans", default=())
 class Tracing:
     """Makes spans of what reliakit's components tell; attach it, or use it in a `with` block.
 
-    Each attempt of a transaction and each call behind a circuit breaker is a span: a child of the one that was
-    current, and itself the current one until it is over. Refusals, failed attempts, timeouts, fallbacks and changes
-    of a circuit are events of the span in which they happen. Exceptions are recorded masked.
+    Each attempt of a transaction and each call through a `Policy` or a circuit breaker is a span: a child of the one
+    that was current, and itself the current one until it is over. Refusals, failed attempts, timeouts, fallbacks and
+    changes of a circuit are events of the span in which they happen. Exceptions are recorded masked.
 
     Args:
         provider: Where spans go; default the process's own one. Without a real one, nothing is listened to and
@@ -162,6 +164,17 @@ class Tracing:
         error_type = "failure" if error is None else type(error).__name__
         self._finish(span, error_type if event.verdict == "failure" else None, error)
 
+    def policy_started(self, event: PolicyStarted) -> None:
+        """Begin the span of a call through a policy."""
+        self._begin(("policy", event.name), f"policy {event.name}", SpanKind.INTERNAL, 0.0, {_POLICY: event.name})
+
+    def policy_ended(self, event: PolicyEnded) -> None:
+        """End the span of a call through a policy."""
+        span, error = self._end(("policy", event.name))
+        if span is None:
+            span = self._span(f"policy {event.name}", SpanKind.INTERNAL, event.duration, {_POLICY: event.name})
+        self._finish(span, event.error_type, error)
+
     def happened(self, event: Event) -> None:
         """Add an event to the current span."""
         span = trace.get_current_span()
@@ -227,6 +240,7 @@ class Tracing:
 
 
 _GUARD = "reliakit.call.guard"
+_POLICY = "reliakit.policy"
 
 
 def _of_transaction(event: TransactionStarted | TransactionEnded) -> dict[str, Any]:
@@ -250,6 +264,8 @@ _HANDLERS: dict[type[Event], Callable[[Tracing, Any], None]] = {
     TransactionEnded: Tracing.transaction_ended,
     CallStarted: Tracing.call_started,
     CallEnded: Tracing.call_ended,
+    PolicyStarted: Tracing.policy_started,
+    PolicyEnded: Tracing.policy_ended,
     **dict.fromkeys(_WORDS, Tracing.happened),
 }
 
