@@ -315,6 +315,17 @@ class TestResilience:
             figures[0] = CircuitFigures("closed", 52, 0, 0)
             assert calls() == 5
 
+    def test_breakers_that_are_gone_make_room_though_nobody_looks(self, metrics, monkeypatch):
+        monkeypatch.setattr("reliakit.metrics.readings._MOST", 3)
+        counts = [0] * 8
+        for number in range(8):
+            figures = lambda number=number: CircuitFigures(  # noqa: E731 - as a breaker's would be
+                "closed", counts[number], 0, 0, is_gone=number < 7 and counts[number] > 0
+            )
+            Emitter("db").emit(CircuitPresent, read=figures)
+            counts[number] += 1
+        assert value(metrics, "circuit_breaker_calls_total", name="db", outcome="success") == 8
+
     def test_other_guards_rejections_are_no_breaker_calls(self, metrics):
         Emitter("pool").emit(CallRejected, reason="BulkheadFullError")
         assert value(metrics, "calls_rejected_total", name="pool", reason="BulkheadFullError") == 1

@@ -44,7 +44,11 @@ class Readings(Generic[F]):
 
     def follow(self, name: str, read: Callable[[], F]) -> bool:
         """Follow a component from now on, for what it counted before is not ours; return whether it is a new one."""
-        if (name, read) in self._last or len(self._last) >= _MOST:
+        if (name, read) in self._last:
+            return False
+        if len(self._last) >= _MOST:
+            self.refresh()  # nobody has looked for long: those that are gone make room
+        if len(self._last) >= _MOST:
             return False
         self._last.setdefault((name, read), read())
         return True
