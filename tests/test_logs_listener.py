@@ -176,7 +176,7 @@ def test_a_failed_hook_is_told_with_its_error(told):
 
 def decide(told, **fields):
     told.emitter.emit(
-        events.LimitDecided,
+        events.LimitDenied,
         **{
             "key": "bob",
             "allowed": False,
@@ -230,7 +230,7 @@ def test_denials_of_very_many_limiters_stay_bounded(told):
     for number in range(2000):
         emitter = Emitter(f"limiter {number}", clock=told.clock)
         emitter.emit(
-            events.LimitDecided,
+            events.LimitDenied,
             key="k",
             allowed=False,
             denied=True,
@@ -438,7 +438,7 @@ def test_denials_of_a_limiter_that_falls_silent_are_told_with_the_next(told):
     told.clock.advance(10)
     other = Emitter("other", clock=told.clock)
     other.emit(
-        events.LimitDecided,
+        events.LimitDenied,
         key="k",
         allowed=False,
         denied=True,

@@ -342,16 +342,17 @@ class TestResilience:
         assert value(metrics, "retry_attempts_total", name="http", outcome="retried") == 1
         limiter = Emitter("search")
         for allowed, denied, degraded in ((True, False, False), (False, True, False), (True, True, True)):
-            limiter.emit(
-                LimitDecided,
-                key="k",
-                allowed=allowed,
-                denied=denied,
-                enforced=not (allowed and denied),
-                degraded=degraded,
-                cost=1,
-                retry_after=0.0,
-            )
+            with subscribe(metrics, LimitDecided):
+                limiter.emit(
+                    LimitDecided,
+                    key="k",
+                    allowed=allowed,
+                    denied=denied,
+                    enforced=not (allowed and denied),
+                    degraded=degraded,
+                    cost=1,
+                    retry_after=0.0,
+                )
         for decision in ("allowed", "limited", "shadow"):
             assert value(metrics, "rate_limit_decisions_total", limiter="search", decision=decision) == 1
         assert value(metrics, "rate_limit_degraded_total", limiter="search") == 1
@@ -570,7 +571,7 @@ class TestAttaching:
 
     def test_every_event_is_counted_or_left_out_on_purpose(self):
         # A database remembers every statement once somebody listens for slow transactions, and a breaker tells every
-        # call once somebody listens for them.
+        # call once somebody listens for them, as a limiter tells each decision.
         left_out = {
             "CallEnded",
             "CallStarted",
@@ -579,6 +580,8 @@ class TestAttaching:
             "PolicyStarted",
             "TransactionSlow",
             "Event",
+            "LimitDecided",
+            "LimitDenied",
         }
         known = {name for name in vocabulary.__all__ if issubclass(getattr(vocabulary, name), Event)}
         heard = {kind.__name__ for kind in Metrics()._feed.types}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 from reliakit import (
     ConfigurationError,
     DeadlineExceededError,
+    Metrics,
     RateLimitedError,
     StoreError,
     deadline,
     subscribe,
 )
-from reliakit.core.events import LimitDecided
+from reliakit.core.events import LimitDecided, LimitDenied
 from reliakit.ratelimit import Decision, Limit, LimiterStats, RateLimiter
 from reliakit.stores import Answer, MemoryStore
 from reliakit.testing import ManualClock
@@ -864,3 +866,46 @@ async def test_the_twin_for_tasks_limits_breaches_too(clock: ManualClock) -> Non
 def test_a_wrong_bound_is_refused(setting: str, wrong: Any) -> None:
     with pytest.raises(ConfigurationError):
         RateLimiter("1/s", **{setting: wrong})
+
+
+def decisions(metrics: Metrics, name: str) -> dict[str, float]:
+    text = metrics.render("text/plain").body.decode()
+    found = re.findall(
+        rf'rate_limit_(?:decisions|degraded)_total{{limiter="{name}"(?:,decision="(\w+)")?}} (\S+)', text
+    )
+    return {decision or "degraded": float(number) for decision, number in found}
+
+
+def test_metrics_read_what_limiters_have_counted_and_cost_a_decision_nothing(clock: ManualClock) -> None:
+    before = RateLimiter("2/h", name="before", clock=clock)
+    before.hit("k")
+    with Metrics() as metrics:
+        later = RateLimiter("1/h", name="later", enforce=False, clock=clock)
+        assert not before._is_watched
+        for _ in range(3):
+            before.hit("k")
+            later.hit("k")
+        assert decisions(metrics, "before") == {"allowed": 1, "limited": 2, "shadow": 0, "degraded": 0}
+        assert decisions(metrics, "later") == {"allowed": 1, "limited": 0, "shadow": 2, "degraded": 0}
+        twin = RateLimiter("5/h", name="before", clock=clock)
+        twin.hit("k")
+        assert decisions(metrics, "before")["allowed"] == 2
+        del twin
+        before.hit("k")
+    assert decisions(metrics, "before") == {"allowed": 2, "limited": 3, "shadow": 0, "degraded": 0}
+    before.hit("k")
+    assert decisions(metrics, "before")["limited"] == 3
+
+
+def test_denials_alone_are_told_to_who_listens_for_them_alone(clock: ManualClock) -> None:
+    heard: list[LimitDenied] = []
+    limiter, shadow = RateLimiter("2/h", clock=clock), RateLimiter("2/h", enforce=False, clock=clock)
+    with subscribe(heard.append, LimitDenied):
+        for _ in range(3):
+            limiter.hit("k")
+            shadow.hit("k")
+    assert [(event.key, event.allowed, event.denied, event.cost) for event in heard] == [
+        ("k", False, True, 1),
+        ("k", True, True, 1),
+    ]
+    assert heard[0].retry_after == 1800.0

@@ -463,7 +463,7 @@ def test_only_the_class_s_own_call_decides_and_a_plain_answer_is_ignored(caplog:
 
 def test_every_event_is_a_frozen_value_with_slots() -> None:
     kinds = [getattr(events, name) for name in events.__all__]
-    parts = (events.CircuitFigures, events.LogFigures, events.StatementTimed)
+    parts = (events.CircuitFigures, events.LimitFigures, events.LogFigures, events.StatementTimed)
     assert [kind for kind in kinds if not issubclass(kind, Event)] == [*parts]
     for kind in kinds:
         if kind in parts:

@@ -37,8 +37,11 @@ __all__ = [
     "HedgeEnded",
     "HookFailed",
     "LimitDecided",
+    "LimitDenied",
+    "LimitFigures",
     "LimitMoved",
     "LimitWaited",
+    "LimiterPresent",
     "LogDropped",
     "LogFigures",
     "LogPresent",
@@ -513,6 +516,33 @@ class LimitDecided(Event):
     degraded: bool
     cost: int
     retry_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitDenied(LimitDecided):
+    """A rate limiter denied, or would have in shadow mode. To listen for this alone costs other decisions nothing."""
+
+
+class LimitFigures(NamedTuple):
+    """What a rate limiter has decided since it was made; see `reliakit.ratelimit.LimiterStats`."""
+
+    admitted: int
+    denied: int
+    shadow_denied: int
+    degraded: int
+    is_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimiterPresent(Event):
+    """A rate limiter exists. Told to who names this event, when it is made and whenever the listeners change.
+
+    Attributes:
+        read: Returns its figures, from any thread, without a wait. The same object each time; it keeps the figures
+            but not the limiter alive.
+    """
+
+    read: Callable[[], LimitFigures]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

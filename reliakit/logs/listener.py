@@ -48,7 +48,7 @@ class LogListener:
     def open(self) -> None:
         """Begin to listen."""
         if self._subscription is None:
-            self._subscription = subscribe(self, *_RECORDS, events.LimitDecided, events.SecurityNoticed)
+            self._subscription = subscribe(self, *_RECORDS, events.LimitDenied, events.SecurityNoticed)
 
     def close(self) -> None:
         """Stop listening, and tell what was left out. Closing twice is harmless."""

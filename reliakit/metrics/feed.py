@@ -29,6 +29,8 @@ from reliakit.core.events import (
     HedgeEnded,
     HookFailed,
     LimitDecided,
+    LimiterPresent,
+    LimitFigures,
     LimitMoved,
     LimitWaited,
     LogDropped,
@@ -97,6 +99,7 @@ class Feed:
         self._pools = Pools(gauge, clock)
         self._circuits = Circuits(counter, gauge)
         self._logs: Readings[LogFigures] = Readings(self._written)
+        self._limiters: Readings[LimitFigures] = Readings(self._limited)
         self._trackers: dict[str, ErrorsOpen] = {}
         self._attempts = counter("transaction_total")
         self._durations = histogram("transaction_duration_seconds")
@@ -129,6 +132,7 @@ class Feed:
             DeadlineOverrun: self._deadline_overrun,
             HookFailed: self._hook_failed,
             LimitDecided: self._limit_decided,
+            LimiterPresent: self._limiter_present,
             LimitWaited: self._limit_waited,
             LogPresent: self._log_present,
             StoreFailed: self._store_failed,
@@ -153,10 +157,11 @@ class Feed:
     def types(self) -> tuple[type[Event], ...]:
         """The events that count; nothing else needs to be built for us.
 
-        CallEnded is left out: a breaker that tells each call costs far more than the call itself, and its sums are
-        read instead. Who wants the time of each call too subscribes to that event besides.
+        CallEnded and LimitDecided are left out: a breaker or limiter that tells each call costs far more than the
+        call itself, and its sums are read instead. Who wants the time of each call too subscribes to that event
+        besides.
         """
-        return tuple(kind for kind in self._handlers if kind is not CallEnded)
+        return tuple(kind for kind in self._handlers if kind not in {CallEnded, LimitDecided})
 
     def take(self, event: Event) -> None:
         """Count one event; one of an unknown type counts nothing."""
@@ -168,11 +173,13 @@ class Feed:
         """Bring up to date what is only read when somebody looks."""
         self._circuits.refresh()
         self._logs.refresh()
+        self._limiters.refresh()
 
     def leave(self) -> None:
         """Nothing is heard any more: read a last time what is only read when somebody looks."""
         self._circuits.leave()
         self._logs.leave()
+        self._limiters.leave()
 
     def _inherited(self, kind: type[Event]) -> Callable[[Any], None] | None:
         return next((self._handlers[base] for base in kind.__mro__ if base in self._handlers), None)
@@ -303,11 +310,30 @@ class Feed:
         self._counter("transaction_hook_failures_total").labels(event.operation).inc()
 
     def _limit_decided(self, event: LimitDecided) -> None:
+        if event.name in self._limiters.names():
+            return
         decision = "limited" if not event.allowed else "shadow" if event.denied else "allowed"
         self._counter("rate_limit_decisions_total").labels(event.name, decision).inc()
         degraded = self._counter("rate_limit_degraded_total").labels(event.name)
         if event.degraded:
             degraded.inc()
+
+    def _limiter_present(self, event: LimiterPresent) -> None:
+        if self._limiters.follow(event.name, event.read):  # exist at 0, and their siblings with them
+            self._counter("rate_limit_decisions_total").labels(event.name, "allowed")
+            self._counter("rate_limit_degraded_total").labels(event.name)
+
+    def _limited(self, name: str, figures: LimitFigures, last: LimitFigures) -> None:
+        decisions = self._counter("rate_limit_decisions_total")
+        for decision, more in (
+            ("allowed", figures.admitted - last.admitted),
+            ("limited", figures.denied - last.denied),
+            ("shadow", figures.shadow_denied - last.shadow_denied),
+        ):
+            if more > 0:
+                decisions.labels(name, decision).inc(more)
+        if figures.degraded > last.degraded:
+            self._counter("rate_limit_degraded_total").labels(name).inc(figures.degraded - last.degraded)
 
     def _limit_waited(self, event: LimitWaited) -> None:
         self._histogram("rate_limit_wait_seconds").labels(event.name).observe(event.wait)

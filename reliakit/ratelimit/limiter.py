@@ -19,7 +19,7 @@ from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.deadline import checkpoint, remaining
 from reliakit.core.errors import ConfigurationError, RateLimitedError
-from reliakit.core.events import LimitDecided, LimitWaited
+from reliakit.core.events import LimitDecided, LimitDenied, LimiterPresent, LimitWaited
 from reliakit.core.spine import Emitter, watch
 from reliakit.ratelimit.breaches import BreachLimited
 from reliakit.ratelimit.decorator import Spend, limited
@@ -131,7 +131,7 @@ class RateLimiter:
         self._spend: Spender = self._checked
         if asked is self._store:
             self._spend = self._spent_first
-        self._tally = Tally()
+        self._tally = Tally(self)
         self._admitted_so_far, self._denied_so_far = self._tally.admitted, self._tally.denied
         self._heard = False
         self._waiting = Waiting(checks.count("max_waiters", max_waiters))
@@ -165,6 +165,8 @@ class RateLimiter:
         tally = self._tally
         if not before % tally.every:
             tally.note(key)
+        if self._hears_denials:
+            self._tell(key, cost, Answer(*answer), allowed=False, degraded=False)
         return _new(Decision, (False, amount, left, wait / 1e9, reset / 1e9, False, limit))
 
     async def ahit(self, key: str, cost: int = 1) -> Decision:
@@ -283,7 +285,9 @@ class RateLimiter:
     def listeners_changed(self) -> None:
         """Remember whether anybody listens to decisions; see `reliakit.core.spine.watch`."""
         self._heard = self._emitter.hears(LimitDecided)
+        self._hears_denials = self._emitter.hears(LimitDenied)
         self._is_watched = self._heard or self._shadow or self._guard is not None
+        self._emitter.introduce(LimiterPresent, read=self._tally.read)
 
     def _checked(self, key: str, cost: int = 1) -> Answer:
         self._check(key, cost)
@@ -352,18 +356,21 @@ class RateLimiter:
         answer = fields if isinstance(fields, Answer) else Answer(*fields)
         decision = self._decision(answer)
         self._count(key, answer, degraded=decision.degraded)
-        if self._heard:
-            self._emitter.emit(
-                LimitDecided,
-                key=key,
-                allowed=decision.allowed,
-                denied=not answer.admitted,
-                enforced=not self._shadow,
-                degraded=decision.degraded,
-                cost=cost,
-                retry_after=0.0 if answer.admitted else answer.wait / 1e9,
-            )
+        if self._heard or (self._hears_denials and not answer.admitted):
+            self._tell(key, cost, answer, allowed=decision.allowed, degraded=decision.degraded)
         return decision
+
+    def _tell(self, key: str, cost: int, answer: Answer, *, allowed: bool, degraded: bool) -> None:
+        self._emitter.emit(
+            LimitDecided if answer.admitted else LimitDenied,
+            key=key,
+            allowed=allowed,
+            denied=not answer.admitted,
+            enforced=not self._shadow,
+            degraded=degraded,
+            cost=cost,
+            retry_after=0.0 if answer.admitted else answer.wait / 1e9,
+        )
 
     def _count(self, key: str, answer: Answer, *, degraded: bool) -> None:
         tally = self._tally

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from heapq import nlargest
 from itertools import count
 from operator import itemgetter
+from weakref import ref
 
+from reliakit.core.events import LimitFigures
 from reliakit.core.fork import renew_locks_after_fork
 
 __all__ = ["LimiterStats", "Tally"]
@@ -45,6 +47,9 @@ class LimiterStats:
 class Tally:
     """Counts decisions. Safe from threads and tasks, and exact but for the counts of single keys.
 
+    Args:
+        owner: Whose decisions; its counts outlive it while somebody reads them.
+
     `next()` of a count is one atomic step, without a lock, and says how many there were before.
 
     Attributes:
@@ -60,6 +65,7 @@ class Tally:
         "_keys",
         "_lock",
         "_noted",
+        "_owner",
         "_reads",
         "admitted",
         "degraded",
@@ -68,7 +74,8 @@ class Tally:
         "shadow_denied",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, owner: object) -> None:
+        self._owner = ref(owner)
         self.admitted = count()
         self.denied = count()
         self.shadow_denied = count()
@@ -98,11 +105,20 @@ class Tally:
 
     def stats(self, waiting: int) -> LimiterStats:
         """Return the figures of now."""
+        figures = self.read()
+        with self._lock:
+            top = nlargest(_SHOWN, list(self._keys.items()), key=itemgetter(1))
+        return LimiterStats(*figures[:4], waiting, tuple(top))
+
+    def read(self) -> LimitFigures:
+        """Return the counts of now."""
         with self._lock:
             # Looking counts too, and is taken off again.
             reads, self._reads = self._reads, self._reads + 1
-            admitted, denied, shadow_denied, degraded = (
-                next(counted) - reads for counted in (self.admitted, self.denied, self.shadow_denied, self.degraded)
+            return LimitFigures(
+                next(self.admitted) - reads,
+                next(self.denied) - reads,
+                next(self.shadow_denied) - reads,
+                next(self.degraded) - reads,
+                is_gone=self._owner() is None,
             )
-            top = nlargest(_SHOWN, list(self._keys.items()), key=itemgetter(1))
-        return LimiterStats(admitted, denied, shadow_denied, degraded, waiting, tuple(top))
