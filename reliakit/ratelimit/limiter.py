@@ -166,7 +166,7 @@ class RateLimiter:
         if not before % tally.every:
             tally.note(key)
         if self._hears_denials:
-            self._tell(key, cost, Answer(*answer), allowed=False, degraded=False)
+            self._tell(key, cost, Answer(admitted, binding, left, wait, reset), allowed=False, degraded=False)
         return _new(Decision, (False, amount, left, wait / 1e9, reset / 1e9, False, limit))
 
     async def ahit(self, key: str, cost: int = 1) -> Decision:
