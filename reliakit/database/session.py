@@ -11,6 +11,7 @@ statement ─▶ wait ──▶ answer in time
 
 from __future__ import annotations
 
+import contextlib
 import select
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -208,16 +209,21 @@ class Session:
     async def recover(self, exchange: PQGen[Any], error: BaseException, timeout: float | None) -> BaseException:
         """See to a statement that raised, or took too long, and return the error with which it leaves."""
         late = isinstance(error, WaitTimeout)
-        if late:
-            if timeout is not None and self.clock.monotonic() < self.until:
-                return error  # what `notifies(timeout=)` expects
-            error = self._cut(answered=await self._stop(exchange))
-        elif isinstance(error, psycopg.Error):
-            self.failed = error.sqlstate or ""
-            if self.inside and committed_before(error):
-                self.ended = True
-        elif self.pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
-            error.__cause__ = self._unknown()
+        if late and timeout is not None and self.clock.monotonic() < self.until:
+            return error  # what `notifies(timeout=)` expects
+        try:
+            if late:
+                error = self._cut(answered=await self._stop(exchange))
+            elif isinstance(error, psycopg.Error):
+                self.failed = error.sqlstate or ""
+                if self.inside and committed_before(error):
+                    self.ended = True
+            elif self.pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
+                error.__cause__ = self._unknown()
+        finally:
+            # What leaves a pipeline asks for answers even when it is the collector that ends it, and then complains.
+            with contextlib.suppress(psycopg.Error):
+                exchange.close()
         if not late:
             self.notice_end()
         return error

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -342,6 +344,25 @@ async def test_cancelled_while_the_pool_takes_its_connection_back(
             await task
         assert verdict_of(caught.value) == "committed"
         await all_obtainable(db)
+
+
+async def test_a_pipeline_that_was_cancelled_leaves_nothing_that_complains_when_it_is_collected(
+    reliakit_dsn: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a loop that is busy all the time: each exchange yields before it sends.
+    monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0.0)
+    complaints: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: complaints.append(about.exc_value))
+    kept: list[BaseException] = []
+    async with database(reliakit_dsn, source) as db:
+        suspensions = await judged(db, pipelined, 0, {}, kept)
+        for at in range(1, suspensions + 1):
+            await judged(db, pipelined, 2 * at, {at: cancel}, kept)
+            await judged(db, pipelined, 2 * at + 1, {at: cancel, at + 1: cancel}, kept)
+    assert len(kept) > suspensions
+    kept.clear()
+    gc.collect()
+    assert complaints == []
 
 
 async def test_abandoned_generators_give_their_connections_back(reliakit_dsn: str, source: str) -> None:
