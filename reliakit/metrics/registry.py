@@ -15,7 +15,7 @@ import platform
 import weakref
 from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Self, cast, get_args
 
 from reliakit import __version__
 from reliakit.core import checks
@@ -25,16 +25,17 @@ from reliakit.core.events import NumbersWanted
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Emitter, Subscription, subscribe, watch
 from reliakit.metrics.apps import AsgiApp, Scrape, WsgiApp
-from reliakit.metrics.catalogue import CATALOGUE, LATENCY, Across, Metric
-from reliakit.metrics.declare import aliases, declared, is_name, reserved
+from reliakit.metrics.catalogue import LATENCY, Across, Metric
+from reliakit.metrics.declare import aliases, declared, is_name
 from reliakit.metrics.defaults import DEFAULTS
 from reliakit.metrics.exposition import OPENMETRICS, TEXT, Exposition, pieces, wants_openmetrics
 from reliakit.metrics.family import AnyFamily, Counter, Gauge, Histogram, Registry
 from reliakit.metrics.feed import Feed
 from reliakit.metrics.objectives import Objective
 from reliakit.metrics.results import Results
-from reliakit.metrics.scoreboard import Scoreboard, thresholds
-from reliakit.metrics.sources import Naming, SourceCounter, SourceMode
+from reliakit.metrics.scoreboard import Scoreboard
+from reliakit.metrics.shelf import Shelf
+from reliakit.metrics.sources import Naming, SourceMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -49,15 +50,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics"]
 
-F = TypeVar("F", Counter, Gauge, Histogram)
-
 # Rendering more lines than this takes longer than an event loop should stand still.
 _MANY = 1000
 # How often a process shows the others what it otherwise works out when it is asked, in seconds.
 _SHOW_EVERY = 1.0
-_UNBOUNDED = 1 << 30
-_KINDS: dict[str, type[AnyFamily]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
-_SECURITY = next(metric for metric in CATALOGUE if metric.name == "security_total")
 
 
 class Metrics:
@@ -108,27 +104,23 @@ class Metrics:
             raise ConfigurationError(f"namespace must be letters, digits and _, or empty, got {namespace!r}")
         self.namespace = namespace
         self.max_series: int = checks.count("max_series", max_series)
-        self._naming = Naming(source, hmac_key)
-        # Guards declaring and attaching. Counting and rendering never take it.
+        naming = Naming(source, hmac_key)
+        # Guards attaching. Counting and rendering never take it.
         self._lock = Lock()
         self._emitter = Emitter("metrics", clock=clock)
         self._clock = clock
         self._files = _shared_files()
         self._shown_at = clock.monotonic()
-        self._registry = Registry(self._drop, clock.time, self._files)
         renew_locks_after_fork(self, "_lock")
-        self._families: dict[str, AnyFamily] = {}
-        self._owners: dict[str, str] = {}
-        self._counted: dict[str, Counter | Gauge] = {}
-        self._observed: dict[str, Histogram | Gauge] = {}
         self._subscriptions: list[Subscription] = []
-        self._forwarded: list[Callable[[AnyFamily], object]] = []
         self._collectors: list[tuple[CollectorRegistry, Any]] = []
-        self._catalogue: dict[str, AnyFamily] = {}
         wanted = _merged(objectives)
-        for metric in self._with_thresholds(wanted):
-            self._catalogue[metric.name] = self._declare(metric, self._full(metric.name))
-        self._error_names = frozenset({self._full("error_total"), *aliases(self._catalogue["error_total"].metric)})
+        registry = Registry(self._drop, clock.time, self._files)
+        self._shelf = shelf = Shelf(namespace, self.max_series, naming, registry, wanted)
+        self._families, self._counted, self._observed = shelf.families, shelf.counted, shelf.observed
+        self._own = shelf.own
+        errors = self._own("error_total", Counter)
+        self._error_names = frozenset({errors.name, *aliases(errors.metric)})
         self._dropped = self._own("metrics_dropped_total", Counter)
         self._feed = Feed(
             lambda name: self._own(name, Counter),
@@ -136,7 +128,7 @@ class Metrics:
             lambda name: self._own(name, Histogram),
             clock,
         )
-        self._board = Scoreboard(self._find, self._observed.get, clock)
+        self._board = Scoreboard(shelf.find, self._observed.get, clock)
         self._results = Results(lambda name: self._own(name, Gauge))
         for objective in wanted:
             self._board.add(objective)
@@ -256,7 +248,7 @@ class Metrics:
         Raises:
             ConfigurationError: The name is taken by something else, or an argument is wrong.
         """
-        return cast("Counter", self._custom(declared("counter", name, help, labels=labels, unit=unit)))
+        return cast("Counter", self._shelf.custom(declared("counter", name, help, labels=labels, unit=unit)))
 
     def gauge(
         self,
@@ -286,7 +278,7 @@ class Metrics:
                 f"multiprocess_mode must be one of {', '.join(get_args(Across))}, got {multiprocess_mode!r}"
             )
         metric = replace(declared("gauge", name, help, labels=labels, unit=unit), across=multiprocess_mode)
-        return cast("Gauge", self._custom(metric))
+        return cast("Gauge", self._shelf.custom(metric))
 
     def histogram(
         self,
@@ -312,7 +304,7 @@ class Metrics:
             ConfigurationError: The name is taken by something else, or an argument is wrong.
         """
         metric = declared("histogram", name, help, labels=labels, unit=unit, buckets=buckets, objectives=objectives)
-        return cast("Histogram", self._custom(metric))
+        return cast("Histogram", self._shelf.custom(metric))
 
     def objective(self, objective: Objective) -> None:
         """Judge a further objective from now on, or one instead of that with the same name.
@@ -390,82 +382,23 @@ class Metrics:
         Args:
             hear: Takes each metric once; must neither block nor raise.
         """
-        with self._lock:
-            self._forwarded.append(hear)
-            families = self._all()
-        for family in families:
-            hear(family)
+        self._shelf.forward(hear)
 
     def families(self) -> list[AnyFamily]:
         """Return all metrics, those about the metrics themselves brought up to date."""
         self._results.show(self.slo())
-        families = self._all()
+        families = self._shelf.all()
         held = self._own("metrics_series", Gauge)
         full = [(held.labels(family.name), family) for family in families if family.series or family is held]
         for gauge, family in full:
             gauge.set(len(family.series))
         return families
 
-    def _custom(self, metric: Metric) -> AnyFamily:
-        with self._lock:
-            known = self._families.get(metric.name)
-            if known is not None and _is_same(known.metric, metric):
-                return known
-            family = self._declare(metric, metric.name)
-        for hear in tuple(self._forwarded):
-            hear(family)
-        return family
-
-    def _declare(self, metric: Metric, full: str) -> AnyFamily:
-        for name in sorted(reserved(metric, full)):
-            if name in self._owners:
-                raise ConfigurationError(
-                    f"metric {full} clashes with {self._owners[name]} over {name}: use another name"
-                )
-        room = _UNBOUNDED if metric.fixed else self.max_series
-        if metric is _SECURITY:
-            family: AnyFamily = SourceCounter(metric, full, room, self._registry, self._naming)
-        else:
-            family = _KINDS[metric.kind](metric, full, room, self._registry)
-        self._owners.update(dict.fromkeys(reserved(metric, full), full))
-        self._families[full] = family
-        for alias in (full, *aliases(metric)):
-            if isinstance(family, Counter | Gauge):
-                self._counted.setdefault(alias, family)
-            if isinstance(family, Histogram | Gauge):
-                self._observed.setdefault(alias, family)
-        return family
-
-    def _own(self, name: str, kind: type[F]) -> F:
-        """Return a metric of the catalogue."""
-        family = self._catalogue[name]
-        assert isinstance(family, kind), name
-        return family
-
-    def _with_thresholds(self, objectives: list[Objective]) -> list[Metric]:
-        """Return the catalogue, the objectives' thresholds made bucket bounds."""
-        wanted = thresholds(objectives)
-        found: list[Metric] = []
-        for metric in CATALOGUE:
-            names = (self._full(metric.name), *aliases(metric))
-            bounds = tuple(term.bound for term in wanted if term.metric in names)
-            found.append(metric.with_bounds(bounds) if metric.kind == "histogram" else metric)
-        return found
-
     def _is_large(self) -> bool:
-        return self._files is not None or sum(len(one.series) * one.width for one in self._all()) > _MANY
+        return self._files is not None or sum(len(one.series) * one.width for one in self._shelf.all()) > _MANY
 
     def _size(self) -> int:
-        return sum(len(family.series) for family in self._all())
-
-    def _all(self) -> list[AnyFamily]:
-        return list(self._families.copy().values())
-
-    def _full(self, name: str) -> str:
-        return f"{self.namespace}_{name}" if self.namespace else name
-
-    def _find(self, name: str) -> AnyFamily | None:
-        return self._counted.get(name) or self._observed.get(name)
+        return sum(len(family.series) for family in self._shelf.all())
 
     def _drop(self, reason: str) -> None:
         self._dropped.labels(reason).inc()
@@ -503,7 +436,3 @@ def _merged(objectives: Iterable[Objective]) -> list[Objective]:
             raise ConfigurationError(f"objectives must hold Objective, got {objective!r}")
         merged[objective.name] = objective
     return list(merged.values())
-
-
-def _is_same(one: Metric, other: Metric) -> bool:
-    return (one.kind, one.unit, one.labels, one.buckets) == (other.kind, other.unit, other.labels, other.buckets)
