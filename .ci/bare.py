@@ -12,11 +12,16 @@ if "jsonschema_rs" in sys.modules or importlib.util.find_spec("pytest"):
 
 for name in reliakit.__all__:
     getattr(reliakit, name)
-# Imported by pytest only, and by whoever has SQLAlchemy.
-OPTIONAL = ("reliakit.testing.pytest_plugin", "reliakit.integrations.sqlalchemy")
+FOR_PYTEST = ("reliakit.testing.pytest_plugin", "reliakit.testing.store_suite")
 for module in pkgutil.walk_packages(reliakit.__path__, "reliakit."):
-    if module.name not in OPTIONAL:
+    if module.name in FOR_PYTEST:
+        continue
+    try:
         importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        # An integration is imported by whoever has the library that it is for.
+        if not module.name.startswith("reliakit.integrations.") or str(error.name).startswith("reliakit"):
+            raise
 
 with configure_logging(service="bare", env="production"):
     get_logger("bare").info("It works", password="hunter2")
