@@ -27,8 +27,10 @@ from reliakit import (
     Hedge,
     Policy,
     Retry,
+    RetryBudget,
     Throttle,
     Timeout,
+    checkpoint,
     remaining,
     subscribe,
 )
@@ -53,6 +55,7 @@ def test_the_leftmost_is_the_outermost() -> None:
     assert (one | two | Retry(1)).parts[:2] == (one, two)
     breaker = CircuitBreaker()
     assert (breaker | two).parts == (breaker, two)
+    assert (breaker | breaker).parts == (breaker, breaker)
     assert (Policy(one) | Policy(breaker, two)).parts == (one, breaker, two)
 
 
@@ -82,6 +85,21 @@ async def test_a_timeout_inside_a_breaker_is_a_failure_and_around_it_neutral() -
         await (inside | Timeout(0.001)).acall(asyncio.Event().wait)
     with pytest.raises(DeadlineExceededError):
         await (Timeout(0.001) | around).acall(asyncio.Event().wait)
+    assert (inside.state, around.state) == ("open", "closed")
+
+
+def test_so_it_is_for_a_plain_function_whose_waits_end_with_the_caller_s_time() -> None:
+    clock = ManualClock()
+
+    def slow() -> None:
+        clock.advance(3.0)
+        checkpoint()
+
+    inside, around = CircuitBreaker(failure_threshold=1), CircuitBreaker(failure_threshold=1)
+    with pytest.raises(DeadlineExceededError):
+        (inside | Timeout(2.0, clock=clock)).call(slow)
+    with pytest.raises(DeadlineExceededError):
+        (Timeout(2.0, clock=clock) | around).call(slow)
     assert (inside.state, around.state) == ("open", "closed")
 
 
@@ -306,6 +324,66 @@ def test_it_is_composed_once() -> None:
     assert Counting.composed == 1
 
 
+# Cancelled anywhere
+
+
+def contended(clock: ManualClock) -> tuple[Policy, list[Any]]:
+    budget, bulkhead, adaptive = RetryBudget(), Bulkhead(1, max_waiting=5, clock=clock), AdaptiveLimit(initial=5)
+    together, throttle = Coalesce(clock=clock), Throttle()
+    policy = Policy(
+        together,
+        Timeout(60.0, clock=clock),
+        Retry(3, on=OSError, wait=Backoff(base=1.0, jitter=0), budget=budget, clock=clock),
+        throttle,
+        adaptive,
+        Hedge(2.0, budget=budget, clock=clock),
+        bulkhead,
+    )
+    return policy, [budget, bulkhead, adaptive, together]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("again", [False, True])
+async def test_whenever_it_is_cancelled_nothing_is_left_behind(again: bool) -> None:
+    """One call holds the only place of the bulkhead for a while, the other is cancelled one round later each time."""
+    before, ended = asyncio.all_tasks(), 0
+    for rounds in range(120):
+        clock = ManualClock(auto_advance=True)
+        policy, (budget, bulkhead, adaptive, together) = contended(clock)
+        tries = 0
+
+        async def work(clock: ManualClock = clock) -> str:
+            nonlocal tries
+            tries += 1
+            await clock.asleep(3.0)
+            if tries < 3:
+                raise OSError
+            return "done"
+
+        with bulkhead:
+            call = asyncio.create_task(policy.acall(work))
+            for _ in range(min(rounds, 20)):
+                await nap()
+        for _ in range(rounds - 20):
+            await nap()
+        call.cancel()
+        if again:
+            await nap()
+            call.cancel()
+        try:
+            assert await call == "done"
+            ended += 1
+        except asyncio.CancelledError:
+            assert call.cancelled()
+        assert (budget.calls, budget.retries) == (0, 0)
+        assert (bulkhead.running, bulkhead.waiting, adaptive.running, together.under_way) == (0, 0, 0, 0)
+        while asyncio.all_tasks() - before:  # the clock's own sleeps are cancelled, and end a round later
+            await nap()
+        if ended:
+            break
+    assert ended, "give it more rounds: it was never allowed to end"
+
+
 # In words
 
 
@@ -387,6 +465,7 @@ def test_the_standard_policy_is_in_the_right_order() -> None:
         (lambda: Policy(Retry), "got the class Retry: make one of it"),
         (lambda: Policy(fails), "Policy takes patterns such as Retry"),
         (lambda: Retry(3) | 3, "Policy takes patterns"),
+        (lambda: CircuitBreaker() | 3, "Policy takes patterns"),
         (lambda: 3 | Retry(3), "Policy takes patterns"),
         (lambda: Policy(Retry(3), name=""), "name must be"),
     ],

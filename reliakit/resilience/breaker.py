@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from reliakit.core.spine import Listener
+    from reliakit.resilience.policy import Policy
 
 __all__ = ["BreakerSnapshot", "CircuitBreaker", "CountWindow", "Permit", "State", "TimeWindow"]
 
@@ -206,6 +207,12 @@ class CircuitBreaker:
             ConfigurationError: `fn` is a class, a coroutine object or no callable.
         """
         return guarded(self, fn, by=f"circuit breaker {self.name!r}")  # type: ignore[return-value]  # same signature
+
+    def __or__(self, inner: object) -> Policy:
+        """Put this around another pattern: `breaker | Timeout(2.0)`."""
+        from reliakit.resilience.policy import Policy  # noqa: PLC0415 - a breaker alone needs none
+
+        return Policy(self, inner)
 
     def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a plain function once.

@@ -3,6 +3,7 @@
 ```
 CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit      ignored: the caller went away
 RejectedError, ConfigurationError                                 ignored: the dependency was not asked
+DeadlineExceededError when the caller's deadline is spent         ignored: the caller has no time left
 `ignore` matches                                                  ignored
 `failure` matches, or `failure_result` says so                    failure
 anything else                                                     success: the dependency answered
@@ -16,7 +17,8 @@ from collections.abc import Callable
 from inspect import iscoroutinefunction
 from typing import Any, Literal, TypeAlias, cast
 
-from reliakit.core.errors import ConfigurationError, RejectedError
+from reliakit.core.deadline import remaining
+from reliakit.core.errors import ConfigurationError, DeadlineExceededError, RejectedError
 
 __all__ = ["ErrorFilter", "Judge", "Question", "Verdict", "matching", "plain_callable"]
 
@@ -95,6 +97,8 @@ class Judge:
         """Return whether this error says nothing about the dependency."""
         if not isinstance(error, Exception) or isinstance(error, RejectedError | ConfigurationError):
             return True
+        if isinstance(error, DeadlineExceededError) and remaining() == 0.0:
+            return True  # the caller's own time is over, which a task would have learnt by being cancelled
         if type(error).__name__ == "CancelledError" and type(error).__module__.startswith("concurrent."):
             return True  # an executor's future that was cancelled; by name, because that package is slow to load
         return self._ignore(error)
