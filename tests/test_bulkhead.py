@@ -354,6 +354,17 @@ def test_the_queue_does_what_a_plain_list_does(count: int, room: int, order: Any
         assert (places.inside, places.waiting) == (inside, len(queue))
 
 
+def test_who_comes_between_the_two_halves_of_a_leaving_does_not_barge_in() -> None:
+    places = Places(1, 1, "fifo")
+    assert places.take()
+    waiting = Ticket(Silent(), "default")  # type: ignore[arg-type]
+    assert places.join(waiting)
+    places.free.append(None)  # the first half: there is a place, and nobody has been told yet
+    assert not places.take()
+    places.hand_out()
+    assert waiting.state == "granted"
+
+
 # Settings
 
 

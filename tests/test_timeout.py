@@ -222,9 +222,10 @@ def test_a_generator_whose_time_is_spent_is_closed(clock: ManualClock) -> None:
 
     stream = rows()
     assert next(stream) == 1  # it came too late, and is kept
-    with pytest.raises(DeadlineExceededError):
+    with pytest.raises(DeadlineExceededError) as raised:
         next(stream)
-    assert closed == [True]
+    assert closed == [True]  # at once, and not when its frame goes with the error
+    assert raised.value.seconds == 2.0
 
 
 # Worker threads
