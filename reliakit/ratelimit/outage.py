@@ -83,6 +83,7 @@ class GuardedStore:
         self._burst = burst
         self._emitter = emitter
         self._clock = clock
+        self._keeps_time: bool = getattr(store, "keeps_time", False)
         self._breaker = CircuitBreaker(
             f"{emitter.name} store", failure_threshold=_FAILURES, reset_timeout=_BREAK, clock=clock
         )
@@ -135,8 +136,12 @@ class GuardedStore:
             return None
         began = self._clock.monotonic()
         try:
-            async with deadline(self._timeout, clock=self._clock):
-                answer = await ask(self._store)
+            if self._keeps_time:
+                with deadline(self._timeout, clock=self._clock):
+                    answer = await ask(self._store)
+            else:
+                async with deadline(self._timeout, clock=self._clock):
+                    answer = await ask(self._store)
         except BaseException as error:
             if not self._is_its_fault(ticket, began, error):
                 raise

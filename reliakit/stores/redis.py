@@ -18,6 +18,7 @@ from reliakit.stores.redis_ballots import FORCE, VOTE, count_of, force_words, vo
 from reliakit.stores.redis_scripts import ATTEMPT, DECIDE, DECIDE_ONE
 from reliakit.stores.redis_wire import (
     BlockingWire,
+    Call,
     ClientBlockingWire,
     ClientTickWire,
     Library,
@@ -42,6 +43,8 @@ __all__ = ["RedisStore"]
 # The layout of states; in every key, so that another version starts afresh instead of misreading them.
 _SCHEMA = "1"
 _LONGEST_KEY = 200
+# Costs are few as a rule; whoever makes each call cost something else packs each anew.
+_MOST_CALLS = 64
 
 
 class RedisStore:
@@ -71,6 +74,9 @@ class RedisStore:
         ConfigurationError: A setting is wrong, or there is no client library.
     """
 
+    # A task's decision ends with its deadline: nobody has to set an alarm for it.
+    keeps_time = True
+
     def __init__(
         self,
         source: Any,
@@ -98,7 +104,7 @@ class RedisStore:
             )
         self._shown = type(source).__name__
         if is_async(source):
-            self._ticks = ClientTickWire(source)
+            self._ticks = ClientTickWire(source, timeout)
         else:
             self._blocking = ClientBlockingWire(source)
 
@@ -219,18 +225,24 @@ class RedisStore:
 class _Shape:
     """What all decisions under one plan have in common."""
 
-    __slots__ = ("_numbers", "_plan", "_prefix", "_script", "_suffix")
+    __slots__ = ("_calls", "_numbers", "_plan", "_prefix", "_script", "_suffix")
 
     def __init__(self, plan: Plan, prefix: str) -> None:
         self._plan = SharedPlan(plan)
         self._script = DECIDE_ONE if self._plan.is_one_gcra else DECIDE
         self._numbers = tuple(b"%d" % number for number in self._plan.numbers)
+        self._calls: dict[tuple[Op, int, int], Call] = {}
         self._prefix = f"{prefix}:{_SCHEMA}:"
         self._suffix = f":{plan.space}"
 
     def request(self, op: Op, key: str, cost: int, patience: int, now: bytes) -> Request:
-        fixed = (op.encode(), now, b"%d" % cost, b"%d" % (patience // 1000))
-        return Request(self._script, (self._place(key),), (*fixed, *self._numbers))
+        call = None if now else self._calls.get((op, cost, patience))
+        if call is None:
+            fixed = (op.encode(), now, b"%d" % cost, b"%d" % (patience // 1000))
+            call = Call(self._script, 1, (*fixed, *self._numbers))
+            if not now and not patience and len(self._calls) < _MOST_CALLS:
+                self._calls[op, cost, patience] = call
+        return Request(call, (self._place(key),))
 
     def answer(self, reply: Any, op: Op, cost: int, patience: int) -> Answer:
         now, before = reply
@@ -257,7 +269,8 @@ class _Guard:
             for dimension, key in zip(DIMENSIONS, attempt[:4], strict=True)
         )
         meant = b"".join([b"0" if key is None else b"1" for key in attempt[:4]])
-        return Request(ATTEMPT, keys, (op.encode(), now, meant, b"%d" % attempt.claim, *self._numbers))
+        args = (op.encode(), now, meant, b"%d" % attempt.claim, *self._numbers)
+        return Request(Call(ATTEMPT, len(keys), args), keys)
 
     def answer(self, reply: Any, op: AttemptOp, attempt: Attempt) -> AttemptAnswer:
         now, *states = reply

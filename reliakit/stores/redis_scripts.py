@@ -195,10 +195,8 @@ end
 function fixed.full(rule, state) return state[2] > 0 and state[1] + rule.period or 0 end
 """
 
-DECIDE = Script(
-    _CLOCK
-    + _COUNTERS
-    + """
+# The commonest case: nothing is reserved, no rule is a log, and nobody waits. Half the time of what follows it.
+_AT_ONCE = """
 local key, op, cost, patience = KEYS[1], ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
 local before = redis.call('GET', key)
 if op == 'peek' then return {now, before or ''} end
@@ -206,10 +204,68 @@ if op == 'reset' then
   redis.call('DEL', key)
   return {now, before or ''}
 end
+local row, size = {}, 0
+if before then
+  for number in string.gmatch(before, '%S+') do
+    size = size + 1
+    row[size] = tonumber(number)
+  end
+end
+local function at_once()
+  local after, at, full = {}, 0, 0
+  for i = 5, #ARGV, 8 do
+    local kind, limit, period = tonumber(ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+    local first, second, third = row[at + 1] or 0, row[at + 2] or 0, row[at + 3] or 0
+    if kind == 0 then
+      local scale, over = tonumber(ARGV[i + 3]), cost * tonumber(ARGV[i + 5])
+      if first < now then first, second = now, 0 end
+      first, second = first + cost * tonumber(ARGV[i + 4]), second + over
+      if second >= scale then
+        local carry = math.floor(second / scale)
+        first, second = first + carry, second - carry * scale
+      end
+      local due = first - tonumber(ARGV[i + 6])
+      if second > tonumber(ARGV[i + 7]) then due = due + 1 end
+      if due > now then return nil end
+      full = math.max(full, first + 1)
+    elseif kind == 3 then
+      if second == 0 or now >= first + period then first, second = now - now % period, 0 end
+      second = second + cost
+      if second > limit then return nil end
+      full = math.max(full, first + period)
+    elseif kind == 2 then
+      while (second > 0 or third > 0) and now >= first + period do
+        first, second, third = first + period, third, 0
+      end
+      if second == 0 and third == 0 then first = now - now % period end
+      third = third + cost
+      if third > limit or second * (first + period - now) > (limit - third) * period then return nil end
+      full = math.max(full, first + 2 * period)
+    else
+      return nil
+    end
+    after[#after + 1] = string.format(kind == 2 and '%.0f %.0f %.0f' or '%.0f %.0f', first, second, third)
+    at = at + (kind == 2 and 3 or 2)
+  end
+  if size > at then return nil end
+  return table.concat(after, ' '), full
+end
+if op == 'hit' then
+  local after, full = at_once()
+  if after then
+    redis.call('SET', key, after, 'PX', math.floor((full - now) / 1000) + slack)
+    return {now, before or ''}
+  end
+end
+"""
 
+DECIDE = Script(
+    _CLOCK
+    + _AT_ONCE
+    + _COUNTERS
+    + """
 local kinds, widths = {[0] = gcra, log, counter, fixed}, {[0] = 2, 0, 3, 2}
-local row, at = {}, 0
-for number in string.gmatch(before or '', '%S+') do row[#row + 1] = tonumber(number) end
+local at = 0
 local function take(width)
   local taken = {}
   for i = 1, width do taken[i] = row[at + i] or 0 end

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockingWire",
+    "Call",
     "ClientBlockingWire",
     "ClientTickWire",
     "Library",
@@ -44,27 +45,51 @@ __all__ = [
 # A pause between a task's request and the server's answer is common; more connections than this help nobody.
 _IDLE: Final = 16
 _SHORTEST: Final = 0.001
+# An event loop's timer may be this early, in seconds.
+_MOMENT: Final = 0.001
+
+
+class Call:
+    """A script with its arguments, as many decisions use it; packed once.
+
+    Args:
+        script: The script.
+        keys: How many KEYS there will be.
+        args: Its ARGV.
+    """
+
+    __slots__ = ("_head", "_tail", "args", "script")
+
+    def __init__(self, script: Script, keys: int, args: tuple[bytes, ...]) -> None:
+        self.script: Script = script
+        self.args: tuple[bytes, ...] = args
+        self._head = b"*%d\r\n%b" % (3 + keys + len(args), _packed(b"EVALSHA", script.digest.encode(), b"%d" % keys))
+        self._tail = _packed(*args)
+
+    def packed(self, keys: tuple[bytes, ...]) -> bytes:
+        """Return it as it goes over the wire, with the script's digest."""
+        return b"%b%b%b" % (self._head, _packed(*keys), self._tail)
+
+    def whole(self, keys: tuple[bytes, ...]) -> bytes:
+        """Return the same with the script itself."""
+        words = (b"EVAL", self.script.text.encode(), b"%d" % len(keys), *keys, *self.args)
+        return b"*%d\r\n%b" % (len(words), _packed(*words))
 
 
 class Request(NamedTuple):
     """One run of a script.
 
     Attributes:
-        script: The script.
+        call: The script with its arguments.
         keys: Its KEYS; all hash to one slot of a cluster.
-        args: Its ARGV.
     """
 
-    script: Script
+    call: Call
     keys: tuple[bytes, ...]
-    args: tuple[bytes, ...]
 
-    def packed(self, *, whole: bool = False) -> bytes:
-        """Return the request as it goes over the wire, with the script's digest or the script itself."""
-        script = self.script
-        name, text = (b"EVAL", script.text) if whole else (b"EVALSHA", script.digest)
-        words = (name, text.encode(), b"%d" % len(self.keys), *self.keys, *self.args)
-        return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+def _packed(*words: bytes) -> bytes:
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 class Library:
@@ -159,13 +184,13 @@ class BlockingWire:
     def _exchange(self, connection: Any, request: Request, seconds: float) -> Any:
         try:
             _hurry(connection, seconds)
-            connection.send_packed_command([request.packed()])
+            connection.send_packed_command([request.call.packed(request.keys)])
             try:
                 reply = connection.read_response()
             except Exception as error:
                 if type(error).__name__ != "NoScriptError":
                     raise
-                connection.send_packed_command([request.packed(whole=True)])
+                connection.send_packed_command([request.call.whole(request.keys)])
                 reply = connection.read_response()
         except BaseException as error:
             # A server's refusal is an answer like any other; after all else there may be one still to come.
@@ -198,7 +223,8 @@ class ClientBlockingWire:
 
     def run(self, request: Request, /) -> Any:
         """Run it and return its reply."""
-        script, keys, args = request
+        call, keys = request
+        script, args = call.script, call.args
         try:
             return self._client.evalsha(script.digest, len(keys), *keys, *args)
         except Exception as error:
@@ -210,12 +236,20 @@ class ClientBlockingWire:
         """Leave the client to its owner."""
 
 
+class _Waiting(NamedTuple):
+    """A request, whose task waits for the answer until the event loop's clock says so."""
+
+    request: Request
+    answer: asyncio.Future[Any]
+    until: float
+
+
 class _Lane:
     """The connections of one event loop, and what its tasks ask in this tick."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.waiting: list[tuple[Request, asyncio.Future[Any]]] = []
+        self.waiting: list[_Waiting] = []
         self.idle: list[Any] = []
         # The event loop holds tasks weakly.
         self.tasks: set[asyncio.Task[None]] = set()
@@ -241,9 +275,13 @@ class _Lane:
 
 
 class _Ticks:
-    """Gathers what the tasks of a loop ask in one tick."""
+    """Gathers what the tasks of a loop ask in one tick. Each has its own time: what `remaining()` says.
 
-    def __init__(self) -> None:
+    A timer for each batch, not for each task: those were half of what a decision cost this process.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
         self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lane] = WeakKeyDictionary()
         self._lock = threading.Lock()
         renew_locks_after_fork(self, "_lock")
@@ -263,7 +301,9 @@ class _Ticks:
         answer: asyncio.Future[Any] = loop.create_future()
         if not lane.waiting:
             loop.call_soon(self._send, lane)
-        lane.waiting.append((request, answer))
+        left = remaining()
+        seconds = self._timeout if left is None or left > self._timeout else left
+        lane.waiting.append(_Waiting(request, answer, loop.time() + seconds))
         return await answer
 
     async def aclose(self) -> None:
@@ -274,24 +314,26 @@ class _Ticks:
 
     def _send(self, lane: _Lane) -> None:
         batch, lane.waiting = lane.waiting, []
-        batch = [(request, answer) for request, answer in batch if not answer.done()]
+        batch = [waiting for waiting in batch if not waiting.answer.done()]
         if not batch:
             return
+        _watch(lane.loop, batch)
         # In a context of its own: no caller's deadline is the batch's.
         task = lane.loop.create_task(self._settle(lane, batch), context=contextvars.Context())
         lane.tasks.add(task)
         task.add_done_callback(lane.tasks.discard)
 
-    async def _settle(self, lane: _Lane, batch: list[tuple[Request, asyncio.Future[Any]]]) -> None:
+    async def _settle(self, lane: _Lane, batch: list[_Waiting]) -> None:
         try:
-            replies = await self._exchange(lane, [request for request, _ in batch])
+            async with asyncio.timeout(self._timeout):
+                replies = await self._exchange(lane, [waiting.request for waiting in batch])
         except Exception as error:  # noqa: BLE001 - raised where the batch's tasks wait
             replies = [error] * len(batch)
         except BaseException:
-            for _, answer in batch:
-                answer.cancel()
+            for waiting in batch:
+                waiting.answer.cancel()
             raise
-        for (_, answer), reply in zip(batch, replies, strict=True):
+        for (_, answer, _), reply in zip(batch, replies, strict=True):
             if answer.done():  # whose task was cut meanwhile
                 continue
             if isinstance(reply, Exception):
@@ -307,29 +349,28 @@ class TickWire(_Ticks):
     """Connections of its own for the tasks of any number of event loops."""
 
     def __init__(self, library: Library) -> None:
-        super().__init__()
+        super().__init__(library.timeout)
         self._library = library
 
     async def _exchange(self, lane: _Lane, requests: list[Request]) -> list[Any]:
-        async with asyncio.timeout(self._library.timeout):
-            if lane.idle:
-                try:
-                    return await self._pipelined(lane, lane.idle.pop(), requests)
-                except Exception as error:
-                    if not _is_lost(error):
-                        raise
-                    await lane.close()  # the others are no younger
-            await lane.keep_until_the_loop_ends()
-            connection = self._library.async_connection()
-            return await self._pipelined(lane, connection, requests)
+        if lane.idle:
+            try:
+                return await self._pipelined(lane, lane.idle.pop(), requests)
+            except Exception as error:
+                if not _is_lost(error):
+                    raise
+                await lane.close()  # the others are no younger
+        await lane.keep_until_the_loop_ends()
+        connection = self._library.async_connection()
+        return await self._pipelined(lane, connection, requests)
 
     async def _pipelined(self, lane: _Lane, connection: Any, requests: list[Request]) -> list[Any]:
         try:
             await connection.connect()
-            replies = await _replies(connection, [request.packed() for request in requests])
+            replies = await _replies(connection, [request.call.packed(request.keys) for request in requests])
             unknown = [at for at, reply in enumerate(replies) if type(reply).__name__ == "NoScriptError"]
             if unknown:
-                whole = await _replies(connection, [requests[at].packed(whole=True) for at in unknown])
+                whole = await _replies(connection, [requests[at].call.whole(requests[at].keys) for at in unknown])
                 for at, reply in zip(unknown, whole, strict=True):
                     replies[at] = reply
         except BaseException:
@@ -345,8 +386,8 @@ class TickWire(_Ticks):
 class ClientTickWire(_Ticks):
     """An asynchronous client of the user's, with its own connections, timeouts and retries."""
 
-    def __init__(self, client: Any) -> None:
-        super().__init__()
+    def __init__(self, client: Any, timeout: float) -> None:
+        super().__init__(timeout)
         self._client = client
         # A cluster's keys lie on several nodes: what its pipelines can do differs between versions.
         self._is_cluster = "cluster" in type(client).__name__.lower()
@@ -375,9 +416,22 @@ class ClientTickWire(_Ticks):
 
     @staticmethod
     def _queued(client: Any, request: Request, *, whole: bool) -> Any:
-        script, keys, args = request
+        call, keys = request
+        script, args = call.script, call.args
         run = partial(client.eval, script.text) if whole else partial(client.evalsha, script.digest)
         return run(len(keys), *keys, *args)
+
+
+def _watch(loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
+    """Give each task of a batch its answer in time, if only that there is none."""
+    now = loop.time() + _MOMENT
+    waiting = [one for one in batch if not one.answer.done()]
+    for one in waiting:
+        if one.until <= now:
+            one.answer.set_exception(TimeoutError("no answer in time"))
+    left = [one for one in waiting if one.until > now]
+    if left:
+        loop.call_at(min([one.until for one in left]), _watch, loop, left)
 
 
 def is_async(client: object) -> bool:
