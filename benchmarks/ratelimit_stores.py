@@ -1,8 +1,8 @@
 """Shared limits beside `limits`, `throttled-py` and `pyrate-limiter`, on a real Redis and a real PostgreSQL.
 
-    python benchmarks/ratelimit_stores.py [--quick]
+    python benchmarks/ratelimit_stores.py [--quick] [--only redis|postgres]
 
-What a decision costs is the processor time of this process and of its server together, so that other programs on the
+What a decision costs is the processor time of this thread and of its server together, so that other programs on the
 machine weigh less than on the clock; on Linux only, elsewhere it is the time on the clock. Rounds are shuffled anew.
 One case stands in twice; the second is the control. Beside the speeds stands whether exactly N are admitted.
 """
@@ -33,7 +33,7 @@ Hit = Callable[[str], Any]
 
 
 class Meter:
-    """Processor time of this process and of its servers, in nanoseconds."""
+    """Processor time of this thread and of its servers, in nanoseconds."""
 
     def __init__(self, *servers: int) -> None:
         self._servers = servers
@@ -41,9 +41,7 @@ class Meter:
     def __call__(self) -> int:
         """Return the time so far."""
         try:
-            return time.process_time_ns() + sum(
-                self._spent(pid) for server in self._servers for pid in family(server)
-            )
+            return time.thread_time_ns() + sum(self._spent(pid) for server in self._servers for pid in family(server))
         except OSError:
             return time.perf_counter_ns()
 
@@ -298,22 +296,26 @@ def main() -> None:
     """Print all comparisons, and which targets they meet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, below 20 seconds")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", choices=("redis", "postgres"))
+    chosen = parser.parse_args()
+    quick = chosen.quick
     logging.getLogger("pyrate_limiter").setLevel(logging.CRITICAL)
     print(python())
     checks: dict[str, bool] = {}
-    with EmbeddedRedis(port=0) as server:
-        loop = asyncio.new_event_loop()
-        print(server)
-        checks |= Redis(f"{server.tcp_url}/0", loop).compare(quick)
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-        checks |= exactly("Redis", server.url)
-    with EmbeddedPostgres(port=0) as database:
-        conninfo = database.database()
-        print(database)
-        checks |= compare_postgres(conninfo, quick)
-        checks |= exactly("PostgreSQL", conninfo)
+    if chosen.only != "postgres":
+        with EmbeddedRedis(port=0) as server:
+            loop = asyncio.new_event_loop()
+            print(server)
+            checks |= Redis(f"{server.tcp_url}/0", loop).compare(quick)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+            checks |= exactly("Redis", server.url)
+    if chosen.only != "redis":
+        with EmbeddedPostgres(port=0) as database:
+            conninfo = database.database()
+            print(database)
+            checks |= compare_postgres(conninfo, quick)
+            checks |= exactly("PostgreSQL", conninfo)
     print()
     for target, met in checks.items():
         print(f"{'met   ' if met else 'MISSED'}  {target}")

@@ -54,7 +54,7 @@ class ThreadConnections:
         self._timeout = timeout
         self._most = most
         self._changed = threading.Condition(threading.Lock())
-        self._idle: list[Any] = []
+        self._idle: list[_Session] = []
         self._count = 0
         self._error: BaseException | None = None
         self._is_closed = False
@@ -71,25 +71,25 @@ class ThreadConnections:
         left = remaining()
         seconds = self._timeout if left is None else max(_SHORTEST, min(left, self._timeout))
         until = SYSTEM_CLOCK.monotonic() + seconds
-        connection, is_new = self._take(until)
+        session, is_new = self._take(until)
         try:
-            value = _execute(connection, query, params, until)
+            value = session.execute(query, params, until)
         except BaseException as error:
-            self._drop(connection)
-            if not self._may_try_again(connection, error, is_new=is_new):
+            self._drop(session)
+            if not self._may_try_again(session.connection, error, is_new=is_new):
                 raise
         else:
-            self._put(connection)
+            self._put(session)
             return value
         # The server was restarted, or dropped it for being idle; the others are no younger.
         self._close_idle()
-        connection, _ = self._take(until)
+        session, _ = self._take(until)
         try:
-            value = _execute(connection, query, params, until)
+            value = session.execute(query, params, until)
         except BaseException:
-            self._drop(connection)
+            self._drop(session)
             raise
-        self._put(connection)
+        self._put(session)
         return value
 
     def _may_try_again(self, connection: Any, error: BaseException, *, is_new: bool) -> bool:
@@ -100,10 +100,10 @@ class ThreadConnections:
 
     def open(self) -> None:
         """Connect, if there is no connection yet."""
-        connection, _ = self._take(SYSTEM_CLOCK.monotonic() + max(10.0, self._timeout))
-        self._put(connection)
+        session, _ = self._take(SYSTEM_CLOCK.monotonic() + max(10.0, self._timeout))
+        self._put(session)
 
-    def _take(self, until: float) -> tuple[Any, bool]:
+    def _take(self, until: float) -> tuple[_Session, bool]:
         with self._changed:
             is_new = False
             while not self._idle:
@@ -123,7 +123,7 @@ class ThreadConnections:
     def _connect(self) -> None:
         changed = self._changed
         try:
-            connection = self._setup.connect(self._conninfo)
+            session = _Session(self._setup.connect(self._conninfo))
         except BaseException as error:  # noqa: BLE001 - raised by who waits for it
             with changed:
                 self._count -= 1
@@ -132,21 +132,21 @@ class ThreadConnections:
             return
         with changed:
             if not self._is_closed:
-                self._idle.append(connection)
+                self._idle.append(session)
                 changed.notify_all()
                 return
-        connection.close()
+        session.connection.close()
 
-    def _put(self, connection: Any) -> None:
+    def _put(self, session: _Session) -> None:
         with self._changed:
             if not self._is_closed:
-                self._idle.append(connection)
+                self._idle.append(session)
                 self._changed.notify()
                 return
-        connection.close()
+        session.connection.close()
 
-    def _drop(self, connection: Any) -> None:
-        connection.close()
+    def _drop(self, session: _Session) -> None:
+        session.connection.close()
         with self._changed:
             self._count -= 1
             self._changed.notify()
@@ -160,8 +160,8 @@ class ThreadConnections:
         with self._changed:
             idle, self._idle = self._idle, []
             self._count -= len(idle)
-        for connection in idle:
-            connection.close()
+        for session in idle:
+            session.connection.close()
 
 
 # A forked child neither uses nor closes its parent's connections: closing would end the parent's session too.
@@ -182,17 +182,20 @@ class PoolConnections:
         seconds = self._timeout if left is None else max(_SHORTEST, min(left, self._timeout))
         until = SYSTEM_CLOCK.monotonic() + seconds
         connection = self._pool.getconn(timeout=seconds)
-        kept = None
+        kept = session = None
         try:
             kept = connection.autocommit
             connection.autocommit = True
             self._setup.ensure(connection)
-            return _execute(connection, query, params, until)
+            session = _Session(connection)
+            return session.execute(query, params, until)
         except BaseException:
             if not _is_idle(connection):
                 connection.close()
             raise
         finally:
+            if session is not None:
+                session.release()
             if kept is not None and not connection.closed:
                 connection.autocommit = kept
             self._pool.putconn(connection)
@@ -350,28 +353,43 @@ def is_async(pool: Any) -> bool:
     return inspect.iscoroutinefunction(pool.getconn)
 
 
-def _execute(connection: Any, query: str, params: Params, until: float) -> Any:
-    from psycopg import OperationalError, waiting  # noqa: PLC0415 - only who uses this store pays for it
-    from psycopg.rows import tuple_row  # noqa: PLC0415
+class _Session:
+    """A connection for threads with its only cursor, and the time until which its statement may take."""
 
-    def wait(exchange: Any, interval: float = 0.1, *_more: Any, **_others: Any) -> Any:
-        left = until - SYSTEM_CLOCK.monotonic()
-        if left <= 0:
-            raise OperationalError("no answer in time")
-        return waiting.wait(exchange, connection.pgconn.socket, interval, left)
+    __slots__ = ("_cursor", "_wait", "connection", "until")
 
-    attempt = 1
-    connection.wait = wait
-    try:
+    def __init__(self, connection: Any) -> None:
+        from psycopg import waiting  # noqa: PLC0415 - only who uses this store pays for it
+        from psycopg.rows import tuple_row  # noqa: PLC0415
+
+        self.connection = connection
+        self.until = 0.0
+        self._wait = waiting.wait
+        # Made once: a new cursor for each statement is a seventh of what a decision costs this process.
+        self._cursor = connection.cursor(row_factory=tuple_row)
+        connection.wait = self._in_time
+
+    def execute(self, query: str, params: Params, until: float) -> Any:
+        """Run a statement and return its only value."""
+        self.until = until
+        attempt = 1
         while True:
             try:
-                return connection.cursor(row_factory=tuple_row).execute(query, params, prepare=True).fetchone()[0]
+                return self._cursor.execute(query, params, prepare=True).fetchone()[0]
             except Exception as error:
                 if getattr(error, "sqlstate", None) not in _AGAIN or attempt == _ATTEMPTS:
                     raise
                 attempt += 1
-    finally:
-        del connection.wait
+
+    def release(self) -> None:
+        """Leave the connection as it was."""
+        del self.connection.wait
+
+    def _in_time(self, exchange: Any, interval: float = 0.1, *_more: Any, **_others: Any) -> Any:
+        left = self.until - SYSTEM_CLOCK.monotonic()
+        if left <= 0:
+            raise TimeoutError("no answer in time")
+        return self._wait(exchange, self.connection.pgconn.socket, interval, left)
 
 
 async def _aexecute(connection: Any, query: str, params: Params) -> Any:
