@@ -317,7 +317,7 @@ class _Shape:
         self._space = plan.space.encode("utf-8", "surrogatepass") + b"\0"
         # As text throughout: with numbers psycopg would prepare a statement for each size of them.
         self._numbers = "{" + ",".join(map(str, self._plan.numbers)) + "}"
-        self._hit = f"SELECT {names['hit']}(%b::bytea, %s::bigint, %s::bigint, %s::bigint, %s::bigint[])"
+        self._hit = f"SELECT {names['hit']}(%b::bytea{', %s::bigint' * 6})"
         self._decide = (
             f"SELECT {names['decide']}(%b::bytea, %s::text, %s::bigint, %s::bigint, %s::bigint, %s::bigint[])"
         )
@@ -325,10 +325,12 @@ class _Shape:
     def statement(self, op: Op, key: str, cost: int, patience: int, now: str | None) -> tuple[str, tuple[Any, ...]]:
         """Return the statement that decides, and its parameters."""
         place = _place(self._space, key)
-        told = (now, str(cost), str(patience // 1000), self._numbers)
-        if op is Op.HIT and self._plan.is_one_gcra:
-            return self._hit, (place, *told)
-        return self._decide, (place, op.value, *told)
+        if op is not Op.HIT or not self._plan.is_one_gcra:
+            return self._decide, (place, op.value, now, str(cost), str(patience // 1000), self._numbers)
+        scale, step, rest, tolerance, tolerated = self._plan.numbers[3:]
+        more, over = divmod(cost * rest, scale)
+        numbers = (cost * step + more, over, scale, tolerance + patience // 1000, tolerated)
+        return self._hit, (place, now, *map(str, numbers))
 
     def answer(self, reply: Any, op: Op, cost: int, patience: int) -> Answer:
         """Return the answer that goes with the server's."""

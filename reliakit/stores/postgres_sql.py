@@ -114,16 +114,16 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 """
 
-# The commonest case, a hit under one gcra rule, in a single upsert: half the cost of the function below it.
+# The commonest case, a hit under one gcra rule, in a single upsert: half the cost of the function below it. It takes
+# the rule as what this cost comes to: what is spent (whole, rest, in 1/scale), and how far in advance that may be.
 _HIT_ONE = """
-CREATE OR REPLACE FUNCTION {hit}(key bytea, told bigint, cost bigint, patience bigint, rule bigint[])
-RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
+CREATE OR REPLACE FUNCTION {hit}(
+  key bytea, told bigint, spending bigint, over bigint, scale bigint, tolerance bigint, tolerated bigint
+) RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
   -- Before the row is locked, so it may lie a little before what others have just written, which only makes it
   -- stricter.
   now bigint := coalesce(told, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
-  scale bigint := rule[4]; over bigint := cost * rule[6] % rule[4];
-  spending bigint := cost * rule[5] + cost * rule[6] / rule[4];
   after bigint[]; known bigint[];
 BEGIN
   LOOP
@@ -133,8 +133,8 @@ BEGIN
       numbers = CASE WHEN t.numbers[1] < now THEN excluded.numbers
         ELSE ARRAY[t.numbers[1] + spending + (t.numbers[2] + over) / scale, (t.numbers[2] + over) % scale] END,
       keep_until = ((greatest(now, t.numbers[1]) + spending) / 600000000 + 2) * 600000000
-    WHERE t.numbers[1] < now OR t.numbers[1] + spending + (t.numbers[2] + over) / scale - rule[7]
-      + CASE WHEN (t.numbers[2] + over) % scale > rule[8] THEN 1 ELSE 0 END - now <= patience
+    WHERE t.numbers[1] < now OR t.numbers[1] + spending + (t.numbers[2] + over) / scale - now
+      + CASE WHEN (t.numbers[2] + over) % scale > tolerated THEN 1 ELSE 0 END <= tolerance
     RETURNING numbers INTO after;
     IF FOUND THEN
       IF random() < 0.001 THEN PERFORM {purge}(now); END IF;
