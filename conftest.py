@@ -19,7 +19,7 @@ from xdist.scheduler import LoadFileScheduling
 from reliakit.core import spine
 
 if TYPE_CHECKING:
-    from reliakit.testing import EmbeddedPostgres
+    from reliakit.testing import EmbeddedPostgres, EmbeddedRedis
 
 
 # What waits for processes and networks.
@@ -42,6 +42,7 @@ WITH_POSTGRES = [
     "docs/sharing.md",
     "docs/testing.md",
 ]
+WITH_BOTH = ["docs/stores.md"]
 
 pytest_collect_file = snippets_in_pytest.pytest_integration(
     Sybil(
@@ -52,8 +53,14 @@ pytest_collect_file = snippets_in_pytest.pytest_integration(
     ),
     Sybil(
         parsers=[PythonCodeBlockParser(), SkipParser()],
+        patterns=WITH_BOTH,
+        fixtures=["dsn", "redis_url"],
+        teardown=stop_listening,
+    ),
+    Sybil(
+        parsers=[PythonCodeBlockParser(), SkipParser()],
         patterns=["docs/**/*.md", "docs/*.md"],
-        excludes=WITH_POSTGRES,
+        excludes=[*WITH_POSTGRES, *WITH_BOTH],
         teardown=stop_listening,
     ),
 )
@@ -93,6 +100,13 @@ class Rooms(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return LONG[0] if nodeid.startswith(LONG[0]) else super()._split_scope(nodeid)
+
+
+@pytest.fixture(scope="session")
+def redis_url(reliakit_redis: EmbeddedRedis) -> str:
+    """The address of a Redis."""
+    reliakit_redis.flush()
+    return reliakit_redis.url
 
 
 @pytest.fixture(scope="session")
