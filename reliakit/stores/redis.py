@@ -141,7 +141,7 @@ class RedisStore:
         if self._blocking is None:
             raise ConfigurationError(f"{self!r} has an asynchronous client: give it an address to share circuits")
         key = f"{self._prefix}:{_SCHEMA}:{{{_short(circuit)}}}:circuit".encode("utf-8", "surrogatepass")
-        return self._run(Request(script, (key,), words))
+        return self._run(Request(Call(script, 1, words), (key,)))
 
     def open(self) -> None:
         """Connect now instead of with the first decision.
