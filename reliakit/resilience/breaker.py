@@ -121,6 +121,7 @@ class CircuitBreaker:
         "_refused",
         "_settings",
         "_telling",
+        "_tells_errors",
         "_tells_refusals",
         "name",
         "passing",
@@ -168,7 +169,7 @@ class CircuitBreaker:
         self._ledger = Ledger(self._circuit, self, clock)
         self._telling = threading.Lock()
         self._blocks: Blocks[Permit] = Blocks()
-        self._heard = self._tells_refusals = False
+        self._heard = self._tells_errors = self._tells_refusals = False
         self._refused = (
             f"circuit breaker {name!r} is open, so the call was not tried; see retry_after for when to retry"
         )
@@ -397,7 +398,8 @@ class CircuitBreaker:
         """Leave the express lane while somebody listens to every call; see `reliakit.core.spine.watch`."""
         with self._ledger.lock:
             self._heard = self._emitter.hears(CallEnded) or self._emitter.hears(CallStarted)
-            self._tells_refusals = self._emitter.hears(CallRejected) or self._emitter.hears(ErrorSeen)
+            self._tells_errors = self._emitter.hears(ErrorSeen)
+            self._tells_refusals = self._tells_errors or self._emitter.hears(CallRejected)
             self._show_lane_locked()
         self._emitter.introduce(CircuitPresent, read=self._ledger.read)
 
@@ -410,17 +412,20 @@ class CircuitBreaker:
         if verdict == "success" and now < lane.until and not slow and not heard:
             lane.count += 1
         else:
-            with self._ledger.lock:
+            ledger = self._ledger
+            with ledger.lock:
                 opened = circuit.settle(ticket, verdict, now, slow=slow, asked=asked)
-                counted = self._ledger.count_locked(verdict)
+                counted = ledger.count_locked(verdict)
                 lane, opened_count = circuit.lane, circuit.opened_count
-                self._show_lane_locked()
+                if lane is not self.passing or not circuit.is_lane_open:
+                    self._show_lane_locked()
             if opened:
                 self._hold(lane, now, opened_count)
-            self._tell()
+            if circuit.changes:
+                self._tell()
             if heard and counted:
                 self._emitter.emit(CallEnded, verdict=verdict, duration=None if began is None else now - began)
-        if error is not None:
+        if error is not None and self._tells_errors:
             report(self._emitter, error)
 
     def _switch(self, state: State) -> None:

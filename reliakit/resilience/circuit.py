@@ -282,12 +282,13 @@ class Circuit:
             self._is_exceeded = triggers.exceeded(self._in_a_row, tally) is not None
         failed = verdict == "failure"
         self._in_a_row = self._in_a_row + 1 if failed else 0
-        tally.add(now, 1, failed, slow)
+        tally.add(now, 1, int(failed), int(slow))
         cause = triggers.exceeded(self._in_a_row, tally)
         if cause is not None and self.state is State.METRICS_ONLY and not self._is_exceeded:
             self._is_exceeded = True
             self.changes.append(Change(self.state, self.state, cause))
-        self._open_lane()
+        if self.lane.until < inf:  # else it stays open for as long as this generation
+            self._open_lane()
         return cause
 
     def _open_lane(self) -> None:

@@ -57,8 +57,10 @@ class Triggers:
         """Return what opens the circuit now, in words, or None."""
         if self.in_a_row is not None and in_a_row >= self.in_a_row:
             return f"{in_a_row} failures in a row" if in_a_row > 1 else "a call failed"
+        if self.failure_rate is None and self.slow_rate is None:
+            return None
         calls = tally.calls
-        if not self.has_rates or calls < self.minimum:
+        if calls < self.minimum:
             return None
         if self.failure_rate is not None and tally.failures / calls >= self.failure_rate:
             return f"{tally.failures} of {calls} calls failed"

@@ -26,6 +26,8 @@ Verdict: TypeAlias = Literal["success", "failure", "ignored"]
 ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[Any], bool]"
 
 _log = logging.getLogger("reliakit")
+# Classes of errors are few, unless a program makes them as it runs.
+_CLASSES_KEPT = 256
 
 
 class Question:
@@ -69,7 +71,7 @@ class Judge:
         failure_result: Which results are failures, or None for none of them.
     """
 
-    __slots__ = ("_failure", "_failure_result", "_ignore")
+    __slots__ = ("_by_class", "_failure", "_failure_result", "_ignore")
 
     def __init__(
         self, failure: ErrorFilter, ignore: ErrorFilter, failure_result: Callable[[Any], bool] | None
@@ -81,6 +83,8 @@ class Judge:
             if failure_result is None
             else Question(plain_callable("failure_result", failure_result), otherwise=False)
         )
+        # Where both are types, the class decides: looked up, that is most of what a failure costs. None otherwise.
+        self._by_class: dict[type, Verdict] | None = {} if _are_types(failure) and _are_types(ignore) else None
 
     @property
     def reads_results(self) -> bool:
@@ -89,6 +93,17 @@ class Judge:
 
     def of_error(self, error: BaseException) -> Verdict:
         """Return the verdict on an error that left the call."""
+        by_class = self._by_class
+        if by_class is None:
+            return self._judged(error)
+        found = by_class.get(type(error))
+        if found is None:
+            found = self._judged(error)
+            if len(by_class) < _CLASSES_KEPT:
+                by_class[type(error)] = found
+        return found
+
+    def _judged(self, error: BaseException) -> Verdict:
         if self.is_neutral(error):
             return "ignored"
         return "failure" if self._failure(error) else "success"
@@ -117,7 +132,7 @@ def matching(argument: str, given: object) -> Callable[[Any], bool]:
         ConfigurationError: It is no exception type, no tuple of them and no plain function.
     """
     kinds = cast("tuple[object, ...]", given if isinstance(given, tuple) else (given,))
-    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+    if _are_types(given):
         expected = cast("tuple[type[BaseException], ...]", kinds)
         return lambda error: isinstance(error, expected)
     if isinstance(given, tuple | type) or not callable(given):
@@ -125,6 +140,11 @@ def matching(argument: str, given: object) -> Callable[[Any], bool]:
             f"{argument} must be an exception type, a tuple of them or a predicate of the error, got {kinds!r}"
         )
     return plain_callable(argument, given)
+
+
+def _are_types(given: object) -> bool:
+    kinds = cast("tuple[object, ...]", given if isinstance(given, tuple) else (given,))
+    return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
 
 
 def plain_callable(argument: str, given: object) -> Callable[[Any], Any]:

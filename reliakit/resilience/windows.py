@@ -114,8 +114,14 @@ class _CountTally:
         self.forget(0.0)
 
     def add(self, at: float, calls: int, failures: int, slow: int) -> None:  # noqa: ARG002 - any time is good
-        marked = max(failures, slow)
+        marked = max(slow, failures)
         self._numbered += calls - marked
+        if marked == 1:  # as when one call failed
+            self._numbered += 1
+            self._marked.append((self._numbered, failures, slow))
+            self.failures += failures
+            self.slow += slow
+            marked = 0
         for left in range(marked, 0, -1):
             self._numbered += 1
             failed, was_slow = int(left <= failures), int(left <= slow)
