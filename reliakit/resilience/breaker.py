@@ -23,9 +23,7 @@ from reliakit.core.events import (
     CallEnded,
     CallRejected,
     CallStarted,
-    CircuitChanged,
     CircuitPresent,
-    CircuitSpared,
     ErrorSeen,
 )
 from reliakit.core.fork import renew_locks_after_fork
@@ -34,11 +32,12 @@ from reliakit.core.lanes import Lane
 from reliakit.core.spine import Emitter, watch
 from reliakit.core.tracking import report
 from reliakit.resilience.blocks import Blocks, frame_of_block
-from reliakit.resilience.breaks import FALLBACK, BreakLength, OpenFor, ResetTimeout
+from reliakit.resilience.breaks import BreakLength, OpenFor, ResetTimeout
 from reliakit.resilience.circuit import Circuit, Entry, State, Ticket
+from reliakit.resilience.controls import Controls
 from reliakit.resilience.ledger import Ledger
 from reliakit.resilience.permit import Permit
-from reliakit.resilience.snapshot import BreakerSnapshot, snapshot_of
+from reliakit.resilience.snapshot import BreakerSnapshot
 from reliakit.resilience.triggers import triggers_of
 from reliakit.resilience.verdict import ErrorFilter, Judge, Verdict
 from reliakit.resilience.windows import CountWindow, TimeWindow
@@ -58,7 +57,7 @@ _new = CircuitOpenError.__new__
 _LAST_HUNDRED = CountWindow(100)
 
 
-class CircuitBreaker:
+class CircuitBreaker(Controls):
     """Stop calling a dependency that keeps failing or keeps being slow.
 
     ```python
@@ -110,21 +109,10 @@ class CircuitBreaker:
     __slots__ = (
         "__weakref__",
         "_blocks",
-        "_circuit",
-        "_clock",
-        "_emitter",
-        "_heard",
-        "_judge",
-        "_ledger",
-        "_length",
-        "_now",
         "_refused",
         "_settings",
-        "_telling",
         "_tells_errors",
         "_tells_refusals",
-        "name",
-        "passing",
         "timing",
     )
 
@@ -148,7 +136,7 @@ class CircuitBreaker:
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.name: str = checks.named("name", name)
+        self.name = checks.named("name", name)
         triggers = triggers_of(
             failure_threshold=failure_threshold,
             failure_rate=failure_rate,
@@ -196,7 +184,7 @@ class CircuitBreaker:
         self.timing: tuple[Callable[[], float], float] | None = (
             (clock.monotonic, inf if slow_call is None else float(slow_call)) if is_timed else None
         )
-        self.passing: Lane | None = None
+        self.passing = None
         renew_locks_after_fork(self, "_telling")
         watch(self)
         self.listeners_changed()
@@ -240,80 +228,6 @@ class CircuitBreaker:
             CircuitOpenError: No call may pass now.
         """
         return Permit(self, self._admit())
-
-    @property
-    def state(self) -> State:
-        """Where the circuit stands. It moves on calls only: after the break it is open until somebody calls."""
-        return self._circuit.state
-
-    @property
-    def retry_after(self) -> float | None:
-        """Seconds until a call may pass: 0.0 when it may now, None when that is not known."""
-        with self._ledger.lock:
-            return self._circuit.retry_after(self._now())
-
-    def snapshot(self) -> BreakerSnapshot:
-        """Return state, counts and the rest of the break, in plain values that another process can restore."""
-        with self._ledger.lock:
-            return snapshot_of(self._circuit, self._now())
-
-    def restore(self, snapshot: BreakerSnapshot) -> None:
-        """Go on from a snapshot, of this breaker or of one in another process. Calls under way are not counted."""
-        if not isinstance(snapshot, BreakerSnapshot):
-            raise ConfigurationError(f"restore takes a BreakerSnapshot, got {type(snapshot).__name__}")
-        with self._ledger.lock:
-            now = self._now()
-            unknown = self._circuit.restore(snapshot, now)
-            lane = self._circuit.lane
-            self._show_lane_locked()
-        if unknown:
-            self._hold(lane, now, snapshot.opened_count)
-        self._tell()
-
-    def force_open(self, seconds: float | None = None) -> None:
-        """Refuse every call until told otherwise, or for so many seconds, after which probes decide.
-
-        Args:
-            seconds: As a server asks for with Retry-After, or None for no end.
-        """
-        if seconds is not None:
-            seconds = checks.seconds("seconds", seconds, zero=True)
-        with self._ledger.lock:
-            self._circuit.force_open(self._now(), seconds)
-            self._show_lane_locked()
-        self._tell()
-
-    def trip(self, seconds: float, *, cause: str = "tripped by hand") -> None:
-        """Open the circuit as failures would, for so many seconds, after which probes decide.
-
-        Args:
-            seconds: The length of the break. An open circuit's break then ends so many seconds from now.
-            cause: Why, for events and logs.
-        """
-        seconds = checks.seconds("seconds", seconds, zero=True)
-        with self._ledger.lock:
-            self._circuit.trip(self._clock.monotonic(), seconds, cause)
-            self._show_lane_locked()
-        self._tell()
-
-    def disable(self) -> None:
-        """Let every call pass and count nothing, until told otherwise."""
-        self._switch(State.DISABLED)
-
-    def metrics_only(self) -> None:
-        """Let every call pass, and go on counting and telling listeners, until told otherwise."""
-        self._switch(State.METRICS_ONLY)
-
-    def close(self) -> None:
-        """Close the circuit, whatever its state. A closed one goes on as it was."""
-        self._switch(State.CLOSED)
-
-    def reset(self) -> None:
-        """Begin anew: closed, with nothing counted, and no outcome of an earlier call will be."""
-        with self._ledger.lock:
-            self._circuit.reset()
-            self._show_lane_locked()
-        self._tell()
 
     def enter(self) -> Ticket:
         """Let a call pass and return its ticket for `leave`; the half of `acquire` that wrappers use.
@@ -427,47 +341,6 @@ class CircuitBreaker:
                 self._emitter.emit(CallEnded, verdict=verdict, duration=None if began is None else now - began)
         if error is not None and self._tells_errors:
             report(self._emitter, error)
-
-    def _switch(self, state: State) -> None:
-        with self._ledger.lock:
-            self._circuit.switch(state)
-            self._show_lane_locked()
-        self._tell()
-
-    def _hold(self, lane: Lane, now: float, opened_count: int) -> None:
-        """Give the break its length. Until then everybody is refused, so the caller's code may take its time."""
-        length = FALLBACK
-        try:
-            length = self._length.after(max(1, opened_count), self._clock.random)
-        finally:
-            with self._ledger.lock:
-                self._circuit.hold(lane, now, length)
-
-    def _show_lane_locked(self) -> None:
-        """Open the express lane while a success would change nothing and nobody wants to hear of it."""
-        circuit = self._circuit
-        is_open = circuit.is_lane_open and not self._heard and not self._judge.reads_results
-        self.passing = circuit.lane if is_open else None
-
-    def _tell(self) -> None:
-        """Emit what has changed, in order: one thread does it, and who comes meanwhile leaves it to that one."""
-        changes = self._circuit.changes
-        while changes and self._telling.acquire(blocking=False):
-            try:
-                while changes:
-                    change = changes.popleft()
-                    if change.previous is change.state:
-                        self._emitter.emit(CircuitSpared, cause=change.cause)
-                        continue
-                    self._emitter.emit(
-                        CircuitChanged,
-                        previous=change.previous.value,
-                        state=change.state.value,
-                        cause=change.cause,
-                        retry_after=change.retry_after,
-                    )
-            finally:
-                self._telling.release()
 
     def _refusal(self, retry_after: float | None) -> CircuitOpenError:
         # Refusing must stay cheap when thousands do nothing else: __new__ alone takes half the time of the class.

@@ -132,7 +132,7 @@ def matching(argument: str, given: object) -> Callable[[Any], bool]:
         ConfigurationError: It is no exception type, no tuple of them and no plain function.
     """
     kinds = cast("tuple[object, ...]", given if isinstance(given, tuple) else (given,))
-    if _are_types(given):
+    if _are_types(kinds):
         expected = cast("tuple[type[BaseException], ...]", kinds)
         return lambda error: isinstance(error, expected)
     if isinstance(given, tuple | type) or not callable(given):

@@ -1,0 +1,171 @@
+"""Where a breaker stands, and how it is moved by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reliakit.core import checks
+from reliakit.core.errors import ConfigurationError
+from reliakit.core.events import CircuitChanged, CircuitSpared
+from reliakit.resilience.breaks import FALLBACK
+from reliakit.resilience.circuit import State
+from reliakit.resilience.snapshot import BreakerSnapshot, snapshot_of
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from reliakit.core.clock import Clock
+    from reliakit.core.lanes import Lane
+    from reliakit.core.spine import Emitter
+    from reliakit.resilience.breaks import BreakLength
+    from reliakit.resilience.circuit import Circuit
+    from reliakit.resilience.ledger import Ledger
+    from reliakit.resilience.verdict import Judge
+
+__all__ = ["Controls"]
+
+
+class Controls:
+    """The part of a `CircuitBreaker` that is not about calls. Safe from threads and tasks, and never waits."""
+
+    __slots__ = (
+        "_circuit",
+        "_clock",
+        "_emitter",
+        "_heard",
+        "_judge",
+        "_ledger",
+        "_length",
+        "_now",
+        "_telling",
+        "name",
+        "passing",
+    )
+
+    name: str
+    passing: Lane | None
+    _circuit: Circuit
+    _clock: Clock
+    _emitter: Emitter
+    _heard: bool
+    _judge: Judge
+    _ledger: Ledger
+    _length: BreakLength
+    _now: Callable[[], float]
+    _telling: threading.Lock
+
+    @property
+    def state(self) -> State:
+        """Where the circuit stands. It moves on calls only: after the break it is open until somebody calls."""
+        return self._circuit.state
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until a call may pass: 0.0 when it may now, None when that is not known."""
+        with self._ledger.lock:
+            return self._circuit.retry_after(self._now())
+
+    def snapshot(self) -> BreakerSnapshot:
+        """Return state, counts and the rest of the break, in plain values that another process can restore."""
+        with self._ledger.lock:
+            return snapshot_of(self._circuit, self._now())
+
+    def restore(self, snapshot: BreakerSnapshot) -> None:
+        """Go on from a snapshot, of this breaker or of one in another process. Calls under way are not counted."""
+        if not isinstance(snapshot, BreakerSnapshot):
+            raise ConfigurationError(f"restore takes a BreakerSnapshot, got {type(snapshot).__name__}")
+        with self._ledger.lock:
+            now = self._now()
+            unknown = self._circuit.restore(snapshot, now)
+            lane = self._circuit.lane
+            self._show_lane_locked()
+        if unknown:
+            self._hold(lane, now, snapshot.opened_count)
+        self._tell()
+
+    def force_open(self, seconds: float | None = None) -> None:
+        """Refuse every call until told otherwise, or for so many seconds, after which probes decide.
+
+        Args:
+            seconds: As a server asks for with Retry-After, or None for no end.
+        """
+        if seconds is not None:
+            seconds = checks.seconds("seconds", seconds, zero=True)
+        with self._ledger.lock:
+            self._circuit.force_open(self._now(), seconds)
+            self._show_lane_locked()
+        self._tell()
+
+    def trip(self, seconds: float, *, cause: str = "tripped by hand") -> None:
+        """Open the circuit as failures would, for so many seconds, after which probes decide.
+
+        Args:
+            seconds: The length of the break. An open circuit's break then ends so many seconds from now.
+            cause: Why, for events and logs.
+        """
+        seconds = checks.seconds("seconds", seconds, zero=True)
+        with self._ledger.lock:
+            self._circuit.trip(self._clock.monotonic(), seconds, cause)
+            self._show_lane_locked()
+        self._tell()
+
+    def disable(self) -> None:
+        """Let every call pass and count nothing, until told otherwise."""
+        self._switch(State.DISABLED)
+
+    def metrics_only(self) -> None:
+        """Let every call pass, and go on counting and telling listeners, until told otherwise."""
+        self._switch(State.METRICS_ONLY)
+
+    def close(self) -> None:
+        """Close the circuit, whatever its state. A closed one goes on as it was."""
+        self._switch(State.CLOSED)
+
+    def reset(self) -> None:
+        """Begin anew: closed, with nothing counted, and no outcome of an earlier call will be."""
+        with self._ledger.lock:
+            self._circuit.reset()
+            self._show_lane_locked()
+        self._tell()
+
+    def _switch(self, state: State) -> None:
+        with self._ledger.lock:
+            self._circuit.switch(state)
+            self._show_lane_locked()
+        self._tell()
+
+    def _hold(self, lane: Lane, now: float, opened_count: int) -> None:
+        """Give the break its length. Until then everybody is refused, so the caller's code may take its time."""
+        length = FALLBACK
+        try:
+            length = self._length.after(max(1, opened_count), self._clock.random)
+        finally:
+            with self._ledger.lock:
+                self._circuit.hold(lane, now, length)
+
+    def _show_lane_locked(self) -> None:
+        """Open the express lane while a success would change nothing and nobody wants to hear of it."""
+        circuit = self._circuit
+        is_open = circuit.is_lane_open and not self._heard and not self._judge.reads_results
+        self.passing = circuit.lane if is_open else None
+
+    def _tell(self) -> None:
+        """Emit what has changed, in order: one thread does it, and who comes meanwhile leaves it to that one."""
+        changes = self._circuit.changes
+        while changes and self._telling.acquire(blocking=False):
+            try:
+                while changes:
+                    change = changes.popleft()
+                    if change.previous is change.state:
+                        self._emitter.emit(CircuitSpared, cause=change.cause)
+                        continue
+                    self._emitter.emit(
+                        CircuitChanged,
+                        previous=change.previous.value,
+                        state=change.state.value,
+                        cause=change.cause,
+                        retry_after=change.retry_after,
+                    )
+            finally:
+                self._telling.release()
