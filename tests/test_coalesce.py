@@ -95,20 +95,23 @@ async def test_a_key_says_what_is_the_same() -> None:
 
 @pytest.mark.anyio
 async def test_an_error_is_shared_and_its_traceback_does_not_grow() -> None:
-    backend, together = Backend(), Coalesce()
-    backend.error = OSError("mine")
-    tasks = [asyncio.create_task(together.acall(backend.ask)) for _ in range(20)]
-    await naps()
-    backend.go.set()
-    lengths = set()
-    for task in tasks:
+    async def length_of(task: asyncio.Task[Any], error: BaseException) -> int:
         with pytest.raises(OSError) as raised:
             await task
-        assert raised.value is backend.error
+        assert raised.value is error
         assert raised.value.__context__ is None
-        lengths.add(len(traceback.extract_tb(raised.value.__traceback__)))
-    assert backend.calls == 1
-    assert len(lengths) == 1
+        return len(traceback.extract_tb(raised.value.__traceback__))
+
+    lengths = []
+    for callers in (1, 20):
+        backend, together = Backend(), Coalesce()
+        backend.error = OSError("mine")
+        tasks = [asyncio.create_task(together.acall(backend.ask)) for _ in range(callers)]
+        await naps()
+        backend.go.set()
+        lengths.append({await length_of(task, backend.error) for task in tasks})
+        assert backend.calls == 1
+    assert lengths[0] == lengths[1]
 
 
 @pytest.mark.anyio
