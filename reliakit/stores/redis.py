@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError, StoreError
+from reliakit.stores.leasing import Leases
+from reliakit.stores.protocol import Op
 from reliakit.stores.redis_ballots import FORCE, VOTE, count_of, force_words, vote_words
 from reliakit.stores.redis_scripts import ATTEMPT, DECIDE, DECIDE_ONE
 from reliakit.stores.redis_wire import (
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from reliakit.core.clock import Clock
     from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptOp, AttemptRules
     from reliakit.stores.ballots import Ballot, Count
-    from reliakit.stores.protocol import Answer, Op, Plan
+    from reliakit.stores.protocol import Answer, Plan
     from reliakit.stores.redis_scripts import Script
 
 __all__ = ["RedisStore"]
@@ -66,6 +69,10 @@ class RedisStore:
             serves tasks of its loop, a plain one serves threads, and tasks through threads. Clients of clusters and
             sentinels will do.
         prefix: What every key begins with.
+        lease: How many units of a key to take at once and spend in this process without asking the server again; what
+            is left goes back at `close()`. Each process may then admit so many too many within one period, and
+            `reset()` does not reach the leases of others. None, the default, asks for each decision. Attempts to log
+            in are never leased.
         timeout: Seconds that connecting or an answer may take where no deadline is nearer; for an address.
         clock: "server", or "client" for the clock of this machine, for servers that forbid TIME in scripts: clocks
             that differ then admit too much or too little by as much. Tests give a `Clock`.
@@ -82,12 +89,14 @@ class RedisStore:
         source: Any,
         *,
         prefix: str = "reliakit",
+        lease: int | None = None,
         timeout: float = 1.0,
         clock: Literal["server", "client"] | Clock = "server",
     ) -> None:
         self._prefix = checks.named("prefix", prefix)
         timeout = checks.seconds("timeout", timeout)
         self._clock = clock_of(clock)
+        self._leases = None if lease is None else Leases(checks.count("lease", lease))
         self._blocking: BlockingWire | ClientBlockingWire | None = None
         self._ticks: TickWire | ClientTickWire | None = None
         self._plans: dict[Plan, _Shape] = {}
@@ -110,14 +119,51 @@ class RedisStore:
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one round trip; see `Store.apply`."""
-        shape = self._plans.get(plan) or self._shape(plan)
-        return shape.answer(self._run(shape.request(op, key, cost, patience, self._now())), op, cost, patience)
+        if self._leases is None:
+            return self._decide(op, plan, key, cost, patience)
+        if op is Op.HIT and not patience:
+            answer = self._leases.spend(plan, key, cost)
+            if answer is not None:
+                return answer
+            wanted = self._leases.wanted(plan, cost)
+            if wanted > cost:
+                answer = self._decide(op, plan, key, wanted, 0)
+                if answer.admitted:
+                    return self._leases.begin(plan, key, wanted - cost, answer)
+        return self._with_lease(self._leases, op, plan, key, self._decide(op, plan, key, cost, patience))
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one round trip, which all decisions of this tick of the event loop share; see `Store.apply`."""
+        if self._leases is None:
+            return await self._adecide(op, plan, key, cost, patience)
+        if op is Op.HIT and not patience:
+            answer = self._leases.spend(plan, key, cost)
+            if answer is not None:
+                return answer
+            wanted = self._leases.wanted(plan, cost)
+            if wanted > cost:
+                answer = await self._adecide(op, plan, key, wanted, 0)
+                if answer.admitted:
+                    return self._leases.begin(plan, key, wanted - cost, answer)
+        return self._with_lease(self._leases, op, plan, key, await self._adecide(op, plan, key, cost, patience))
+
+    def _decide(self, op: Op, plan: Plan, key: str, cost: int, patience: int) -> Answer:
+        shape = self._plans.get(plan) or self._shape(plan)
+        return shape.answer(self._run(shape.request(op, key, cost, patience, self._now())), op, cost, patience)
+
+    async def _adecide(self, op: Op, plan: Plan, key: str, cost: int, patience: int) -> Answer:
         shape = self._plans.get(plan) or self._shape(plan)
         reply = await self._arun(shape.request(op, key, cost, patience, self._now()))
         return shape.answer(reply, op, cost, patience)
+
+    @staticmethod
+    def _with_lease(leases: Leases, op: Op, plan: Plan, key: str, answer: Answer) -> Answer:
+        if op is Op.RESET:
+            leases.drop(plan, key)
+        left = leases.left(plan, key) if op is Op.PEEK else 0
+        if not left:
+            return answer
+        return answer._replace(admitted=True, remaining=answer.remaining + left, wait=0)
 
     def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
         """Decide over an attempt to log in, in one round trip; see `AttemptStore.attempt`."""
@@ -157,15 +203,28 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections for threads; those for tasks go with their event loop. A given client stays open."""
+        if not self._closed and self._leases is not None and self._blocking is not None:
+            self._give_back(self._leases)
         self._closed = True
         if self._blocking is not None:
             self._blocking.close()
 
     async def aclose(self) -> None:
         """Close the connections for threads and those of this event loop. A given client stays open."""
+        if not self._closed and self._leases is not None and self._blocking is None:
+            for plan, key, left in self._leases.end():
+                with suppress(StoreError):  # what is not given back expires
+                    await self._adecide(Op.REFUND, plan, key, left, 0)
         self.close()
         if self._ticks is not None:
             await self._ticks.aclose()
+
+    def _give_back(self, leases: Leases) -> None:
+        for plan, key, left in leases.end():
+            try:
+                self._decide(Op.REFUND, plan, key, left, 0)
+            except StoreError:
+                return  # what is not given back expires
 
     def _now(self) -> bytes:
         return b"" if self._clock is None else b"%d" % round(self._clock.time() * 1e6)

@@ -164,7 +164,7 @@ def plan_of(*rules: Rule) -> Plan:
 class StoreSuite:
     """Tests of a store; subclass it and say in `kept` how to make one."""
 
-    examples: int = 150
+    examples: int = 100
     threads: int = 8
 
     def kept(self) -> Kept:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from reliakit.stores import MemoryStore, PostgresStore, RedisStore
-from reliakit.testing import ManualClock
+from reliakit.testing import EmbeddedPostgres, ManualClock
 from reliakit.testing.store_suite import Kept, StoreSuite
 
 
@@ -18,6 +18,8 @@ class TestMemoryStore(StoreSuite):
 
 
 class TestRedisStore(StoreSuite):
+    examples = 100
+
     @pytest.fixture(autouse=True)
     def _server(self, reliakit_redis_url: str) -> Iterator[None]:
         self.url = reliakit_redis_url
@@ -38,12 +40,21 @@ class TestRedisStore(StoreSuite):
         )
 
 
+@pytest.fixture(scope="module")
+def database(reliakit_postgres: EmbeddedPostgres) -> str:
+    """One database for all: each test has a space of its own."""
+    reliakit_postgres.start()
+    return reliakit_postgres.database()
+
+
 class TestPostgresStore(StoreSuite):
-    examples = 60
+    examples = 50
+    threads = 4
 
     @pytest.fixture(autouse=True)
-    def _server(self, reliakit_dsn: str) -> Iterator[None]:
-        self.dsn = reliakit_dsn
+    def _server(self, reliakit_postgres: EmbeddedPostgres, database: str) -> Iterator[None]:
+        reliakit_postgres.start()
+        self.dsn = database
         self.made: list[PostgresStore] = []
         yield
         for store in self.made:
@@ -51,7 +62,7 @@ class TestPostgresStore(StoreSuite):
 
     def kept(self) -> Kept:
         clock = ManualClock()
-        self.made.append(PostgresStore(self.dsn, clock=clock, timeout=30.0))
+        self.made.append(PostgresStore(self.dsn, clock=clock, timeout=30.0, max_size=2))
         return Kept(
             self.made[-1],
             advance=clock.advance,

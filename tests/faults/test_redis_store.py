@@ -280,6 +280,43 @@ def test_processes_with_clocks_that_differ_get_exactly_what_there_is(server: Emb
     assert [sum(column) for column in zip(*counts, strict=True)] == [100, 100]
 
 
+@pytest.mark.parametrize("colour", ["blocking", "awaited"])
+def test_a_lease_spares_round_trips_and_what_is_left_goes_back(
+    server: EmbeddedRedis, colour: str, fault_proxy: Any
+) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    leasing = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"), lease=4)
+    plain = RedisStore(server.url)
+    with asyncio.Runner() as runner:
+
+        def decide(op: Op, cost: int = 1) -> tuple[bool, int]:
+            if colour == "blocking":
+                return leasing.apply(op, TEN, "k", cost)[::2][:2]
+            return runner.run(leasing.aapply(op, TEN, "k", cost))[::2][:2]
+
+        assert decide(Op.HIT) == (True, 9)
+        assert left(plain) == 6
+        before = proxy.stats().round_trips
+        assert [decide(Op.HIT) for _ in range(3)] == [(True, 2), (True, 1), (True, 0)]
+        assert proxy.stats().round_trips == before
+        assert decide(Op.HIT, 2) == (True, 4)
+        assert decide(Op.PEEK) == (True, 4)
+        assert left(plain) == 2
+        leasing.close()
+        assert left(plain) == 4
+        plain.close()
+
+
+def test_with_leases_nobody_gets_more_than_there_is(server: EmbeddedRedis) -> None:
+    stores = [RedisStore(server.url, lease=4) for _ in range(3)]
+    admitted = [store.apply(Op.HIT, TEN, "k", 1).admitted for _ in range(10) for store in stores]
+    assert sum(admitted) == 10
+    stores[0].apply(Op.RESET, TEN, "k", 1)
+    assert stores[0].apply(Op.HIT, TEN, "k", 1).remaining == 9
+    for store in stores:
+        store.close()
+
+
 def test_a_fork_uses_connections_of_its_own(store: RedisStore) -> None:
     assert left(store) == 10
     store.apply(Op.HIT, TEN, "k", 1)
