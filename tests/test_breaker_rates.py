@@ -18,6 +18,7 @@ from reliakit import (
     subscribe,
 )
 from reliakit.core.events import CallRejected, CircuitChanged, CircuitFigures, CircuitPresent, CircuitSpared
+from reliakit.resilience import circuit
 from reliakit.testing import ManualClock, RecordingListener
 
 
@@ -422,3 +423,18 @@ def test_it_shows_its_rates(make: Callable[..., CircuitBreaker]) -> None:
         "window=TimeWindow(seconds=20.0), minimum_calls=5, reset_timeout=5.0, half_open_calls=4, "
         "half_open_timeout=1.0>"
     )
+
+
+def test_without_the_global_interpreter_lock_every_call_takes_the_long_way(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuit, "GIL", False)
+    breaker = CircuitBreaker(failure_threshold=2, clock=clock)
+    guarded = breaker(lambda: 7)
+    for _ in range(3):
+        assert guarded() == 7
+    assert breaker.passing is None
+    breaker.acquire().failure()
+    guarded()
+    assert (breaker.snapshot().calls, breaker.snapshot().failures) == (5, 0)
+    assert breaker._ledger.read().success == 4

@@ -279,3 +279,5 @@ def test_a_shell_looks_like_its_function(guard: LaneRecorder) -> None:
     shell = guarded(guard, declared, by="a lane")
     assert inspect.signature(shell) == inspect.signature(declared)
     assert (shell.__name__, shell.__module__, shell.__doc__) == (declared.__name__, __name__, declared.__doc__)
+    assert shell.__globals__ is globals()
+    assert "make_" not in globals()
