@@ -347,7 +347,7 @@ def contended(clock: ManualClock) -> tuple[Policy, list[Any]]:
 async def test_whenever_it_is_cancelled_nothing_is_left_behind(again: bool) -> None:
     """One call holds the only place of the bulkhead for a while, the other is cancelled one round later each time."""
     before, ended = asyncio.all_tasks(), 0
-    for rounds in range(120):
+    for rounds in range(300):
         clock = ManualClock(auto_advance=True)
         policy, (budget, bulkhead, adaptive, together) = contended(clock)
         tries = 0
