@@ -40,11 +40,11 @@ class Budget:
     __slots__ = ("clock", "inherited", "outer", "over", "seconds", "until")
 
     def __init__(self, seconds: float, clock: Clock, outer: Budget | None) -> None:
-        self.outer = outer
-        self.over = False
-        self.inherited = False
-        self.seconds = seconds
-        self.clock = clock
+        self.outer: Budget | None = outer
+        self.over: bool = False
+        self.inherited: bool = False
+        self.seconds: float = seconds
+        self.clock: Clock = clock
         self.until: float = clock.monotonic() + seconds
         if outer is not None and outer.remaining() <= seconds:
             self.inherited = True

@@ -74,10 +74,10 @@ class Checkouts:
         self._lost = 0
         self._identity = secrets.token_hex(8)
         self._revisions = itertools.count(1)
-        self.gate = Gate(name, size, self._revisions)
+        self.gate: Gate = Gate(name, size, self._revisions)
         self._used = False
-        self.is_parents = False  # in a child of the process that used it
-        self.next_sweep = 0.0
+        self.is_parents: bool = False  # in a child of the process that used it
+        self.next_sweep: float = 0.0
         tell_after_fork(self, "disown")
 
     async def take(self, work: Work, until: float, seconds: float) -> None:

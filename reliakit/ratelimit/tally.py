@@ -76,11 +76,11 @@ class Tally:
 
     def __init__(self, owner: object) -> None:
         self._owner = ref(owner)
-        self.admitted = count()
-        self.denied = count()
-        self.shadow_denied = count()
-        self.degraded = count()
-        self.every = 1
+        self.admitted: count[int] = count()
+        self.denied: count[int] = count()
+        self.shadow_denied: count[int] = count()
+        self.degraded: count[int] = count()
+        self.every: int = 1
         self._noted = 0
         self._reads = 0
         self._keys: dict[str, int] = {}

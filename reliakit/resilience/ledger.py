@@ -32,7 +32,7 @@ class Ledger:
     def __init__(self, circuit: Circuit, breaker: object, clock: Clock) -> None:
         self.circuit: Circuit = circuit
         # Re-entrant, because garbage that is collected while it is held may hold a permit of this very breaker.
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self._breaker = ref(breaker)
         self._clock = clock
         self._counts: dict[Verdict, int] = {"success": 0, "failure": 0, "ignored": 0}

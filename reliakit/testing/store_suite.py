@@ -146,7 +146,7 @@ class Driven:
 
     def __init__(self, kept: Kept, runner: asyncio.Runner | None) -> None:
         self.kept = kept
-        self.advance = kept.advance
+        self.advance: Callable[[float], object] = kept.advance
         self._runner = runner
 
     def __call__(self, op: Op, plan: Plan, key: str = "k", cost: int = 1, patience: int = 0) -> Answer:
