@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from reliakit.core import checks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
 __all__ = ["Priority", "RequestContext", "current_priority", "current_request", "request_context", "request_here"]
@@ -50,7 +50,7 @@ class RequestContext:
 
 _current: ContextVar[RequestContext | None] = ContextVar("reliakit_request", default=None)
 # The same as `current_request`, for paths where a frame of Python is felt: 25 ns instead of 60.
-request_here = _current.get
+request_here: Callable[[], RequestContext | None] = _current.get
 
 
 def current_request() -> RequestContext | None:

@@ -54,7 +54,7 @@ class BlockingIo:
 
     asynchronous = False
     depth = 4
-    drive = staticmethod(waiting.wait)
+    drive: Callable[..., Any] = staticmethod(waiting.wait)
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
         """Block the thread until the exchange is over, see `Io`."""

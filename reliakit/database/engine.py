@@ -35,6 +35,8 @@ from reliakit.database.transaction import AsyncTransaction, Handle, Transaction
 from reliakit.database.work import Attempt, Work
 
 if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
     from reliakit.core.clock import Clock
     from reliakit.database.adapters import Io
     from reliakit.database.answers import Answer
@@ -84,8 +86,28 @@ class Engine:
         self.clock = clock
         self.handle: type[Handle] = AsyncTransaction if io.asynchronous else Transaction
 
-    enter_after = beginning.begin_after
-    send_begin = beginning.send
+    if TYPE_CHECKING:  # what type checkers can tell of the functions below
+
+        async def enter_after(
+            self, work: Work, outcome: list[PGresult] | BaseException, mark: bytes | None
+        ) -> Entered:
+            """See `beginning.begin_after`."""
+            ...
+
+        async def send_begin(
+            self,
+            work: Work,
+            within: float,
+            *,
+            replaceable: bool = True,
+            sent: tuple[Answer, bytes | None] | None = None,
+        ) -> None:
+            """See `beginning.send`."""
+            ...
+
+    else:
+        enter_after = beginning.begin_after
+        send_begin = beginning.send
 
     def running(self) -> Handle | None:
         """Return the transaction that this thread or task is in, or None.

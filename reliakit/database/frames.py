@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 from reliakit.database.places import owner_here
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Token
+
     from reliakit.database.places import Owner
     from reliakit.database.transaction import Handle
 
@@ -44,8 +47,8 @@ class Frame(weakref.ref["Handle"]):
 
 _frame: ContextVar[Frame | None] = ContextVar("reliakit_transaction", default=None)
 # The frame of this context, whoever's it is and even if its transaction is over; mostly there is none.
-innermost = _frame.get
-enter_frame = _frame.set
+innermost: Callable[[], Frame | None] = _frame.get
+enter_frame: Callable[[Frame | None], Token[Frame | None]] = _frame.set
 
 
 def push(realm: object, transaction: Handle, owner: Owner) -> Frame:

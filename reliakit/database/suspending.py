@@ -68,7 +68,7 @@ class SuspendingIo:
 
     asynchronous = True
     depth = 3
-    drive = staticmethod(waiting.wait_async)
+    drive: Callable[..., Any] = staticmethod(waiting.wait_async)
 
     def __init__(self) -> None:
         # The event loop holds tasks weakly (SQLAlchemy issue 8516): without a reference one could vanish half way.

@@ -54,13 +54,13 @@ class Family(Generic[S]):
     """What all kinds of metrics share. Made by `Metrics.counter`, `.gauge` and `.histogram`."""
 
     _kind: type[S]
-    width = 1
+    width: int = 1
 
     def __init__(self, metric: Metric, name: str, max_series: int, registry: Registry) -> None:
         self.metric = metric
         self.name = name
-        self.drop = registry.drop
-        self.now = registry.now
+        self.drop: Callable[[str], None] = registry.drop
+        self.now: Callable[[], float] = registry.now
         self.cells: Store = Cells()
         self.bounds: tuple[float, ...] = metric.buckets
         self.series: list[S] = []
@@ -268,7 +268,7 @@ class Histogram(Family[HistogramSeries]):
     _kind = HistogramSeries
 
     def __init__(self, metric: Metric, name: str, max_series: int, registry: Registry) -> None:
-        self.width = len(metric.buckets) + 2
+        self.width: int = len(metric.buckets) + 2
         super().__init__(metric, name, max_series, registry)
 
     def observe(self, value: float) -> None:

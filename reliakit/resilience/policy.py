@@ -224,7 +224,7 @@ class Policy(_Composed):
 
     def listeners_changed(self) -> None:
         """Tell of each call while somebody listens; see `reliakit.core.spine.watch`."""
-        self.tells = self._emitter.hears(PolicyStarted) or self._emitter.hears(PolicyEnded)
+        self.tells: bool = self._emitter.hears(PolicyStarted) or self._emitter.hears(PolicyEnded)
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -37,11 +37,11 @@ class Shelf:
         # No state is None.
         self.young: dict[Place, Any] = {}
         self.old: dict[Place, Any] = {}
-        self.own = 0
-        self.shared = 0
+        self.own: int = 0
+        self.shared: int = 0
         self._turn = 0
         # From this instant on `drain` has something to do.
-        self.due = 0
+        self.due: int = 0
 
     def find(self, place: Place) -> Any:
         """Return the state at this place, or None."""
