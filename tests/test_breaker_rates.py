@@ -277,7 +277,8 @@ def test_what_asks_for_nothing_is_a_failure_like_any(
     for _ in range(2):
         breaker.acquire().failure(Busy(wrong))
     assert (breaker.state, breaker.snapshot().failures) == (State.CLOSED, 2)
-    assert len(caplog.records) <= 1
+    is_no_number_of_seconds = wrong is not None and not (isinstance(wrong, int | float) and wrong <= 0)
+    assert len(caplog.records) == is_no_number_of_seconds  # told once
 
 
 def test_an_ignored_error_a_late_one_and_one_without_a_cause_ask_for_nothing(
@@ -383,6 +384,30 @@ def test_its_figures_are_read_without_telling_a_call(clock: ManualClock) -> None
         guarded()
         del breaker, guarded, late
         assert read() == CircuitFigures("closed", 7, 2, 1, failure_ratio=0.0, is_gone=True)
+
+
+def test_its_ratio_is_that_of_the_window_at_the_moment_of_reading(
+    make: Callable[..., CircuitBreaker], clock: ManualClock
+) -> None:
+    breaker = make()
+    play(breaker, clock, "FS")
+    assert breaker._ledger.read().failure_ratio == 0.5
+    clock.advance(20.0)
+    assert breaker._ledger.read().failure_ratio is None
+
+
+@pytest.mark.parametrize("window", [CountWindow(10), TimeWindow(20.0)])
+def test_calls_pass_by_once_the_minimum_is_complete(
+    window: Any, make: Callable[..., CircuitBreaker], clock: ManualClock
+) -> None:
+    breaker = make(window=window)
+    play(breaker, clock, "SSSS")
+    assert breaker.passing is None
+    play(breaker, clock, "S")
+    assert breaker.passing is not None
+    breaker.close()
+    breaker.reset()
+    assert breaker.passing is None
 
 
 def test_the_sums_survive_many_changes_of_state(clock: ManualClock) -> None:

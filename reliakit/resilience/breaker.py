@@ -331,7 +331,7 @@ class CircuitBreaker(Controls):
                 opened = circuit.settle(ticket, verdict, now, slow=slow, asked=asked)
                 counted = ledger.count_locked(verdict)
                 lane, opened_count = circuit.lane, circuit.opened_count
-                if lane is not self.passing or not circuit.is_lane_open:
+                if lane is not self.passing:  # one that closes for a while lets nothing pass by: see `until`
                     self._show_lane_locked()
             if opened:
                 self._hold(lane, now, opened_count)

@@ -174,7 +174,7 @@ class Circuit:
         if asked is not None:
             cause = f"the dependency asked for {asked:g} s"
         if cause is None or self.state is State.METRICS_ONLY or lane is not self.lane:
-            return False
+            return False  # the last where collected garbage moved the circuit meanwhile
         self._open(cause)
         if asked is not None:
             self.hold(self.lane, now, asked)
