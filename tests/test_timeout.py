@@ -80,6 +80,54 @@ async def test_the_system_clock_cuts_too() -> None:
 
 
 @pytest.mark.anyio
+async def test_on_the_system_clock_too_each_cancellation_is_whose_it_was(told: RecordingListener) -> None:
+    short, long = Timeout(0.001, name="short", listeners=[told]), Timeout(60.0, name="long", listeners=[told])
+    mine, begun = TimeoutError("mine"), asyncio.Event()
+
+    async def fails(error: BaseException) -> None:
+        raise error
+
+    async def cut_and_fails() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise mine
+
+    async def hangs() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError) as raised:
+        await long.acall(fails, mine)
+    assert raised.value is mine
+    with pytest.raises(TimeoutError) as raised:
+        await short.acall(cut_and_fails)
+    assert raised.value is mine  # it was cut, and has said something else
+
+    call = asyncio.create_task(long.acall(hangs))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert call.cancelled()
+    with pytest.raises(TimeoutError) as raised:
+        async with asyncio.timeout(0.001):
+            await long.acall(hangs)
+    assert not isinstance(raised.value, DeadlineExceededError)
+    assert told.of(CallTimedOut) == []
+
+    for policy in (long | short, short | long):
+        with pytest.raises(DeadlineExceededError) as raised:
+            await policy.acall(hangs)
+        assert raised.value.seconds == 0.001
+    assert {event.name for event in told.of(CallTimedOut)} == {"short"}
+    assert remaining() is None
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+@pytest.mark.anyio
 async def test_what_runs_inside_reads_the_limit_and_it_only_shrinks(clock: ManualClock) -> None:
     async def left() -> float | None:
         return remaining()
