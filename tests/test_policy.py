@@ -34,6 +34,7 @@ from reliakit import (
     remaining,
     subscribe,
 )
+from reliakit.core import fork
 from reliakit.core.events import ErrorSeen
 from reliakit.testing import ManualClock, RecordingListener
 
@@ -382,6 +383,25 @@ async def test_whenever_it_is_cancelled_nothing_is_left_behind(again: bool) -> N
         if ended:
             break
     assert ended, "give it more rounds: it was never allowed to end"
+
+
+def test_a_child_process_does_not_inherit_who_was_inside() -> None:
+    budget, bulkhead, adaptive = RetryBudget(), Bulkhead(1, max_waiting=1), AdaptiveLimit(initial=1)
+    together = Coalesce()
+    with budget, bulkhead:
+        budget.acquire()
+        ticket = adaptive.enter()
+        together._begin("key")
+        for owner in (budget, bulkhead._places, adaptive, together):
+            getattr(owner, fork._told[owner])()  # as in a child, where the threads that hold all this are not
+        assert (budget.calls, budget.retries) == (0, 0)
+        assert (bulkhead.running, adaptive.running, together.under_way) == (0, 0, 0)
+    adaptive.leave(ticket, None, None)
+    budget.release()
+    assert (budget.calls, budget.retries) == (0, 0)
+    assert (bulkhead.running, adaptive.running) == (0, 0)
+    with bulkhead:
+        assert bulkhead.running == 1
 
 
 # In words

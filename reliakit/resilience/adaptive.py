@@ -22,7 +22,7 @@ from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.context import Priority, current_priority
 from reliakit.core.errors import ConfigurationError, OverloadedError
 from reliakit.core.events import CallRejected, LimitMoved
-from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 from reliakit.core.guard import guarded
 from reliakit.resilience.policy import Layer
 from reliakit.resilience.verdict import ErrorFilter, Question, matching
@@ -234,6 +234,7 @@ class AdaptiveLimit(Layer):
         self._running = 0
         self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call that ends
         renew_locks_after_fork(self, "_lock")
+        tell_after_fork(self, "begin_anew")
 
     @property
     def limit(self) -> int:
@@ -244,6 +245,10 @@ class AdaptiveLimit(Layer):
     def running(self) -> int:
         """How many run now."""
         return self._running
+
+    def begin_anew(self) -> None:
+        """Forget what was running in the parent process."""
+        self._running = 0
 
     def enter(self) -> _Ticket:
         """Let a call pass, or refuse it; the half that wrappers use.
@@ -271,7 +276,7 @@ class AdaptiveLimit(Layer):
         finally:
             with self._lock:
                 most = max(ticket.running, self._running)
-                self._running -= 1
+                self._running = max(0, self._running - 1)  # 0 for one that began before a fork
                 before = int(self._limit)
                 if error is None or dropped:
                     now = self._clock.monotonic()

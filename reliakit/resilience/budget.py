@@ -19,7 +19,7 @@ from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import RetryBudgetExceededError
 from reliakit.core.events import CallRejected
-from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 from reliakit.core.spine import Emitter
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class RetryBudget:
         self._retries: deque[None] = deque()
         self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call
         renew_locks_after_fork(self, "_lock")
+        tell_after_fork(self, "begin_anew")
 
     @property
     def calls(self) -> int:
@@ -119,6 +120,11 @@ class RetryBudget:
         if self._retries:
             self._retries.pop()
 
+    def begin_anew(self) -> None:
+        """Forget what was under way in the parent process."""
+        self._calls.clear()
+        self._retries.clear()
+
     def __enter__(self) -> Self:
         self._calls.append(None)
         return self
@@ -126,7 +132,8 @@ class RetryBudget:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._calls.pop()
+        if self._calls:  # else it began before a fork
+            self._calls.pop()
 
     def __repr__(self) -> str:
         return f"RetryBudget(ratio={self.ratio:g}, minimum={self.minimum}, name={self.name!r})"

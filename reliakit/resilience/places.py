@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
-from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 
 if TYPE_CHECKING:
     from reliakit.core.context import Priority
@@ -57,17 +57,26 @@ class Places:
         self.count: int = count
         self.most_waiting: int = most_waiting
         self.order: Order = order
-        # Taking from and adding to a deque are atomic steps.
-        self.free: deque[None] = deque([None] * count)
+        # Taking from and adding to a deque are atomic steps. It never holds more than there are: in a child process
+        # that begins anew, who was inside at the fork leaves once more.
+        self.free: deque[None] = deque([None] * count, maxlen=count)
         self.waiting: int = 0
         self._queues: dict[Priority, deque[Ticket]] = {rank: deque() for rank in _RANKS}
         self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call that leaves
         renew_locks_after_fork(self, "_lock")
+        tell_after_fork(self, "begin_anew")
 
     @property
     def inside(self) -> int:
         """How many places are taken."""
         return self.count - len(self.free)
+
+    def begin_anew(self) -> None:
+        """Forget who was inside and who waited: threads of a parent process, which are not in this one."""
+        self.waiting = 0
+        for queue in self._queues.values():
+            queue.clear()
+        self.free.extend([None] * self.count)
 
     def take(self) -> bool:
         """Take a place and return True, unless there is none or others wait for it."""
