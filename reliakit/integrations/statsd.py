@@ -65,9 +65,9 @@ class Statsd:
             raise ConfigurationError(f"host must be a name or an address, got {host!r}")
         if not isinstance(prefix, str) or _ODD.search(prefix):
             raise ConfigurationError(f"prefix must be letters, digits, _, - and dots, got {prefix!r}")
-        self.host = host
+        self.host: str = host
         self.port: int = checks.count("port", port)
-        self.prefix = prefix
+        self.prefix: str = prefix
         self.tags: bool = tags
         self.interval: float = checks.seconds("interval", interval)
         self.lost: int = 0

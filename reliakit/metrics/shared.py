@@ -81,7 +81,7 @@ class SharedFiles:
                 f"{_VARIABLE} must name a directory that exists and can be written, got {directory!r}: "
                 "make it, empty, before the service starts"
             )
-        self.directory = directory
+        self.directory: str = directory
         self._make: Callable[..., Any] = _value_class()
         self._owns: dict[str, _Own] = {}
         tell_after_fork(self, "forget")
