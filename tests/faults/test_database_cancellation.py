@@ -153,7 +153,7 @@ def around(db: AsyncDatabase, work: Work) -> contextlib.AbstractAsyncContextMana
 
 
 # How often each is suspended at least: once for each question to the server, connection, pause and turn in a queue.
-# What a pipeline asks at once may be answered before anybody waits for it, and then COMMIT alone suspends.
+# What a pipeline or executemany() asks at once may be answered before anybody waits for it.
 WORKS: dict[Work, int] = {
     commit: 3,
     pipelined: 1,
@@ -164,7 +164,7 @@ WORKS: dict[Work, int] = {
     dead_at_begin: 5,
     retried: 8,
     with_hooks: 9,
-    with_a_cursor: 5,
+    with_a_cursor: 4,
     generator: 6,
     behind_a_queue: 4,
 }
