@@ -909,3 +909,17 @@ def test_denials_alone_are_told_to_who_listens_for_them_alone(clock: ManualClock
         ("k", True, True, 1),
     ]
     assert heard[0].retry_after == 1800.0
+
+
+@pytest.mark.parametrize("limits", [("5/h",), ("5/h", "7/h")])
+def test_keys_are_forgotten_while_only_one_is_asked_for_the_short_way(
+    limits: tuple[str, ...], clock: ManualClock
+) -> None:
+    store = MemoryStore(clock=clock)
+    limiter = RateLimiter(*limits, store=store, clock=clock)
+    for number in range(200):
+        limiter.hit(f"key {number}")
+    for _ in range(300):
+        limiter.hit("only one")
+        clock.advance(60.0)
+    assert len(store) == 1
