@@ -226,8 +226,12 @@ class Checkouts:
         work.session = None
         work.lease = work.attempt.lease = None
         if self.emitter.is_heard:
-            self._tell(PoolReturned, used=work.held, age=self._age_of(session))
+            self.tell_returned(work, session)
         return True
+
+    def tell_returned(self, work: Work, session: Session) -> None:
+        """Tell that the work's connection is back."""
+        self._tell(PoolReturned, used=work.held, age=self._age_of(session))
 
     async def give_back(self, work: Work) -> None:
         """Take the work's connection back, in whatever state. Called again, it goes on where it was interrupted."""
@@ -249,7 +253,7 @@ class Checkouts:
         if session is None:
             self._tell(PoolChanged)  # it waited in vain, or could not connect
         else:
-            self._tell(PoolReturned, used=work.held, age=self._age_of(session))
+            self.tell_returned(work, session)
 
     async def _dispose(self, session: Session) -> None:
         try:

@@ -153,7 +153,6 @@ async def leave(engine: Engine, entered: Entered, error: BaseException | None) -
     lease, checkouts = work.lease, work.checkouts
     if (
         results[-1].command_status != b"COMMIT"
-        or checkouts.emitter.is_heard
         or work.after_commit is not work.after_rollback
         or lease is None
         or lease.gate.closed
@@ -165,9 +164,14 @@ async def leave(engine: Engine, entered: Entered, error: BaseException | None) -
         return await engine.leave_after(entered, await session.answer_to(results, until, GRACE))
     work.verdict = "committed"
     transaction.finished = session.ended = True
-    session.fresh, session.idle_since = False, now
-    if now - lease.since > checkouts.leak_after:
+    is_heard, statements = checkouts.emitter.is_heard, session.statements
+    if is_heard or now - lease.since > checkouts.leak_after:
         checkouts.note_return(work, session, lease)
+    else:
+        session.fresh, session.idle_since = False, now
     lease.gate.leave(lease)
     work.session = work.lease = work.attempt.lease = None
+    if is_heard:
+        checkouts.tell_returned(work, session)
+        engine.teller.ended(work, None, "committed", statements=statements)
     return None

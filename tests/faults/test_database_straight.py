@@ -10,6 +10,7 @@ import pytest
 from database_drivers import COLOURS, block, got, play, run
 
 from reliakit.core.errors import TransactionRolledBackError
+from reliakit.core.events import Event, TransactionEnded
 from reliakit.database import Isolation, Propagation
 
 pytestmark = pytest.mark.parametrize("colour", COLOURS)
@@ -33,6 +34,7 @@ def watched(db: Any) -> list[str]:
     return asked
 
 
+@pytest.mark.parametrize("heard", [False, True])
 @pytest.mark.parametrize(
     "options",
     [
@@ -42,7 +44,7 @@ def watched(db: Any) -> list[str]:
     ],
 )
 def test_an_ordinary_transaction_never_meets_the_engine(
-    reliakit_dsn: str, colour: str, options: dict[str, Any]
+    reliakit_dsn: str, colour: str, options: dict[str, Any], heard: bool
 ) -> None:
     async def limits(tx: Any) -> Any:
         return await got(
@@ -57,12 +59,20 @@ def test_an_ordinary_transaction_never_meets_the_engine(
         async with block(db, **options) as tx:
             first = await limits(tx)  # the first one connects, by the engine
         asked = watched(db)
+        events.clear()
         async with block(db, **options) as tx:
             assert await limits(tx) == first
         assert await run(db, limits, **options) == first
         assert asked == []
+        told = ["PoolWaited", "TransactionStarted", "PoolReturned", "TransactionEnded"]
+        assert [type(event).__name__ for event in events] == (told + told if heard else [])
+        for event in events:
+            if isinstance(event, TransactionEnded):
+                assert (event.status, event.statements, event.began) == ("commit", 1, True)
+                assert event.duration >= event.hold >= 0
 
-    play(colour, reliakit_dsn, script)
+    events: list[Event] = []
+    play(colour, reliakit_dsn, script, listeners=[events.append] if heard else [])
 
 
 def test_what_is_not_ordinary_is_left_to_the_engine(reliakit_dsn: str, colour: str) -> None:
