@@ -38,6 +38,7 @@ __all__ = ["GRACE", "Session"]
 # What a cancel request, and then its answer, may each take beyond the deadline, in seconds: together they keep a
 # dead network below timeout + 3 s, where psycopg alone needs timeout + 10 s.
 GRACE = 1.0
+_AGAIN = 0.1  # after which the request is made again, in seconds
 
 # Plain numbers, as psycopg's C side has them: Python compares those faster than members of an enumeration.
 _ACTIVE = int(pq.TransactionStatus.ACTIVE)
@@ -380,7 +381,13 @@ class Session:
         """Cancel the running statement on the server; return whether its answer came. At most 2 * GRACE."""
         try:
             until = await self._ask_to_cancel(None)
-            await self._io.wait(exchange, self.pgconn.socket, INTERVAL, until - self.clock.monotonic())
+            left = until - self.clock.monotonic()
+            while not await self._is_over(exchange, left if self.broken else min(left, _AGAIN)):
+                left = until - self.clock.monotonic()
+                if left <= 0 or self.broken:
+                    break
+                # A request that overtakes its statement finds the server idle, and is lost.
+                self.broken = not await self._io.cancel(self.connection, left)
         except psycopg.Error:
             pass  # QueryCanceled as asked for, or silence; the status below tells which
         except BaseException:
@@ -390,6 +397,13 @@ class Session:
             self.abandon()
             return False
         return self.alive
+
+    async def _is_over(self, exchange: PQGen[Any], seconds: float) -> bool:
+        try:
+            await self._io.wait(exchange, self.pgconn.socket, INTERVAL, seconds)
+        except WaitTimeout:
+            return False
+        return True
 
     async def _ask_to_cancel(self, answer: Answer | None) -> float:
         """Send a cancel request and return until when to wait for what it does."""

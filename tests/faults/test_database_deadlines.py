@@ -346,3 +346,29 @@ async def test_the_callers_timeout_and_the_transactions_own_are_told_apart(relia
                 await tx.execute(SLEEP)
         assert asyncio.current_task().cancelling() == 0
         await all_obtainable(db)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_cancel_request_that_finds_the_server_idle_is_made_again(
+    reliakit_dsn: str, colour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(db: Any) -> None:
+        io, requests = db._engine.io, 0
+        cancel = io.cancel
+
+        async def losing(connection: Any, seconds: float) -> bool:
+            nonlocal requests
+            requests += 1
+            return requests == 1 or await cancel(connection, seconds)
+
+        monkeypatch.setattr(io, "cancel", losing)
+        with pytest.raises(TransactionTimeoutError):
+            async with block(db, timeout=TIMEOUT) as tx:
+                pid = await got(tx.fetch_value("SELECT pg_backend_pid()"))
+                # The server's own limit is out of the way.
+                await got(tx.execute("SET LOCAL statement_timeout = 0"))
+                await got(tx.execute("SELECT pg_sleep(30)"))
+        assert requests > 1
+        assert await got(db.fetch_value("SELECT pg_backend_pid()")) == pid
+
+    play(colour, reliakit_dsn, script)
