@@ -28,7 +28,7 @@ FORKED = """
 
     dsn, source, way = sys.argv[1:]
     pool = ConnectionPool(dsn, min_size=1, max_size=2, open=True) if source == "a pool" else None
-    db = Database(pool or dsn, max_size=2)
+    db = Database(pool or dsn, max_size=2, timeout=60)
 
     def refused(use):
         try:
