@@ -271,7 +271,8 @@ def main() -> None:
 
     closed = {"bare": repeat(bare(work)), "bare (again)": repeat(bare(work)), "no wrapper": repeat(work)}
     closed |= {name: repeat(warm(breaker)(work)) for name, breaker in ours().items()}
-    closed["reliakit, of a function with *args"] = repeat(CircuitBreaker()(bare(work)))
+    closed["bare around a function with *args"] = repeat(bare(bare(work)))
+    closed["reliakit around a function with *args"] = repeat(CircuitBreaker()(bare(work)))
     closed["reliakit, somebody listens to each call"] = repeat(CircuitBreaker(listeners=[id])(work))
     closed["reliakit, judging results"] = repeat(CircuitBreaker(failure_result=lambda result: result == 503)(work))
     closed["reliakit, call"] = repeat(functools.partial(CircuitBreaker().call, work))
