@@ -56,6 +56,7 @@ class ThreadConnections:
         self._changed = threading.Condition(threading.Lock())
         self._idle: list[_Session] = []
         self._count = 0
+        self._connecting = 0
         self._error: BaseException | None = None
         self._is_closed = False
         tell_after_fork(self, "forget")
@@ -64,7 +65,7 @@ class ThreadConnections:
         """Leave a parent's connections to the parent."""
         self._changed = threading.Condition(threading.Lock())
         _inherited.extend(self._idle)
-        self._idle, self._count, self._error = [], 0, None
+        self._idle, self._count, self._connecting, self._error = [], 0, 0, None
 
     def run(self, query: str, params: Params) -> Any:
         """Run a statement and return its only value."""
@@ -110,13 +111,15 @@ class ThreadConnections:
                 if self._count < self._most and not is_new:
                     is_new = True
                     self._count += 1
+                    self._connecting += 1
                     self._error = None
                     threading.Thread(target=self._connect, name="reliakit-store", daemon=True).start()
                 left = until - SYSTEM_CLOCK.monotonic()
                 if left <= 0:
                     raise StoreError("no connection in time", store="PostgresStore")
                 self._changed.wait(left)
-                if self._error is not None and not self._idle:
+                # An attempt that somebody else gave up on may fail while ours is still under way.
+                if self._error is not None and not self._idle and not self._connecting:
                     raise self._error
             return self._idle.pop(), is_new
 
@@ -127,10 +130,12 @@ class ThreadConnections:
         except BaseException as error:  # noqa: BLE001 - raised by who waits for it
             with changed:
                 self._count -= 1
+                self._connecting -= 1
                 self._error = error
                 changed.notify_all()
             return
         with changed:
+            self._connecting -= 1
             if not self._is_closed:
                 self._idle.append(session)
                 changed.notify_all()
