@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,13 @@ def pytest_collection_finish() -> None:
     """Spare the collector what lives as long as the suite: tests that collect garbage do so by the hundred."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names with an address in them: they differ in each process, and the suite runs in several."""
+    nameless = [item.nodeid for item in items if re.search(r" at 0x|\bid='", item.nodeid)]
+    if nameless:
+        raise pytest.UsageError(f"give these parameters ids of their own: {nameless}")
 
 
 @pytest.hookimpl(wrapper=True)

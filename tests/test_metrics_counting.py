@@ -329,7 +329,11 @@ class TestNeverRaises:
         assert dropped(metrics, "negative") == 4
         assert next(v for v in metrics.slo() if v.objective == "transaction_latency").count == 0
 
-    @pytest.mark.parametrize("bad", [None, "1", object(), [], "x", b"1", Mock(spec=int), Mock(spec=float)])
+    @pytest.mark.parametrize(
+        "bad",
+        [None, "1", object(), [], "x", b"1", Mock(spec=int), Mock(spec=float)],
+        ids=["none", "digit", "object", "list", "text", "bytes", "int-like", "float-like"],
+    )
     def test_what_is_no_number_is_dropped_and_counted(self, bad):
         metrics = Metrics()
         counter, gauge, histogram = metrics.counter("c"), metrics.gauge("g"), metrics.histogram("h")

@@ -113,7 +113,9 @@ def test_what_was_not_asked_for_is_not_tried_again(colour: str, error: Exception
 
 
 @pytest.mark.parametrize(
-    "on", [RejectedError, RateLimitedError, (OSError, RateLimitedError), lambda error: True], ids=str
+    "on",
+    [RejectedError, RateLimitedError, (OSError, RateLimitedError), lambda error: True],
+    ids=["base", "type", "tuple", "predicate"],
 )
 def test_rejections_are_tried_again_if_named(on: Any, clock: ManualClock) -> None:
     flaky = Flaky(RateLimitedError(retry_after=7.0), "done")
