@@ -17,6 +17,7 @@ from reliakit import (
     CircuitOpenError,
     ConfigurationError,
     DeadlineExceededError,
+    Hedge,
     Policy,
     Retry,
     Timeout,
@@ -322,3 +323,13 @@ def test_retries_alone_leave_nothing_for_what_may_not_be_sent_twice():
     hosts = HostPolicies(Retry(3))
     assert hosts.choose("a", "POST", is_marked=False, is_replayable=True) is None
     assert hosts.choose("a", "GET", is_marked=False, is_replayable=True) is not None
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2", "aiohttp"])
+async def test_a_hedged_call_takes_the_first_answer_and_lets_go_of_the_other(server, library):
+    server.script = ["hang"]
+    async with ASYNC[library].awaited(lambda _: Policy(Hedge(0.05))) as send:
+        assert (await send("GET", server.url))[0] == 200
+        assert len(server.seen) == 2
+        assert (await send("POST", server.url))[0] == 200
+    assert [seen[0] for seen in server.seen] == ["GET", "GET", "POST"]
