@@ -136,7 +136,7 @@ class CircuitBreaker(Controls):
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.name = checks.named("name", name)
+        self.name: str = checks.named("name", name)
         triggers = triggers_of(
             failure_threshold=failure_threshold,
             failure_rate=failure_rate,
@@ -184,7 +184,7 @@ class CircuitBreaker(Controls):
         self.timing: tuple[Callable[[], float], float] | None = (
             (clock.monotonic, inf if slow_call is None else float(slow_call)) if is_timed else None
         )
-        self.passing = None
+        self.passing: Lane | None = None
         renew_locks_after_fork(self, "_telling")
         watch(self)
         self.listeners_changed()
