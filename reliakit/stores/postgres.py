@@ -42,7 +42,7 @@ _SESSION = (
 )
 _CIRCUITS = b"circuit\0"
 # One process at a time makes the table; the number is any that nobody else has.
-_MAKE = "BEGIN; SELECT pg_advisory_xact_lock(7209065713364918381); {definitions} COMMIT"
+_ALONE = "SELECT pg_advisory_xact_lock(7209065713364918381)"
 
 
 class PostgresStore:
@@ -266,8 +266,12 @@ class Setup:
         if self._is_there:
             return
         try:
-            if connection.execute(*self._question).fetchone() == (True,):
-                connection.execute(self._making)
+            if self._is_missing(connection):
+                with connection.transaction():
+                    connection.execute(_ALONE)
+                    # Made meanwhile by who held the lock: to make it again would deadlock with its decisions.
+                    if self._is_missing(connection):
+                        connection.execute(definitions(self._table))
         except Exception as error:
             if getattr(error, "sqlstate", None) != "42501":
                 raise
@@ -279,8 +283,11 @@ class Setup:
         if self._is_there:
             return
         try:
-            if await (await connection.execute(*self._question)).fetchone() == (True,):
-                await connection.execute(self._making)
+            if await self._ais_missing(connection):
+                async with connection.transaction():
+                    await connection.execute(_ALONE)
+                    if await self._ais_missing(connection):
+                        await connection.execute(definitions(self._table))
         except Exception as error:
             if getattr(error, "sqlstate", None) != "42501":
                 raise
@@ -291,13 +298,23 @@ class Setup:
         """Look again: somebody has dropped it."""
         self._is_there = False
 
-    @property
-    def _question(self) -> tuple[str, tuple[str, str]]:
-        return "SELECT to_regclass(%s) IS NULL OR to_regproc(%s) IS NULL", (self._table, self._last)
+    def _is_missing(self, connection: Any) -> bool:
+        from psycopg.rows import tuple_row  # noqa: PLC0415 - a pool's connections may have another
+
+        cursor = connection.cursor(row_factory=tuple_row).execute(*self._question)
+        return bool(cursor.fetchone()[0])
+
+    async def _ais_missing(self, connection: Any) -> bool:
+        from psycopg.rows import tuple_row  # noqa: PLC0415
+
+        cursor = await connection.cursor(row_factory=tuple_row).execute(*self._question)
+        return bool((await cursor.fetchone())[0])
 
     @property
-    def _making(self) -> str:
-        return _MAKE.format(definitions=definitions(self._table))
+    def _question(self) -> tuple[str, tuple[str, str]]:
+        # To read any table makes the server hear of what others have made; a name alone it may know to be missing.
+        query = "SELECT to_regclass(%s) IS NULL OR to_regproc(%s) IS NULL FROM pg_catalog.pg_class LIMIT 1"
+        return query, (self._table, self._last)
 
     def _forbidden(self, error: Exception) -> ConfigurationError:
         return ConfigurationError(

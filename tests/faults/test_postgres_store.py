@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg
+import psycopg.rows
 import psycopg.sql
 import psycopg_pool
 import pytest
@@ -165,6 +166,37 @@ def test_processes_that_all_come_first_get_exactly_what_there_is(reliakit_dsn: s
     assert [sum(column) for column in zip(*counts, strict=True)] == [100, 100]
 
 
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_table_that_was_made_while_it_waited_to_make_it_is_not_made_again(reliakit_dsn: str, colour: str) -> None:
+    store = PostgresStore(reliakit_dsn, timeout=30.0)
+    remaining: list[int] = []
+
+    def decide() -> None:
+        answer = (
+            store.apply(Op.HIT, TEN, "k", 1) if colour == "sync" else asyncio.run(store.aapply(Op.HIT, TEN, "k", 1))
+        )
+        remaining.append(answer.remaining)
+
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = %s"
+    with psycopg.connect(reliakit_dsn) as maker, psycopg.connect(reliakit_dsn) as decides:
+        maker.execute("SELECT pg_advisory_xact_lock(7209065713364918381)")
+        (database,) = maker.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone() or (
+            0,
+        )
+        thread = threading.Thread(target=decide)
+        thread.start()
+        while maker.execute(waits, (database,)).fetchone() != (1,):
+            threading.Event().wait(0.01)
+        with psycopg.connect(reliakit_dsn) as quick:
+            quick.execute(store.ddl)
+        decides.execute("LOCK TABLE reliakit_limits IN ROW EXCLUSIVE MODE")  # as a decision that is under way
+        maker.rollback()
+        thread.join(20.0)
+        assert remaining == [9]
+    thread.join()
+    store.close()
+
+
 def test_attempts_in_parallel_are_counted_exactly(store: PostgresStore) -> None:
     guard = LoginGuard(store=store, secret="s" * 32, free_attempts=5)
     tried: list[int] = []
@@ -220,6 +252,18 @@ def test_pools_serve_their_colour(reliakit_dsn: str) -> None:
             return sorted(answer.remaining for answer in answers)
 
     assert asyncio.run(in_tasks()) == [5, 6, 7]
+
+
+def test_a_pool_may_give_its_rows_in_any_shape(reliakit_dsn: str) -> None:
+    rows = {"row_factory": psycopg.rows.dict_row}
+    with psycopg_pool.ConnectionPool(reliakit_dsn, min_size=1, kwargs=rows) as pool:
+        assert PostgresStore(pool, timeout=30.0).apply(Op.HIT, TEN, "k", 1).remaining == 9
+
+    async def in_tasks() -> int:
+        async with psycopg_pool.AsyncConnectionPool(reliakit_dsn, min_size=1, open=False, kwargs=rows) as pool:
+            return (await PostgresStore(pool, table="others", timeout=30.0).aapply(Op.HIT, TEN, "k", 1)).remaining
+
+    assert asyncio.run(in_tasks()) == 9
 
 
 def test_what_is_as_good_as_new_is_purged(store: PostgresStore, reliakit_dsn: str) -> None:
