@@ -27,6 +27,16 @@ def test_without_trusted_proxies_no_header_is_believed():
     assert client_ip()(scope(headers={"X-Forwarded-For": "1.1.1.1", "Forwarded": "for=2.2.2.2"})) == "203.0.113.9"
 
 
+def test_a_bare_environ_or_scope_tells_the_client_as_a_server_s_does():
+    key = client_ip(OURS)
+    assert key({"REMOTE_ADDR": "203.0.113.9"}) == "203.0.113.9"
+    assert key({"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": "1.1.1.1, 203.0.113.9"}) == "203.0.113.9"
+    assert key({"REMOTE_ADDR": "10.0.0.1"}) == "10.0.0.1"
+    assert key({"client": ("203.0.113.9", 1)}) == "203.0.113.9"
+    assert key({"type": "http", "client": ("10.0.0.1", 1)}) == "10.0.0.1"
+    assert key({"type": "http", "client": None}) == key({"headers": []}) == "unix"
+
+
 def test_an_untrusted_peer_is_the_client_whatever_it_says():
     assert by_xff("1.1.1.1", peer="198.51.100.7") == "198.51.100.7"
 
@@ -120,7 +130,7 @@ def test_a_flood_of_hops_is_not_walked_to_its_end():
     assert by_xff("1.1.1.1," + " " * 9000 + "10.0.0.7") == "10.0.0.1"
 
 
-@pytest.mark.parametrize("bad", ["10.0.0.0/8", [5], ["10.0.0.1/8"], ["example.com"], ["*"]])
+@pytest.mark.parametrize("bad", ["10.0.0.0/8", 5, [5], ["10.0.0.1/8"], ["example.com"], ["*"]])
 def test_networks_that_are_none_are_refused(bad):
     with pytest.raises(ConfigurationError, match="trusted"):
         client_ip(bad)

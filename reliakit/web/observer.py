@@ -159,7 +159,7 @@ class RequestObserver(Part):
     def begin(self, request: Request) -> Exchange:
         """Return the exchange of a request that has just arrived, and tell the listeners."""
         written = view.method(request)
-        prefix: str = request.get("SCRIPT_NAME" if "wsgi.version" in request else "root_path") or ""
+        prefix: str = request.get("SCRIPT_NAME" if view.is_wsgi(request) else "root_path") or ""
         exchange = Exchange(
             written if written in METHODS else "_OTHER",
             request_id_of(view.header(request, "x-request-id")),
@@ -294,7 +294,7 @@ def route_of(request: Request, prefix: str) -> str:
     told = request.get(ROUTE)
     if isinstance(told, str):
         return told
-    if "wsgi.version" in request:
+    if view.is_wsgi(request):
         rule = getattr(getattr(request.get("werkzeug.request"), "url_rule", None), "rule", None)
         mounted: str = request.get("SCRIPT_NAME") or ""
         return mounted.removeprefix(prefix) + rule if isinstance(rule, str) else UNMATCHED

@@ -13,6 +13,7 @@ BodyLimit           innermost: it watches the app read
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reliakit.core.errors import ConfigurationError
@@ -26,7 +27,7 @@ from reliakit.web.rate_limit import Limiter, RateLimitHeaders
 from reliakit.web.timeout import RequestTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from reliakit.core.clock import Clock
     from reliakit.core.spine import Listener
@@ -88,8 +89,8 @@ def stack(
 
 
 def _listed(trusted: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(trusted, str):
-        raise ConfigurationError(f"trusted must be a list of networks, got the text {trusted!r}: put it in a list")
+    if isinstance(trusted, str) or not isinstance(trusted, Iterable):
+        raise ConfigurationError(f"trusted must be a list of networks, got {trusted!r}: put it in a list")
     return tuple(trusted)
 
 
