@@ -653,6 +653,9 @@ def test_limiters_share_a_store_by_name_and_rules(clock: ManualClock) -> None:
         (("x",), {}, "limit"),
         (("1/s",), {"name": ""}, "name"),
         (("1/s",), {"listeners": [7]}, "listener"),
+        (("1/s",), {"enforce": "no"}, "enforce"),
+        (("1/s",), {"breach_limit": "x"}, "breach_limit"),
+        (("1/s",), {"breach_limit": "0/h"}, "breach_limit"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_name(

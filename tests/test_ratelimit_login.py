@@ -476,7 +476,7 @@ class Foreign:
         ({"base_delay": 0}, "base_delay"),
         ({"base_delay": 2.0, "max_delay": 1.0}, "max_delay"),
         ({"stop_after": 0}, "stop_after"),
-        ({"source_limit": "x"}, "limit"),
+        ({"source_limit": "x"}, "source_limit"),
         ({"source_limit": "5 per second sliding"}, "limit"),
         ({"on_store_error": "maybe"}, "on_store_error"),
         ({"store_timeout": -1}, "store_timeout"),

@@ -10,7 +10,7 @@ from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
 from reliakit.stores.protocol import ALGORITHMS, Algorithm, Rule
 
-__all__ = ["Decision", "Limit"]
+__all__ = ["Decision", "Limit", "limit_of"]
 
 _UNITS: Final = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
@@ -90,6 +90,14 @@ class Limit:
         burst = "" if self.burst in (None, self.amount) else f" burst {self.burst}"
         algorithm = "" if self.algorithm == "gcra" else f" {self.algorithm}"
         return f"{self.amount}{unit}{burst}{algorithm}"
+
+
+def limit_of(argument: str, given: str | Limit) -> Limit:
+    """Return the limit that a setting gives, as a text or ready made."""
+    try:
+        return given if isinstance(given, Limit) else Limit.parse(given)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{argument}: {error}") from error
 
 
 class Decision(NamedTuple):

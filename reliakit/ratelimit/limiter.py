@@ -23,7 +23,7 @@ from reliakit.core.events import LimitDecided, LimitDenied, LimiterPresent, Limi
 from reliakit.core.spine import Emitter, watch
 from reliakit.ratelimit.breaches import BreachLimited
 from reliakit.ratelimit.decorator import Spend, limited
-from reliakit.ratelimit.limit import Decision, Limit
+from reliakit.ratelimit.limit import Decision, Limit, limit_of
 from reliakit.ratelimit.outage import GuardedStore, OnStoreError, StandInAnswer
 from reliakit.ratelimit.tally import LimiterStats, Tally
 from reliakit.ratelimit.waiting import Line, Slot, Waiting
@@ -94,14 +94,12 @@ class RateLimiter:
         if not limits:
             raise ConfigurationError('a limiter needs at least one limit, such as RateLimiter("10/s")')
         self.name: str = checks.named("name", name)
-        self.limits: tuple[Limit, ...] = tuple(
-            limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in limits
-        )
+        self.limits: tuple[Limit, ...] = tuple(limit_of("limits", limit) for limit in limits)
         rules = tuple(limit.rule for limit in self.limits)
         self._burst = min(rule.burst for rule in rules)
         written = ",".join(f"{rule.algorithm}:{rule.limit}:{rule.period}:{rule.burst}" for rule in rules)
         self._plan = Plan(f"v1:{written}:{name}", rules)
-        self._shadow = not enforce
+        self._shadow = not checks.choice("enforce", enforce, (True, False))
         self._clock = clock
         self._emitter = Emitter(name, listeners, clock)
         checks.choice("on_store_error", on_store_error, ("local", "open", "closed"))
@@ -123,7 +121,7 @@ class RateLimiter:
         asked: Store | GuardedStore | BreachLimited = self._guard or self._store
         self._shown = tuple((limit, limit.amount) for limit in self.limits)
         if breach_limit is not None:
-            breaches = breach_limit if isinstance(breach_limit, Limit) else Limit.parse(breach_limit)
+            breaches = limit_of("breach_limit", breach_limit)
             denials = Plan(f"v1:breaches:{breaches}:{name}", (breaches.rule,))
             asked = BreachLimited(self._guard or self._store, denials, len(self.limits))
             self._shown += ((breaches, breaches.amount),)

@@ -23,7 +23,7 @@ from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.spine import Emitter
 from reliakit.ratelimit.attempts import Attempts, wait_of
-from reliakit.ratelimit.limit import Limit
+from reliakit.ratelimit.limit import Limit, limit_of
 from reliakit.ratelimit.names import Names
 from reliakit.ratelimit.outage import GuardedStore, OnStoreError, StandInAttempt
 from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptOp, AttemptRules, Claim
@@ -337,7 +337,7 @@ def _rules(  # noqa: PLR0917 - the guard's settings that say how it counts
     if cap < base:
         raise ConfigurationError(f"max_delay must be at least base_delay, got {max_delay!r} and {base_delay!r}")
     checks.count("stop_after", stop)
-    limit = source_limit if isinstance(source_limit, Limit) else Limit.parse(source_limit)
+    limit = limit_of("source_limit", source_limit)
     if limit.algorithm != "gcra":
         raise ConfigurationError(f"source_limit must be a limit by gcra, got {limit}")
     rule = limit.rule
