@@ -504,6 +504,21 @@ class TestBounds:
         assert len(shown) <= 50
         assert any(("operation", OTHER) in labels for labels in rollbacks)
 
+    def test_no_series_stands_in_a_scrape_twice_when_its_own_values_are_the_overflow(self):
+        metrics = Metrics(max_series=10)
+        for number in range(30):
+            metrics.increment("security", 9, event="failed_login", source=f"10.0.0.{number}")
+            metrics.increment("security", event="failed_login", source=f"10.0.0.{number}")
+        jobs = metrics.counter("jobs", labels=("n",))
+        jobs.labels(OTHER).inc()
+        for number in range(20):
+            jobs.labels(str(number)).inc()
+        for name in ("reliakit_security_total", "jobs_total"):
+            lines = [line for line in metrics.render().body.decode().splitlines() if line.startswith(f"{name}{{")]
+            assert len({line.rpartition(" ")[0] for line in lines}) == len(lines)
+        assert sum(samples(metrics)["reliakit_security_total"].values()) == 300
+        assert sum(samples(metrics)["jobs_total"].values()) == 21
+
     def test_the_smallest_room_still_shows_every_verdict_and_every_metric(self):
         shown = samples(Metrics(max_series=1))
         assert len(shown["reliakit_slo_verdict"]) == 28
@@ -632,13 +647,25 @@ class TestLabelText:
 class TestDeclarations:
     @pytest.mark.parametrize(
         "buckets",
-        [(2, 1), (1, 1), (1, math.nan), (), (math.inf,), (math.inf, 1), (-1, 1), ("a",), (True,), (1, math.inf, 2)],
+        [
+            (2, 1),
+            (1, 1),
+            (1, math.nan),
+            (),
+            (math.inf,),
+            (math.inf, 1),
+            (-1, 1),
+            ("a",),
+            (True,),
+            (1, math.inf, 2),
+            5,
+        ],
     )
     def test_bad_buckets_are_refused(self, buckets):
         with pytest.raises(ConfigurationError, match="buckets"):
             Metrics().histogram("h", buckets=buckets)
 
-    @pytest.mark.parametrize("objectives", [(math.nan,), (0,), (-1,), ("a",), (math.inf,)])
+    @pytest.mark.parametrize("objectives", [(math.nan,), (0,), (-1,), ("a",), (math.inf,), 0.1])
     def test_bad_objectives_are_refused(self, objectives):
         with pytest.raises(ConfigurationError, match="objectives"):
             Metrics().histogram("h", objectives=objectives)
@@ -668,7 +695,8 @@ class TestDeclarations:
             Metrics().counter("c", labels=labels)
 
     @pytest.mark.parametrize(
-        "settings", [{"namespace": "a-b"}, {"namespace": None}, {"max_series": 0}, {"max_series": 1.5}]
+        "settings",
+        [{"namespace": "a-b"}, {"namespace": None}, {"max_series": 0}, {"max_series": 1.5}, {"objectives": 5}],
     )
     def test_bad_settings_are_refused_by_name(self, settings):
         with pytest.raises(ConfigurationError, match=next(iter(settings))):
@@ -759,13 +787,16 @@ class TestDeclarations:
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", ["error", "error_total", "reliakit_error_total"])
+    @pytest.mark.parametrize("name", ["error", "error_total", "reliakit_error", "reliakit_error_total"])
     def test_a_counter_answers_with_and_without_its_suffix(self, name):
         metrics = Metrics()
         metrics.increment(name, type="ValueError", service="auth", status=500)
         assert value(metrics, "reliakit_error_total", type="ValueError", service="auth", status="500") == 1
 
-    @pytest.mark.parametrize("name", ["transaction", "transaction_duration", "transaction_duration_seconds"])
+    @pytest.mark.parametrize(
+        "name",
+        ["transaction", "transaction_duration", "transaction_duration_seconds", "reliakit_transaction_duration"],
+    )
     def test_a_histogram_answers_with_and_without_its_suffix(self, name):
         metrics = Metrics()
         metrics.observe(name, duration=0.012, status="commit", service="auth")
@@ -801,6 +832,17 @@ class TestNames:
         metrics.increment("error", type="E", service="s", status="500")
         assert value(metrics, "error_total", type="E", service="s", status="500") == 1
         assert "reliakit" not in metrics.render().body.decode().replace("reliakit's", "")
+
+    def test_what_cannot_even_be_looked_up_is_an_unknown_name(self):
+        class Broken:
+            def __hash__(self):
+                raise RuntimeError
+
+        metrics = Metrics()
+        for name in (Broken(), [], None):
+            metrics.increment(name)
+            metrics.observe(name, 1)
+        assert dropped(metrics, "unknown_metric") == 6
 
     def test_a_label_may_be_called_name(self):
         metrics = Metrics()

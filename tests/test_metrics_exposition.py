@@ -369,8 +369,9 @@ class TestApplications:
         status, headers = answers[0]
         assert (status, headers["Content-Type"]) == ("200 OK", TEXT)
         assert body == metrics.render().body
-        metrics.wsgi_app({"REQUEST_METHOD": "PUT"}, lambda status, headers: answers.append((status, headers)))
+        metrics.wsgi_app({"REQUEST_METHOD": "PUT"}, lambda status, headers: answers.append((status, dict(headers))))
         assert answers[1][0] == "405 Method Not Allowed"
+        assert answers[1][1]["Content-Type"] == "text/plain"  # servers that check their applications want one
 
 
 class TestPrometheusClient:
@@ -395,6 +396,8 @@ class TestPrometheusClient:
         Metrics(namespace="other").register(registry)
         with pytest.raises(ConfigurationError, match="namespace"):
             Metrics(namespace="other").register(registry)
+        with pytest.raises(ConfigurationError, match="registry"):
+            Metrics().register("default")
 
     def test_counting_does_not_load_prometheus_client(self):
         code = (

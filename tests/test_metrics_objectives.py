@@ -114,6 +114,8 @@ class TestArguments:
             lambda: at_most("m", math.nan),
             lambda: count(""),
             lambda: zero(""),
+            lambda: zero(5),
+            lambda: at_most(None, 1),
             lambda: Metrics(objectives=["x"]),
             lambda: Metrics().objective("x"),
         ],

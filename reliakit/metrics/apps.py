@@ -59,7 +59,7 @@ def _takes_gzip(encodings: str) -> bool:
 
 
 def _refused() -> list[tuple[str, str]]:
-    return [("Allow", ", ".join(_ALLOWED)), ("Content-Length", "0")]
+    return [("Allow", ", ".join(_ALLOWED)), ("Content-Type", "text/plain"), ("Content-Length", "0")]
 
 
 class AsgiApp:

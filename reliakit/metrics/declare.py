@@ -72,6 +72,9 @@ def _labels(labels: Iterable[str | Label]) -> tuple[Label, ...]:
 
 
 def _bounds(buckets: Iterable[float], objectives: Iterable[float]) -> tuple[float, ...]:
+    for argument, given in (("buckets", buckets), ("objectives", objectives)):
+        if not isinstance(given, Iterable):
+            raise ConfigurationError(f"{argument} must be a sequence of numbers such as (0.1, 1.0), got {given!r}")
     bounds = [_bound("buckets", bound) for bound in buckets]
     if bounds and bounds[-1] == math.inf:
         bounds.pop()  # always there

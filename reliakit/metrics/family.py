@@ -77,8 +77,9 @@ class Family(Generic[S]):
         is_mixed = len({label.limit is None for label in metric.labels}) > 1
         reserve = max_series // 10 if is_mixed else 0
         self._places: Places[S] = Places(max(0, max_series - combinations - reserve) if metric.labels else 1)
-        self._reserve: Places[S] = Places(reserve)
-        self._overflow: Places[S] = Places(None)  # its keys are those combinations and no others
+        # Their keys are shared, or a series that says _other by its own values would stand in a scrape twice.
+        self._reserve: Places[S] = Places(reserve, self._places)
+        self._overflow: Places[S] = Places(None, self._places)  # only ever asked for one of those combinations
         self._lookup: dict[tuple[Any, ...], S] = {}
         self._lookup_cap = 2 * max_series
         self._next_cell = itertools.count().__next__

@@ -75,15 +75,19 @@ class Places(Generic[T]):
 
     Tickets come from an atomic counter. Whoever loses the race for a key hands its ticket back; until it does,
     another key may find no room although a place is about to become free.
+
+    Args:
+        limit: How many tickets there are.
+        beside: Whose keys these share: what stands under a key there stands under it here too.
     """
 
     __slots__ = ("_limit", "_spare", "_taken", "_tickets")
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, beside: Places[T] | None = None) -> None:
         self._limit = math.inf if limit is None else limit
         self._tickets = itertools.count()
         self._spare: list[None] = []
-        self._taken: dict[Hashable, T] = {}
+        self._taken: dict[Hashable, T] = {} if beside is None else beside._taken  # noqa: SLF001 - of its own kind
 
     def find(self, key: Hashable) -> T | None:
         """Return what stands under `key`, or None."""

@@ -104,9 +104,14 @@ def count(metric: str | AnyFamily, /, **labels: str | tuple[str, ...]) -> Count:
         metric: A metric's name, or the handle of a declared one.
         labels: Only series with this value, or one of these values.
     """
-    name = metric if isinstance(metric, str) else metric.name
+    name = _name(metric)
     chosen = tuple((label, (value,) if isinstance(value, str) else tuple(value)) for label, value in labels.items())
-    return Count((Term(checks.named("metric", name), chosen),))
+    return Count((Term(name, chosen),))
+
+
+def _name(metric: str | AnyFamily) -> str:
+    """Return the name of a metric that is given by its name or its handle."""
+    return checks.named("metric", metric if isinstance(metric, str) else getattr(metric, "name", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +213,7 @@ def complete(seen: Count | str | AnyFamily, tracked: Count | str | AnyFamily) ->
 
 def at_most(metric: str | AnyFamily, limit: float) -> AtMost:
     """Return the goal that a gauge without labels is not above `limit`; nothing is known until the gauge is set."""
-    name = metric if isinstance(metric, str) else metric.name
-    return AtMost(checks.named("metric", name), checks.seconds("limit", limit, zero=True))
+    return AtMost(_name(metric), checks.seconds("limit", limit, zero=True))
 
 
 def _count(what: Count | str | AnyFamily) -> Count:

@@ -13,6 +13,7 @@ import atexit
 import os
 import platform
 import weakref
+from collections.abc import Iterable
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, cast, get_args
@@ -38,7 +39,7 @@ from reliakit.metrics.shelf import Shelf
 from reliakit.metrics.sources import Naming, SourceMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from prometheus_client import CollectorRegistry
@@ -197,7 +198,7 @@ class Metrics:
         """
         try:
             metric = self._counted.get(name)
-        except TypeError:  # what cannot be looked up is no name
+        except Exception:  # noqa: BLE001 - what cannot be looked up is no name; the drop is counted
             name, metric = "", None
         if metric is None:
             self._drop("wrong_kind" if name in self._observed else "unknown_metric")
@@ -221,7 +222,7 @@ class Metrics:
         """
         try:
             metric = self._observed.get(name)
-        except TypeError:  # likewise
+        except Exception:  # noqa: BLE001 - likewise
             name, metric = "", None
         if metric is None:
             self._drop("wrong_kind" if name in self._counted else "unknown_metric")
@@ -360,10 +361,12 @@ class Metrics:
         Registering twice shows them once.
 
         Raises:
-            ConfigurationError: The registry has a metric of the same name.
+            ConfigurationError: The registry has a metric of the same name, or is none.
         """
         from reliakit.metrics.collector import MetricsCollector  # noqa: PLC0415 - prometheus_client loads slowly
 
+        if not callable(getattr(registry, "register", None)):
+            raise ConfigurationError(f"registry must be a CollectorRegistry of prometheus_client, got {registry!r}")
         with self._lock:
             if any(known is registry for known, _ in self._collectors):
                 return
@@ -431,6 +434,8 @@ def _leave(reference: weakref.ref[Metrics]) -> None:
 
 def _merged(objectives: Iterable[Objective]) -> list[Objective]:
     merged = {objective.name: objective for objective in DEFAULTS}
+    if not isinstance(objectives, Iterable):
+        raise ConfigurationError(f"objectives must be a sequence of Objective, got {objectives!r}")
     for objective in objectives:
         if not isinstance(objective, Objective):
             raise ConfigurationError(f"objectives must hold Objective, got {objective!r}")

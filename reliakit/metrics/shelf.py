@@ -117,19 +117,25 @@ class Shelf:
             family = _KINDS[metric.kind](metric, full, room, self._registry)
         self._owners.update(dict.fromkeys(reserved(metric, full), full))
         self.families[full] = family
-        for alias in (full, *aliases(metric)):
+        for alias in self._names(metric, full):
             if isinstance(family, Counter | Gauge):
                 self.counted.setdefault(alias, family)
             if isinstance(family, Histogram | Gauge):
                 self.observed.setdefault(alias, family)
         return family
 
+    def _names(self, metric: Metric, full: str) -> set[str]:
+        """Return all names that a metric answers to: with and without suffix, with and without the namespace."""
+        short = aliases(metric)
+        namespace = full.removesuffix(metric.name)
+        return {*short, *(f"{namespace}{name}" for name in short)}
+
     def _with_thresholds(self, objectives: list[Objective]) -> list[Metric]:
         """Return the catalogue, the objectives' thresholds made bucket bounds."""
         wanted = thresholds(objectives)
         found: list[Metric] = []
         for metric in CATALOGUE:
-            names = (self.full(metric.name), *aliases(metric))
+            names = self._names(metric, self.full(metric.name))
             bounds = tuple(term.bound for term in wanted if term.metric in names)
             found.append(metric.with_bounds(bounds) if metric.kind == "histogram" else metric)
         return found
