@@ -644,6 +644,13 @@ class TestLabelText:
         assert fold_status(code) == folded
 
 
+    def test_errors_and_their_classes_are_counted_under_the_name_of_the_class(self):
+        metrics = Metrics()
+        for given in (ValueError("it is hunter2"), ValueError, "ValueError"):
+            metrics.increment("error", type=given, service="auth", status=500)
+        assert value(metrics, "reliakit_error_total", type="ValueError", service="auth", status="500") == 3
+
+
 class TestDeclarations:
     @pytest.mark.parametrize(
         "buckets",

@@ -117,9 +117,16 @@ class Places(Generic[T]):
 
 
 def label_text(value: object) -> str:
-    """Return a label value as text of at most 128 characters that UTF-8 can carry. Never raises."""
+    """Return a label value as text of at most 128 characters that UTF-8 can carry. Never raises.
+
+    A class is its name, and an exception that of its class: what it says may be secret, and is different each time.
+    """
     if isinstance(value, Enum):
         value = value.value
+    elif isinstance(value, BaseException):
+        value = type(value).__name__
+    elif isinstance(value, type):
+        value = value.__name__
     if value is None:
         return ""
     if isinstance(value, str):
