@@ -317,6 +317,24 @@ class TestNeverRaises:
         assert histogram.labels().get() == (0, 0)
         assert sum(dropped(metrics, reason) for reason in ("not_finite", "not_a_number")) == 5
 
+    def test_a_proxy_of_what_is_gone_counts_as_other(self):
+        class Unbound:
+            def gone(self):
+                raise RuntimeError("outside of a request")
+
+            __class__ = property(gone)
+            __str__ = __hash__ = __eq__ = __float__ = gone
+
+        metrics = Metrics()
+        jobs = metrics.counter("jobs", labels=("user",))
+        jobs.labels(Unbound()).inc()
+        jobs.labels(user=Unbound()).inc()
+        jobs.labels("a").inc(Unbound())
+        metrics.increment("security", event=Unbound(), source=Unbound())
+        assert value(metrics, "jobs_total", user=OTHER) == 2
+        assert value(metrics, "reliakit_security_total", event=OTHER, source=OTHER) == 1
+        assert dropped(metrics, "not_a_number") == 1
+
     def test_what_is_negative_is_dropped_and_counted(self):
         metrics = Metrics()
         counter, histogram = metrics.counter("c"), metrics.histogram("h")
@@ -643,11 +661,10 @@ class TestLabelText:
     def test_statuses_are_folded(self, code, folded):
         assert fold_status(code) == folded
 
-
     def test_errors_and_their_classes_are_counted_under_the_name_of_the_class(self):
         metrics = Metrics()
-        for given in (ValueError("it is hunter2"), ValueError, "ValueError"):
-            metrics.increment("error", type=given, service="auth", status=500)
+        for kind in (ValueError("it is hunter2"), ValueError, "ValueError"):
+            metrics.increment("error", type=kind, service="auth", status=500)
         assert value(metrics, "reliakit_error_total", type="ValueError", service="auth", status="500") == 3
 
 

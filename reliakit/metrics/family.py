@@ -320,13 +320,14 @@ def _survives(label: Label) -> bool:
 def _is_plain(raw: tuple[object, ...], key: tuple[str, ...]) -> bool:
     """Return whether these raw values equal no others that mean another text, as 1 equals True, and are short."""
     return all(
-        value is None or value is text or (value.__class__ is str and value == text) or _is_ordinary_int(value)
+        value is None or value is text or (type(value) is str and value == text) or _is_ordinary_int(value)
         for value, text in zip(raw, key, strict=True)
     )
 
 
 def _is_ordinary_int(value: object) -> bool:
-    return isinstance(value, int) and 1 < value < 1 << 30
+    # By its type: a proxy may raise when isinstance() asks for its __class__.
+    return issubclass(type(value), int) and 1 < cast("int", value) < 1 << 30
 
 
 def escaped(value: str) -> str:

@@ -121,6 +121,20 @@ def label_text(value: object) -> str:
 
     A class is its name, and an exception that of its class: what it says may be secret, and is different each time.
     """
+    if type(value) is str:
+        text = value
+    else:
+        try:
+            text = _spelled(value)
+        except Exception:  # noqa: BLE001 - a broken __str__ must not lose the count, so it lands in the overflow value
+            return OTHER
+    if len(text) > LONGEST:
+        text = text[:LONGEST]
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def _spelled(value: object) -> str:
+    # Even isinstance() may raise: it asks a proxy, as of a request that is over, for its __class__.
     if isinstance(value, Enum):
         value = value.value
     elif isinstance(value, BaseException):
@@ -129,16 +143,7 @@ def label_text(value: object) -> str:
         value = value.__name__
     if value is None:
         return ""
-    if isinstance(value, str):
-        text = str.__str__(value)
-    else:
-        try:
-            text = str.__str__(str(value))
-        except Exception:  # noqa: BLE001 - a broken __str__ must not lose the count, so it lands in the overflow value
-            return OTHER
-    if len(text) > LONGEST:
-        text = text[:LONGEST]
-    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+    return str.__str__(value if isinstance(value, str) else str(value))
 
 
 @lru_cache(maxsize=4096)
