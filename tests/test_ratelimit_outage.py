@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import threading
 from typing import Any
 
 import pytest
 
-from reliakit import ConfigurationError, DeadlineExceededError, RateLimitedError, StoreError, deadline, remaining
-from reliakit.core.events import LimitDecided, StoreFailed, StoreRecovered
+from reliakit import (
+    ConfigurationError,
+    DeadlineExceededError,
+    RateLimitedError,
+    StoreError,
+    configure_logging,
+    deadline,
+    remaining,
+    subscribe,
+)
+from reliakit.core.events import CircuitChanged, LimitDecided, StoreFailed, StoreRecovered
 from reliakit.ratelimit import RateLimiter
 from reliakit.stores import MemoryStore
 from reliakit.testing import ManualClock, RecordingListener
@@ -131,6 +142,23 @@ def test_an_outage_is_told_once_and_so_is_its_end(store: Flaky, clock: ManualClo
         assert [(event.store, event.outage) for event in heard.of(StoreRecovered)] == [("Flaky", 40.0)]
         assert len(heard.of(StoreFailed)) == 1
         assert {event.name for event in heard} == {"search"}
+
+
+def test_a_long_outage_is_one_record_and_its_end_another(store: Flaky, clock: ManualClock) -> None:
+    written = io.StringIO()
+    limiter = limiter_of(store)
+    with configure_logging(service="s", env="production", stream=written), subscribe(heard := RecordingListener()):
+        store.error = StoreError("down")
+        for _ in range(200):
+            limiter.peek("k")
+            clock.advance(1.0)
+        store.error = None
+        limiter.peek("k")
+        clock.advance(30.0)
+        limiter.peek("k")
+    messages = [json.loads(line)["message"] for line in written.getvalue().splitlines()]
+    assert messages == ["store failed", "store recovered"]
+    assert {change.within for change in heard.of(CircuitChanged)} == {"store"}
 
 
 @pytest.mark.anyio

@@ -245,6 +245,8 @@ def _circuit(event: events.CircuitChanged) -> Told:
     if event.retry_after is not None:
         fields["retry_after"] = event.retry_after  # type: ignore[assignment]  # a number among texts
     level = logging.INFO if event.state in {"closed", "half_open"} else logging.WARNING
+    if event.within is not None:
+        level = logging.DEBUG
     return level, "circuit changed", fields, None
 
 

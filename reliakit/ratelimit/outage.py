@@ -62,6 +62,13 @@ class StandInAttempt(AttemptAnswer):
     __slots__ = ()
 
 
+class _StoreBreaker(CircuitBreaker):
+    """The breaker before a store, which tries it again and again: of an outage, `StoreFailed` tells once."""
+
+    __slots__ = ()
+    _within = "store"
+
+
 class GuardedStore:
     """Ask a store, and a stand-in when it does not answer. Safe from threads and tasks, if the store is.
 
@@ -84,7 +91,7 @@ class GuardedStore:
         self._emitter = emitter
         self._clock = clock
         self._keeps_time: bool = getattr(store, "keeps_time", False)
-        self._breaker = CircuitBreaker(
+        self._breaker = _StoreBreaker(
             f"{emitter.name} store", failure_threshold=_FAILURES, reset_timeout=_BREAK, clock=clock
         )
         self._lock = threading.RLock()

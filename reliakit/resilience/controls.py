@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
@@ -54,6 +54,7 @@ class Controls:
     _length: BreakLength
     _now: Callable[[], float]
     _telling: threading.Lock
+    _within: ClassVar[str | None] = None
 
     @property
     def state(self) -> State:
@@ -166,6 +167,7 @@ class Controls:
                         state=change.state.value,
                         cause=change.cause,
                         retry_after=change.retry_after,
+                        within=self._within,
                     )
             finally:
                 self._telling.release()

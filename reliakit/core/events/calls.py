@@ -39,12 +39,14 @@ class CircuitChanged(Event):
         state: The state it entered.
         cause: Why, in a few words.
         retry_after: Seconds until a probe is let through, where that is known.
+        within: Whose part the breaker is, where that one tells of outages itself, such as "store".
     """
 
     previous: str
     state: str
     cause: str
     retry_after: float | None = None
+    within: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
