@@ -239,8 +239,10 @@ class TestTransactions:
 
 
 class TestResilience:
+    # Names of its own: breakers and limiters that other tests have left alive are shown, too.
+
     def test_a_real_breaker_shows_its_state_calls_and_transitions(self, metrics):
-        breaker = CircuitBreaker("db", failure_threshold=2, clock=ManualClock())
+        breaker = CircuitBreaker("fed db", failure_threshold=2, clock=ManualClock())
 
         def fail():
             raise OSError("down")
@@ -252,11 +254,14 @@ class TestResilience:
         with pytest.raises(Exception, match="open"):
             breaker.call(int)
         for outcome, times in {"success": 1, "failure": 2, "rejected": 1, "ignored": 0}.items():
-            assert value(metrics, "circuit_breaker_calls_total", name="db", outcome=outcome) == times
-        assert value(metrics, "circuit_breaker_state", name="db", state="open") == 1
-        assert value(metrics, "circuit_breaker_state", name="db", state="closed") == 0
-        assert value(metrics, "circuit_breaker_transitions_total", name="db", **{"from": "closed", "to": "open"}) == 1
-        assert value(metrics, "calls_rejected_total", name="db", reason="CircuitOpenError") == 1
+            assert value(metrics, "circuit_breaker_calls_total", name="fed db", outcome=outcome) == times
+        assert value(metrics, "circuit_breaker_state", name="fed db", state="open") == 1
+        assert value(metrics, "circuit_breaker_state", name="fed db", state="closed") == 0
+        assert (
+            value(metrics, "circuit_breaker_transitions_total", name="fed db", **{"from": "closed", "to": "open"})
+            == 1
+        )
+        assert value(metrics, "calls_rejected_total", name="fed db", reason="CircuitOpenError") == 1
         assert value(metrics, "error_total", type="OSError", status="resource") is None
         assert value(metrics, "error_total", type="OSError", service="", status="resource") == 2
 
@@ -272,9 +277,9 @@ class TestResilience:
 
     def test_a_breaker_that_made_itself_known_is_read_and_not_told(self, metrics):
         figures = [CircuitFigures("closed", 7, 0, 0)]
-        breaker = Emitter("db")
+        breaker = Emitter("fed db")
         outcomes = lambda: [  # noqa: E731 - three lines of it
-            value(metrics, "circuit_breaker_calls_total", name="db", outcome=outcome)
+            value(metrics, "circuit_breaker_calls_total", name="fed db", outcome=outcome)
             for outcome in ("success", "failure", "ignored")
         ]
 
@@ -287,12 +292,12 @@ class TestResilience:
         figures[0] = CircuitFigures("open", 17, 5, 2, failure_ratio=0.25)
         breaker.emit(CallEnded, verdict="success", duration=0.5)
         assert outcomes() == [10, 5, 2]
-        assert value(metrics, "circuit_breaker_state", name="db", state="open") == 1
-        assert value(metrics, "circuit_breaker_state", name="db", state="closed") == 0
-        assert value(metrics, "circuit_breaker_failure_ratio", name="db") == 0.25
+        assert value(metrics, "circuit_breaker_state", name="fed db", state="open") == 1
+        assert value(metrics, "circuit_breaker_state", name="fed db", state="closed") == 0
+        assert value(metrics, "circuit_breaker_failure_ratio", name="fed db") == 0.25
         figures[0] = CircuitFigures("open", 18, 5, 2, is_gone=True)
         assert outcomes() == [11, 5, 2]
-        assert value(metrics, "circuit_breaker_state", name="db", state="open") == 0
+        assert value(metrics, "circuit_breaker_state", name="fed db", state="open") == 0
         figures[0] = CircuitFigures("open", 99, 5, 2)
         assert outcomes() == [11, 5, 2]
 
@@ -300,19 +305,19 @@ class TestResilience:
     def test_what_a_breaker_counts_while_nobody_is_attached_is_not_ours(self, how):
         metrics = Metrics()
         figures = [CircuitFigures("closed", 0, 0, 0)]
-        calls = lambda: value(metrics, "circuit_breaker_calls_total", name="db", outcome="success")  # noqa: E731
+        calls = lambda: value(metrics, "circuit_breaker_calls_total", name="fed db", outcome="success")  # noqa: E731
 
         def read():
             return figures[0]
 
         subscription = metrics.attach()
-        Emitter("db").emit(CircuitPresent, read=read)
+        Emitter("fed db").emit(CircuitPresent, read=read)
         figures[0] = CircuitFigures("closed", 3, 0, 0)
         (metrics if how == "close" else subscription).close()
         figures[0] = CircuitFigures("closed", 50, 0, 0)
         assert calls() == 3
         with metrics:
-            Emitter("db").emit(CircuitPresent, read=read)
+            Emitter("fed db").emit(CircuitPresent, read=read)
             figures[0] = CircuitFigures("closed", 52, 0, 0)
             assert calls() == 5
 
@@ -325,26 +330,26 @@ class TestResilience:
             figures = lambda number=number: CircuitFigures(  # noqa: E731 - as a breaker's would be
                 "closed", counts[number], 0, 0, is_gone=number < 7 and counts[number] > 0
             )
-            assert readings.follow("db", figures)
+            assert readings.follow("fed db", figures)
             counts[number] += 1
         readings.refresh()
         assert sum(counted) == 8
 
     def test_other_guards_rejections_are_no_breaker_calls(self, metrics):
-        Emitter("pool").emit(CallRejected, reason="BulkheadFullError")
-        assert value(metrics, "calls_rejected_total", name="pool", reason="BulkheadFullError") == 1
-        assert value(metrics, "circuit_breaker_calls_total", name="pool", outcome="rejected") is None
+        Emitter("fed pool").emit(CallRejected, reason="BulkheadFullError")
+        assert value(metrics, "calls_rejected_total", name="fed pool", reason="BulkheadFullError") == 1
+        assert value(metrics, "circuit_breaker_calls_total", name="fed pool", outcome="rejected") is None
 
     def test_calls_with_a_duration_are_timed_for_who_asks_for_it(self, metrics):
-        assert not Emitter("db").hears(CallEnded)
+        assert not Emitter("fed db").hears(CallEnded)
         with subscribe(metrics, CallEnded):
-            Emitter("db").emit(CallEnded, verdict="success", duration=0.2)
-        assert value(metrics, "circuit_breaker_call_duration_seconds_sum", name="db") == 0.2
+            Emitter("fed db").emit(CallEnded, verdict="success", duration=0.2)
+        assert value(metrics, "circuit_breaker_call_duration_seconds_sum", name="fed db") == 0.2
 
     def test_attempts_decisions_and_stores_are_counted(self, metrics):
-        Emitter("http").emit(AttemptFailed, attempt=1, delay=0.5, error_type="OSError")
-        assert value(metrics, "retry_attempts_total", name="http", outcome="retried") == 1
-        limiter = Emitter("search")
+        Emitter("fed http").emit(AttemptFailed, attempt=1, delay=0.5, error_type="OSError")
+        assert value(metrics, "retry_attempts_total", name="fed http", outcome="retried") == 1
+        limiter = Emitter("fed search")
         for allowed, denied, degraded in ((True, False, False), (False, True, False), (True, True, True)):
             with subscribe(metrics, LimitDecided):
                 limiter.emit(
@@ -358,8 +363,8 @@ class TestResilience:
                     retry_after=0.0,
                 )
         for decision in ("allowed", "limited", "shadow"):
-            assert value(metrics, "rate_limit_decisions_total", limiter="search", decision=decision) == 1
-        assert value(metrics, "rate_limit_degraded_total", limiter="search") == 1
+            assert value(metrics, "rate_limit_decisions_total", limiter="fed search", decision=decision) == 1
+        assert value(metrics, "rate_limit_degraded_total", limiter="fed search") == 1
         limiter.emit(StoreFailed, store="redis", reason="timeout")
         assert value(metrics, "store_failures_total", store="redis") == 1
         assert value(metrics, "store_up", store="redis") == 0
@@ -367,26 +372,26 @@ class TestResilience:
         assert value(metrics, "store_up", store="redis") == 1
 
     def test_what_becomes_of_guarded_calls_is_counted(self, metrics):
-        mail = Emitter("mail")
+        mail = Emitter("fed mail")
         mail.emit(RetryEnded, outcome="failure", reason="deadline", attempts=3, duration=1.0)
-        assert value(metrics, "retry_attempts_total", name="mail", outcome="failure") == 1
-        assert value(metrics, "retry_ended_total", name="mail", reason="deadline") == 1
+        assert value(metrics, "retry_attempts_total", name="fed mail", outcome="failure") == 1
+        assert value(metrics, "retry_ended_total", name="fed mail", reason="deadline") == 1
         mail.emit(CircuitSpared, cause="x")
-        assert value(metrics, "circuit_breaker_spared_total", name="mail") == 1
+        assert value(metrics, "circuit_breaker_spared_total", name="fed mail") == 1
         mail.emit(CallTimedOut, seconds=2.0)
         mail.emit(FallbackUsed, error_type="OSError")
         mail.emit(CallCoalesced, wait=0.1)
         for name in ("call_timeouts_total", "call_fallbacks_total", "call_coalesced_total"):
-            assert value(metrics, name, name="mail") == 1
+            assert value(metrics, name, name="fed mail") == 1
         mail.emit(CallWaited, wait=0.5, granted=False)
-        assert value(metrics, "call_wait_seconds_sum", name="mail", outcome="refused") == 0.5
+        assert value(metrics, "call_wait_seconds_sum", name="fed mail", outcome="refused") == 0.5
         for winner in (1, 2, 3, None):
             mail.emit(HedgeEnded, copies=2, winner=winner, failed=0, duration=0.1)
         for winner, times in {"first": 1, "later": 2, "none": 1}.items():
-            assert value(metrics, "hedge_calls_total", name="mail", winner=winner) == times
-        assert value(metrics, "hedge_copies_total", name="mail") == 8
+            assert value(metrics, "hedge_calls_total", name="fed mail", winner=winner) == times
+        assert value(metrics, "hedge_copies_total", name="fed mail") == 8
         mail.emit(LimitMoved, previous=10, limit=12)
-        assert value(metrics, "adaptive_limit", name="mail") == 12
+        assert value(metrics, "adaptive_limit", name="fed mail") == 12
         mail.emit(DeadlineOverrun, seconds=1.0, elapsed=1.5)
         assert value(metrics, "deadline_overruns_total") == 1
 
