@@ -411,7 +411,7 @@ class AsyncCallable:
 def test_an_async_or_generator_listener_is_refused(listener: object) -> None:
     with pytest.raises(ConfigurationError, match="listener must be a plain function"):
         subscribe(listener)  # type: ignore[arg-type]  # what the test is about
-    with pytest.raises(ConfigurationError, match="listener must be a plain function"):
+    with pytest.raises(ConfigurationError, match="each of listeners must be a plain function"):
         Emitter("x", (listener,))  # type: ignore[arg-type]  # what the test is about
 
 
@@ -428,6 +428,8 @@ def test_an_async_listener_in_disguise_is_told_when_it_answers(caplog: pytest.Lo
 def test_what_cannot_be_called_is_refused(listener: object) -> None:
     with pytest.raises(ConfigurationError, match="listener must be a callable"):
         subscribe(listener)  # type: ignore[arg-type]  # what the test is about
+    with pytest.raises(ConfigurationError, match="each of listeners must be a callable"):
+        Emitter("x", (listener,))  # type: ignore[arg-type]  # what the test is about
 
 
 @pytest.mark.parametrize(

@@ -284,16 +284,16 @@ def _own_routes(listeners: object) -> tuple[_Route, ...]:
     # A listener that can be iterated too, such as a recorder of events, would be taken for nobody.
     if callable(listeners) or not isinstance(listeners, Iterable):
         raise ConfigurationError(f"listeners must be a list of callables that take an event, got {listeners!r}")
-    return tuple(_route(listener, ()) for listener in cast("Iterable[object]", listeners))
+    return tuple(_route(listener, (), "each of listeners") for listener in cast("Iterable[object]", listeners))
 
 
-def _route(listener: object, types: tuple[type[Event], ...]) -> _Route:
+def _route(listener: object, types: tuple[type[Event], ...], argument: str = "listener") -> _Route:
     if not callable(listener):
-        raise ConfigurationError(f"listener must be a callable that takes an event, got {listener!r}")
+        raise ConfigurationError(f"{argument} must be a callable that takes an event, got {listener!r}")
     called = (listener, type(listener).__call__)
     if any(is_lazy(target) for target in called for is_lazy in _LAZY):
         raise ConfigurationError(
-            f"listener must be a plain function, {listener!r} is async or a generator: hand over to a task yourself"
+            f"{argument} must be a plain function, {listener!r} is async or a generator: hand over to a task yourself"
         )
     for kind in types:
         if not (isinstance(kind, type) and issubclass(kind, Event)):
