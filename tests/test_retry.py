@@ -92,11 +92,13 @@ def test_the_last_real_error_is_raised_with_a_note_when_the_attempts_are_spent(
 def test_a_circuit_that_opens_midway_leaves_the_last_real_error(colour: str, clock: ManualClock) -> None:
     breaker = CircuitBreaker("bank", failure_threshold=2, clock=clock)
     flaky = Flaky(OSError(1), OSError(2), "never")
-    policy = Retry(5, wait=EXACT, clock=clock) | breaker
+    told = RecordingListener()
+    policy = Retry(5, wait=EXACT, listeners=[told], clock=clock) | breaker
     with pytest.raises(OSError, match="2") as raised:
         run(policy, flaky, colour)  # type: ignore[arg-type]  # a policy is called alike
     assert flaky.calls == 2
-    assert raised.value.__notes__ == ["reliakit: gave up after 3 attempts in 3.000 s: the next one was rejected"]
+    assert [event.attempts for event in told.of(RetryEnded)] == [2]
+    assert raised.value.__notes__ == ["reliakit: gave up after 2 attempts in 3.000 s: the next one was rejected"]
 
 
 @both

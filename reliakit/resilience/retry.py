@@ -271,7 +271,17 @@ class Retry(Layer):
 class _Attempts:
     """The attempts of one call: whether there is another one, and what is left when there is none."""
 
-    __slots__ = ("_began", "_emitter", "_holds_budget", "_kept", "_number", "_previous", "_reason", "_retry")
+    __slots__ = (
+        "_began",
+        "_emitter",
+        "_holds_budget",
+        "_kept",
+        "_number",
+        "_previous",
+        "_reason",
+        "_retry",
+        "_untried",
+    )
 
     def __init__(self, retry: Retry, emitter: Emitter, began: float) -> None:
         self._retry = retry
@@ -281,6 +291,7 @@ class _Attempts:
         self._previous: float | None = None
         self._kept: Outcome[Any] | None = None  # the last one that came from where the call went to
         self._reason: Reason = "success"
+        self._untried = False  # whether the last one was refused before it was tried
         self._holds_budget = False
 
     def pause_after(self, outcome: Outcome[Any]) -> float | None:
@@ -292,6 +303,7 @@ class _Attempts:
             self._kept = outcome
         if not again:
             self._reason = self._reason_to_stop(outcome)
+            self._untried = self._reason == "rejected" and self._kept is not outcome
             return None
         pause = self._retry.pause(self._number, outcome, self._previous)
         reason = self._reason_to_give_up(pause)
@@ -318,6 +330,7 @@ class _Attempts:
         if not (number == 1 and self._reason in {"success", "error", "rejected"}):
             clock = self._retry._clock  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # two halves of one thing
             spent = clock.monotonic() - self._began
+            number -= self._untried
             if error is not None:
                 _note(error, number, spent, self._reason)
             self._emitter.emit(
