@@ -274,3 +274,19 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], words: str) -> Non
 def test_it_shows_its_settings() -> None:
     assert repr(Hedge(0.5)) == "Hedge(0.5)"
     assert repr(Hedge()) == "Hedge(quantile=0.95)"
+
+
+async def test_a_copy_that_fails_as_its_caller_is_cancelled_is_not_told_as_forgotten() -> None:
+    forgotten: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: forgotten.append(context))
+
+    async def fail() -> None:
+        caller.cancel()
+        raise OSError("lost")
+
+    caller = asyncio.create_task(Hedge(60.0).acall(fail))
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    del caller
+    gc.collect()
+    assert forgotten == []

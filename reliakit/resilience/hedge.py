@@ -244,6 +244,8 @@ class _Race:
 
         def ended(_: object) -> None:
             copy.ended = self._clock.monotonic()
+            if not copy.task.cancelled():
+                copy.task.exception()  # seen, also where the caller is cancelled before it could look
             if self._waiter is not None:
                 self._waiter.woken()
 
