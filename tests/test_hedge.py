@@ -278,15 +278,16 @@ def test_it_shows_its_settings() -> None:
 
 async def test_a_copy_that_fails_as_its_caller_is_cancelled_is_not_told_as_forgotten() -> None:
     forgotten: list[dict[str, object]] = []
+    callers: list[asyncio.Task[None]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: forgotten.append(context))
 
     async def fail() -> None:
-        caller.cancel()
+        callers[0].cancel()
         raise OSError("lost")
 
-    caller = asyncio.create_task(Hedge(60.0).acall(fail))
+    callers.append(asyncio.create_task(Hedge(60.0).acall(fail)))
     with pytest.raises(asyncio.CancelledError):
-        await caller
-    del caller
+        await callers[0]
+    callers.clear()
     gc.collect()
     assert forgotten == []
