@@ -854,6 +854,15 @@ async def test_a_limit_tells_its_fields_and_refuses_beyond(heard):
     assert (await call(app, client=("198.51.100.1", 1))).status == 200
 
 
+async def test_several_limits_are_all_told_and_of_the_one_that_binds_what_is_left():
+    limiter = RateLimiter("2/s", "3/h", name="search", clock=ManualClock())
+    app = protect(ok, service="s", limiter=limiter)
+    answers = [await call(app) for _ in range(3)]
+    assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"search-1";q=2;w=1, "search-2";q=3;w=3600'}
+    assert answers[0].headers["ratelimit"].startswith('"search-1";r=1')
+    assert (answers[2].status, answers[2].json["violated-policies"]) == (429, ["search-1"])
+
+
 async def test_a_preflight_is_never_limited():
     app = protect(ok, service="s", limiter=tight(), cors=CORS)
     headers = {**ORIGIN, "Access-Control-Request-Method": "PUT"}

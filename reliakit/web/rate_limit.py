@@ -75,7 +75,9 @@ class Limiter(Protocol):
 class RateLimitHeaders(Part):
     """Ask a limiter before the app runs: 429 with Retry-After for a request over the limit, header fields on all.
 
-    A refusal of a limiter whose store is down is 503. Each refusal emits `SecurityNoticed("rate_limit")`.
+    A limiter of several limits tells them all as policies, named "search-1", "search-2" and so on, and of the one
+    that binds what is left. A refusal of a limiter whose store is down is 503. Each refusal emits
+    `SecurityNoticed("rate_limit")`.
 
     Args:
         limiter: A `RateLimiter`.
@@ -91,7 +93,7 @@ class RateLimitHeaders(Part):
         ConfigurationError: A limiter without `hit` and `ahit`, or a key that cannot be called or is async.
     """
 
-    __slots__ = ("_client", "_emitter", "_fields", "_key", "_name", "_quoted", "limiter", "service")
+    __slots__ = ("_client", "_emitter", "_fields", "_key", "_listed", "_name", "_names", "limiter", "service")
 
     def __init__(
         self,
@@ -113,7 +115,12 @@ class RateLimitHeaders(Part):
         self._key = key
         self._fields = checks.choice("fields", fields, ("draft", "legacy", "off"))
         self._name = str(getattr(limiter, "name", None) or "default")
-        self._quoted = _quoted(self._name)
+        limits: tuple[Any, ...] = tuple(getattr(limiter, "limits", ()))
+        numbered = enumerate(limits if len(limits) > 1 else (), start=1)
+        self._names: dict[Any, str] = {limit: f"{self._name}-{number}" for number, limit in numbered}
+        self._listed = ", ".join(
+            f"{_quoted(name)}{_policy(limit, limit.burst or limit.amount)}" for limit, name in self._names.items()
+        )
         self._emitter = Emitter(service or self._name, listeners)
 
     def key(self, request: Request) -> str | None:
@@ -131,9 +138,12 @@ class RateLimitHeaders(Part):
             told = [("limit", limit), ("remaining", remaining), *([] if seconds is None else [("reset", seconds)])]
             return tuple((f"x-ratelimit-{name}".encode(), str(value).encode()) for name, value in told)
         reset = "" if seconds is None else f";t={seconds}"
+        rule = getattr(decision, "rule", None)
+        name = _quoted(self._names.get(rule, self._name))
+        policies = self._listed if rule in self._names else f"{name}{_policy(rule, limit)}"
         return (
-            (b"ratelimit-policy", f"{self._quoted};q={limit}{_window(decision)}".encode()),
-            (b"ratelimit", f"{self._quoted};r={remaining}{reset}".encode()),
+            (b"ratelimit-policy", policies.encode()),
+            (b"ratelimit", f"{name};r={remaining}{reset}".encode()),
         )
 
     def refused(self, decision: Decided, request: Request) -> ProblemResponse:
@@ -146,21 +156,19 @@ class RateLimitHeaders(Part):
                 service=self.service,
                 fields={"limiter": self._name, "retry_after": decision.retry_after, "degraded": decision.degraded},
             )
-        return limited(degraded=decision.degraded, wait=decision.retry_after, policies=(self._name,))
+        violated = self._names.get(getattr(decision, "rule", None), self._name)
+        return limited(degraded=decision.degraded, wait=decision.retry_after, policies=(violated,))
 
     def __repr__(self) -> str:
         return f"RateLimitHeaders({self.limiter!r}, key={self._key!r}, fields={self._fields!r})"
 
 
-def _window(decision: Decided) -> str:
-    """Return the window parameter: the seconds in which the whole quota comes back, where they are known."""
-    rule = getattr(decision, "rule", None)
+def _policy(rule: Any, quota: int) -> str:
+    """Return a policy's parameters: quota, and window in which all of it comes back, where that is known."""
     per, amount = getattr(rule, "per", None), getattr(rule, "amount", None)
-    if not per or not amount:
-        return ""
     # The draft knows whole seconds only and wants the parameter left out below one.
-    seconds = round(per * decision.limit / amount)
-    return f";w={seconds}" if seconds >= 1 else ""
+    seconds = round(per * quota / amount) if per and amount else 0
+    return f";q={quota};w={seconds}" if seconds >= 1 else f";q={quota}"
 
 
 def _quoted(name: str) -> str:
