@@ -36,6 +36,12 @@ CODE = grpc.StatusCode
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(scope="module", autouse=True)
+async def one_loop():
+    """Keep one event loop for all tests: grpc.aio hands the last events of a loop that is gone to the next one."""
+    yield  # noqa: PT022 - what keeps the loop
+
+
 class Script:
     """What the handlers answer with, and what they saw."""
 
