@@ -121,7 +121,7 @@ def test_with_a_quorum_of_one_the_first_opens_all(fleet):
 
 def opened(fleet, size, **settings):
     """Return a fleet that is open by agreement, once the break is over and one of it may probe."""
-    made = fleet(size, reset_timeout=0.2, **settings)
+    made = fleet(size, reset_timeout=0.5, **settings)
     made.fail(0, 1)
     made.round()
     made.round()
