@@ -289,7 +289,7 @@ def test_a_black_hole_costs_a_thread_its_deadline_and_its_end_is_noticed(reliaki
     clock, heard = ManualClock(), RecordingListener()
     store = PostgresStore(proxy.dsn(), timeout=30.0)
     limiter = RateLimiter(
-        "9/h", store=store, clock=clock, store_timeout=0.2, on_store_error="closed", listeners=[heard]
+        "9/h", store=store, clock=clock, store_timeout=0.5, on_store_error="closed", listeners=[heard]
     )
     left(store)
     assert limiter.hit("k").allowed

@@ -124,7 +124,7 @@ def test_while_the_server_is_away_others_decide_and_its_return_is_noticed(
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
     clock, heard = ManualClock(), RecordingListener()
     store = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"), timeout=30.0)
-    limiter = limiter_of(store, clock, store_timeout=0.2, listeners=[heard], on_store_error="closed")
+    limiter = limiter_of(store, clock, store_timeout=0.5, listeners=[heard], on_store_error="closed")
     left(store)  # connects, however long that takes here
     assert limiter.hit("k").allowed
     {"stalled": server.pause, "killed": server.kill, "black hole": proxy.black_hole, "refused": proxy.refuse}[how]()
