@@ -223,7 +223,10 @@ def memory(*, quick: bool) -> dict[str, bool]:
             continue
         taken[name] = float(done.stdout)
         print(f"  {name:44} {taken[name]:9.0f}  {taken[name] / taken['reliakit']:7.2f}x", flush=True)
-    leanest = min((value, name) for name, value in taken.items() if name != "reliakit")
+    others = [(value, name) for name, value in taken.items() if name != "reliakit"]
+    if not others:
+        return {}
+    leanest = min(others)
     return {f"a key takes at most half of the leanest peer's ({leanest[1]})": 2 * taken["reliakit"] <= leanest[0]}
 
 
