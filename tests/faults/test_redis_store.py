@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from random import SystemRandom
 from typing import Any
 
 import pytest
@@ -226,8 +229,18 @@ def test_any_client_will_do(server: EmbeddedRedis) -> None:
         assert left(store) == 9
 
 
+def free_pair() -> int:
+    """Return a port that is free as its cluster bus is, 10000 above; the system deals neither out by itself."""
+    while True:
+        port = SystemRandom().randrange(20_000, 22_000)
+        with contextlib.suppress(OSError), socket.socket() as clients, socket.socket() as bus:
+            clients.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
 def test_a_cluster_keeps_all_states_of_a_decision_in_one_slot() -> None:
-    with EmbeddedRedis(port=0, settings={"cluster-enabled": True}) as server:
+    with EmbeddedRedis(port=free_pair(), settings={"cluster-enabled": True}) as server:
         with redis.Redis.from_url(server.url) as client:
             client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
             moment = threading.Event()
