@@ -85,10 +85,24 @@ class Standby:
         pytest.fail("the standby did not catch up")
 
     def kill(self) -> None:
+        """Kill the server, and wait for what serves its sessions, which notices a little later."""
         if self._process is not None:
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+            serving = children.read_text().split() if children.exists() else []
             self._process.kill()
             self._process.wait()
             self._process = None
+            for _ in range(2000):
+                if not any(map(is_running, serving)):
+                    break
+                SYSTEM_CLOCK.sleep(0.01)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="module")
