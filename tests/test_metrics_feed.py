@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import threading
 
 import pytest
+from amid import amid
+from garbage import in_time
 from prometheus_client.parser import text_string_to_metric_families
 
 from reliakit import configure_logging, get_logger, subscribe
@@ -548,6 +551,24 @@ class TestAttaching:
         second.close()
         ended(Emitter("main"))
         assert value(metrics, "transaction_total", **LOGIN, status="commit") == 1
+
+    @pytest.mark.parametrize("file", ["registry", "shelf"])
+    def test_what_interrupts_attaching_and_declaring_may_do_the_same(self, file):
+        def step():
+            with metrics:
+                metrics.counter("jobs")
+
+        def other():
+            with metrics:
+                metrics.counter("letters").inc()
+
+        for at in itertools.count(1):
+            metrics = Metrics()
+            if not in_time(lambda at=at: amid(f"metrics/{file}.py", at, step, other)):
+                break
+            assert repr(metrics).endswith("not attached>")
+            assert metrics.counter("letters").labels().get() == 1
+        assert at > 10
 
     def test_close_ends_all_of_them_and_what_was_counted_stays(self):
         metrics = Metrics()

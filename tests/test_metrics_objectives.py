@@ -6,8 +6,10 @@ import itertools
 import math
 import threading
 from collections import Counter
+from functools import partial
 
 import pytest
+from amid import amid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -16,7 +18,7 @@ from reliakit.core.errors import ConfigurationError
 from reliakit.metrics import Metrics, Objective, at_most, below, complete, count, pooled, ratio, zero
 from reliakit.metrics.sketch import bucket_of, quantile
 from reliakit.metrics.verdicts import Reading, judge, wilson
-from reliakit.metrics.windows import Span, Window
+from reliakit.metrics.windows import Span, Window, Within
 from reliakit.testing import ManualClock
 
 NAMES = [
@@ -460,6 +462,20 @@ class TestWindows:
             thread.join()
         assert window.totals()[0] == 24_000
         assert max(totals) <= 24_000
+
+    def test_counting_in_the_middle_of_a_turn_neither_raises_nor_loses(self):
+        for at in itertools.count(1):
+            clock = ManualClock()
+            window = Within(Span(300.0, 30_000.0), 0.1, clock)
+            for seconds in (40_000, 4, 4, 400):  # the next turn empties the window, and a slot of the period
+                window.add(0.05)
+                clock.advance(seconds)
+            if not amid("metrics/windows.py", at, partial(window.add, 0.05), partial(window.add, 0.2)):
+                break
+            assert window.totals(0) == (2, 5)
+            assert window.totals(1) == (1, 4)
+            assert window.quantile(1.0) == pytest.approx(0.2, rel=0.01)
+        assert at > 40
 
 
 class WindowMachine(RuleBasedStateMachine):

@@ -15,7 +15,7 @@ import platform
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Self, cast, get_args
 
 from reliakit import __version__
@@ -106,8 +106,9 @@ class Metrics:
         self.namespace = namespace
         self.max_series: int = checks.count("max_series", max_series)
         naming = Naming(source, hmac_key)
-        # Guards attaching. Counting and rendering never take it.
-        self._lock = Lock()
+        # Guards attaching; counting and rendering never take it. Re-entrant, as a signal handler may close it, or a
+        # generator that is collected while it holds it attached.
+        self._lock = RLock()
         self._emitter = Emitter("metrics", clock=clock)
         self._clock = clock
         self._files = _shared_files()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 
 from reliakit.core.errors import ConfigurationError
@@ -51,7 +51,7 @@ class Shelf:
         self._max_series = max_series
         self._naming = naming
         self._registry = registry
-        self._lock = Lock()
+        self._lock = RLock()  # a GC callback or signal handler may declare what it counts
         renew_locks_after_fork(self, "_lock")
         self.families: dict[str, AnyFamily] = {}
         self.counted: dict[str, Counter | Gauge] = {}

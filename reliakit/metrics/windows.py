@@ -58,16 +58,23 @@ class _Row:
         self.sketches: dict[int, dict[int, int]] = {}
 
     def turn(self, slot: int, long: float) -> None:
-        """Begin a slot; what is older than the window goes into the slots of the period, so many times as long."""
+        """Begin a slot; what is older than the window goes into the slots of the period, so many times as long.
+
+        A GC callback or signal handler may count, and so turn the same row, at any line of it: nothing that is looked
+        at here need still be there, and whoever takes a cell out is the one who adds it up.
+        """
         oldest = slot - _SLOTS
-        for old in [old for old in self.window if old < oldest]:
-            cell = self.period.setdefault(int(old // long), [0, 0])
-            for place, amount in enumerate(self.window.pop(old)):
-                cell[place] += amount
-        for old in [old for old in self.period if old < slot // long - _SLOTS]:
-            del self.period[old]
-        for old in [old for old in self.sketches if old < oldest // _SHARE]:
-            del self.sketches[old]
+        for old in self.window.copy():
+            if old < oldest:
+                cell = self.period.setdefault(int(old // long), [0, 0])
+                for place, amount in enumerate(self.window.pop(old, ())):
+                    cell[place] += amount
+        for old in self.period.copy():
+            if old < slot // long - _SLOTS:
+                self.period.pop(old, None)
+        for old in self.sketches.copy():
+            if old < oldest // _SHARE:
+                self.sketches.pop(old, None)
         self.sketch = self.sketches.setdefault(slot // _SHARE, {})
         self.cell = self.window.setdefault(slot, [0, 0])
         self.slot = slot
@@ -122,12 +129,13 @@ class Window:
         oldest, oldest_long = int(slot // 1) - _SLOTS, slot // self._long - _SLOTS
         window = period = 0.0
         for row in self._rows[:]:
-            for at, cell in tuple(row.window.items()):
+            # Copied in one step: the row's own thread may begin a slot meanwhile.
+            for at, cell in row.window.copy().items():
                 if at > oldest:
                     window += cell[place]
                 elif at // self._long > oldest_long:
                     period += cell[place]
-            period += sum(cell[place] for at, cell in tuple(row.period.items()) if at > oldest_long)
+            period += sum(cell[place] for at, cell in row.period.copy().items() if at > oldest_long)
         return window, window + period
 
     def _begin(self) -> _Row:
@@ -187,8 +195,7 @@ class Within(Window):
         oldest = (self._now() // self._width - _SLOTS) // _SHARE
         merged: Counter[int] = Counter()
         for row in self._rows[:]:
-            for slot, sketch in tuple(row.sketches.items()):
+            for slot, sketch in row.sketches.copy().items():  # copied in one step, as above
                 if slot > oldest:
-                    # Copied in one step: its own thread may add a bucket meanwhile.
                     merged.update(sketch.copy())
         return quantile(merged, share)
