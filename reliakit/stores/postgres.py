@@ -8,44 +8,36 @@ hit(key) ──> SELECT decide(...) ──> server: row of the key locked, clock
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
-import threading
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from reliakit.core import checks
-from reliakit.core.errors import ConfigurationError, StoreError
-from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.errors import ConfigurationError
 from reliakit.stores.postgres_ballots import count_of, force_words, vote_words
+from reliakit.stores.postgres_line import Request, Statement
+from reliakit.stores.postgres_pools import PoolConnections, TaskPool, is_async
+from reliakit.stores.postgres_setup import Setup
 from reliakit.stores.postgres_sql import definitions, functions
-from reliakit.stores.postgres_wire import PoolConnections, TaskConnections, TaskPool, ThreadConnections, is_async
+from reliakit.stores.postgres_wire import TaskConnections, ThreadConnections
 from reliakit.stores.protocol import Op
-from reliakit.stores.shared import SharedPlan, clock_of
+from reliakit.stores.remote import RemoteStore
+from reliakit.stores.shared import SharedPlan
 from reliakit.stores.shared_attempts import DIMENSIONS, SharedAttempts
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from reliakit.core.clock import Clock
     from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptOp, AttemptRules
     from reliakit.stores.ballots import Ballot, Count
     from reliakit.stores.protocol import Answer, Plan
 
-__all__ = ["PostgresStore", "Setup"]
+__all__ = ["PostgresStore"]
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,40}(?:\.[a-z_][a-z0-9_]{0,40})?")
-# One statement sees what others have just committed, and none waits longer than the store.
-_SESSION = (
-    "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; "
-    "SET synchronous_commit = off; SET statement_timeout = {milliseconds}; SET lock_timeout = 0"
-)
 _CIRCUITS = b"circuit\0"
-# One process at a time makes the table; the number is any that nobody else has.
-_ALONE = "SELECT pg_advisory_xact_lock(7209065713364918381)"
 
 
-class PostgresStore:
+class PostgresStore(RemoteStore):
     """Keep the state of keys in PostgreSQL (13 or later), shared by all processes that use it.
 
     ```python
@@ -71,6 +63,8 @@ class PostgresStore:
         ConfigurationError: A setting is wrong. From a decision: the table cannot be made.
     """
 
+    _address, _given = "a conninfo", "pool"
+
     def __init__(
         self,
         source: Any,
@@ -84,91 +78,60 @@ class PostgresStore:
             raise ConfigurationError(f"table must be a lower-case name, with or without a schema, got {table!r}")
         most = checks.count("max_size", max_size)
         timeout = checks.seconds("timeout", timeout)
-        self._clock = clock_of(clock)
+        super().__init__(clock)
         self._table = table
         self._names = functions(table)
         self._plans: dict[Plan, _Shape] = {}
         self._guards: dict[AttemptRules, _Guard] = {}
-        self._closed = False
+        self._vote = _call(self._names["vote"], "bytea text bigint bigint bigint boolean bigint boolean bigint")
+        self._force = _call(self._names["force"], "bytea bigint")
         setup = Setup(table, timeout)
-        self._blocking: ThreadConnections | PoolConnections | None = None
-        self._tasks: TaskConnections | TaskPool | None = None
         if isinstance(source, str):
             self._blocking = ThreadConnections(source, setup, timeout=timeout, most=most)
-            self._tasks = TaskConnections(source, setup, timeout=timeout, most=most)
+            self._ticks = TaskConnections(source, setup, timeout=timeout, most=most)
         elif isinstance(source, type) or not callable(getattr(source, "getconn", None)):
             raise ConfigurationError(f"source must be a connection string or a pool of psycopg_pool, got {source!r}")
         elif is_async(source):
-            self._tasks = TaskPool(source, setup, timeout=timeout)
+            self._ticks = TaskPool(source, setup, timeout=timeout)
         else:
             self._blocking = PoolConnections(source, setup, timeout=timeout)
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one statement; see `Store.apply`."""
         shape = self._plans.get(plan) or self._shape(plan)
-        return shape.answer(self._run(*shape.statement(op, key, cost, patience, self._now())), op, cost, patience)
+        return shape.answer(self._run(shape.request(op, key, cost, patience, self._now())), op, cost, patience)
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
-        """Decide in one statement; see `Store.apply`."""
+        """Decide in one statement, in a round trip that this tick of the event loop shares; see `Store.apply`."""
         shape = self._plans.get(plan) or self._shape(plan)
-        reply = await self._arun(*shape.statement(op, key, cost, patience, self._now()))
+        reply = await self._arun(shape.request(op, key, cost, patience, self._now()))
         return shape.answer(reply, op, cost, patience)
 
     def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
         """Decide over an attempt to log in, in one statement; see `AttemptStore.attempt`."""
         guard = self._guards.get(rules) or self._guard(rules)
-        return guard.answer(self._run(*guard.statement(op, attempt, self._now())), op, attempt)
+        return guard.answer(self._run(guard.request(op, attempt, self._now())), op, attempt)
 
     async def aattempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
         """Decide over an attempt to log in, in one statement; see `AttemptStore.attempt`."""
         guard = self._guards.get(rules) or self._guard(rules)
-        return guard.answer(await self._arun(*guard.statement(op, attempt, self._now())), op, attempt)
+        return guard.answer(await self._arun(guard.request(op, attempt, self._now())), op, attempt)
 
     def vote(self, ballot: Ballot, /) -> Count:
         """Take a ballot on a circuit and count, in one statement; see `BallotBox.vote`."""
-        query = (
-            f"SELECT {self._names['vote']}(%b::bytea, %s::text, %s::bigint, %s::bigint, %s::bigint, %s::boolean, "
-            "%s::bigint, %s::boolean, %s::bigint)"
-        )
-        return count_of(self._run(query, (_place(_CIRCUITS, ballot.circuit), *vote_words(ballot))))
+        return count_of(self._run(Request(self._vote, (_place(_CIRCUITS, ballot.circuit), *vote_words(ballot)))))
 
     def force(self, circuit: str, seconds: float, /) -> None:
         """Force a circuit open for everybody, or let go of it, in one statement; see `BallotBox.force`."""
-        query = f"SELECT {self._names['force']}(%b::bytea, %s::bigint)"
-        self._run(query, (_place(_CIRCUITS, circuit), *force_words(seconds)))
-
-    def open(self) -> None:
-        """Connect now instead of with the first decision, and make the table.
-
-        Raises:
-            StoreError: The server cannot be reached.
-            ConfigurationError: The table cannot be made.
-        """
-        if self._blocking is not None:
-            try:
-                self._blocking.open()
-            except Exception as error:
-                raise self._failed(error) from error
-
-    def close(self) -> None:
-        """Close the connections for threads; those for tasks go with their event loop. A given pool stays open."""
-        self._closed = True
-        if self._blocking is not None:
-            self._blocking.close()
-
-    async def aclose(self) -> None:
-        """Close the connections for threads and those of this event loop. A given pool stays open."""
-        self.close()
-        if self._tasks is not None:
-            await self._tasks.aclose()
+        self._run(Request(self._force, (_place(_CIRCUITS, circuit), *force_words(seconds))))
 
     @property
     def ddl(self) -> str:
         """The statements that make the table and its functions, for a role that may, where the service may not."""
         return definitions(self._table)
 
-    def _now(self) -> str | None:
-        return None if self._clock is None else str(round(self._clock.time() * 1e6))
+    def _now(self) -> bytes | None:
+        return None if self._clock is None else b"%d" % round(self._clock.time() * 1e6)
 
     def _shape(self, plan: Plan) -> _Shape:
         return self._plans.setdefault(plan, _Shape(plan, self._names))
@@ -176,152 +139,9 @@ class PostgresStore:
     def _guard(self, rules: AttemptRules) -> _Guard:
         return self._guards.setdefault(rules, _Guard(rules, self._names))
 
-    def _run(self, query: str, params: tuple[Any, ...]) -> Any:
-        if self._blocking is None:
-            raise ConfigurationError(f"{self!r} has an asynchronous pool: give it a conninfo to serve threads")
-        if self._closed:
-            raise StoreError(f"{self!r} is closed", store="PostgresStore")
-        try:
-            return self._blocking.run(query, params)
-        except Exception as error:
-            raise self._failed(error) from error
-
-    async def _arun(self, query: str, params: tuple[Any, ...]) -> Any:
-        if self._tasks is None:
-            return await asyncio.to_thread(self._run, query, params)
-        if self._closed:
-            raise StoreError(f"{self!r} is closed", store="PostgresStore")
-        try:
-            return await self._tasks.run(query, params)
-        except Exception as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: Exception) -> Exception:
-        if isinstance(error, ConfigurationError):
-            return error
-        told = next(iter(str(error).splitlines()), "")
-        return StoreError(f"{self!r} does not decide: {type(error).__name__}: {told}", store="PostgresStore")
-
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     def __repr__(self) -> str:
         clock = ", clock='client'" if self._clock else ""
         return f"<PostgresStore table={self._table!r}{clock}>"
-
-
-class Setup:
-    """Makes connections ready, and the table once."""
-
-    def __init__(self, table: str, timeout: float) -> None:
-        self._table = table
-        self._last = functions(table)["force"]  # the last one that is made
-        self._session = _SESSION.format(milliseconds=max(1, round(timeout * 1000)))
-        self._is_there = False
-        self._lock = threading.Lock()
-        renew_locks_after_fork(self, "_lock")
-
-    def connect(self, conninfo: str) -> Any:
-        """Make a connection for threads."""
-        import psycopg  # noqa: PLC0415 - only who uses this store pays for it
-
-        connection = psycopg.connect(conninfo, autocommit=True, connect_timeout=10)
-        try:
-            self.ensure(connection)
-            connection.execute(self._session.encode())
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    async def aconnect(self, conninfo: str) -> Any:
-        """Make a connection for tasks."""
-        import psycopg  # noqa: PLC0415
-
-        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=10)
-        try:
-            await self.aensure(connection)
-            await connection.execute(self._session.encode())
-        except BaseException:
-            connection.pgconn.finish()
-            raise
-        return connection
-
-    def ensure(self, connection: Any) -> None:
-        """See that the table is there."""
-        if self._is_there:
-            return
-        try:
-            if self._is_missing(connection):
-                with connection.transaction():
-                    connection.execute(_ALONE)
-                    # Made meanwhile by who held the lock: to make it again would deadlock with its decisions.
-                    if self._is_missing(connection):
-                        connection.execute(definitions(self._table))
-        except Exception as error:
-            if getattr(error, "sqlstate", None) != "42501":
-                raise
-            raise self._forbidden(error) from error
-        self._is_there = True
-
-    async def aensure(self, connection: Any) -> None:
-        """See that the table is there."""
-        if self._is_there:
-            return
-        try:
-            if await self._ais_missing(connection):
-                async with connection.transaction():
-                    await connection.execute(_ALONE)
-                    if await self._ais_missing(connection):
-                        await connection.execute(definitions(self._table))
-        except Exception as error:
-            if getattr(error, "sqlstate", None) != "42501":
-                raise
-            raise self._forbidden(error) from error
-        self._is_there = True
-
-    def forget(self) -> None:
-        """Look again: somebody has dropped it."""
-        self._is_there = False
-
-    def _is_missing(self, connection: Any) -> bool:
-        from psycopg.rows import tuple_row  # noqa: PLC0415 - a pool's connections may have another
-
-        cursor = connection.cursor(row_factory=tuple_row).execute(*self._question)
-        return bool(cursor.fetchone()[0])
-
-    async def _ais_missing(self, connection: Any) -> bool:
-        from psycopg.rows import tuple_row  # noqa: PLC0415
-
-        cursor = await connection.cursor(row_factory=tuple_row).execute(*self._question)
-        return bool((await cursor.fetchone())[0])
-
-    @property
-    def _question(self) -> tuple[str, tuple[str, str]]:
-        # To read any table makes the server hear of what others have made; a name alone it may know to be missing.
-        query = "SELECT to_regclass(%s) IS NULL OR to_regproc(%s) IS NULL FROM pg_catalog.pg_class LIMIT 1"
-        return query, (self._table, self._last)
-
-    def _forbidden(self, error: Exception) -> ConfigurationError:
-        return ConfigurationError(
-            f"PostgresStore may not make its table {self._table!r} ({error}): have a role that may execute "
-            "PostgresStore.ddl once and grant this one SELECT, INSERT, UPDATE and DELETE on the table, or give it "
-            "CREATE on the schema"
-        )
 
 
 class _Shape:
@@ -332,22 +152,20 @@ class _Shape:
     def __init__(self, plan: Plan, names: dict[str, str]) -> None:
         self._plan = SharedPlan(plan)
         self._space = plan.space.encode("utf-8", "surrogatepass") + b"\0"
-        # As text throughout: with numbers psycopg would prepare a statement for each size of them.
-        self._numbers = "{" + ",".join(map(str, self._plan.numbers)) + "}"
-        self._hit = f"SELECT {names['hit']}(%b::bytea{', %s::bigint' * 6})"
-        self._decide = (
-            f"SELECT {names['decide']}(%b::bytea, %s::text, %s::bigint, %s::bigint, %s::bigint, %s::bigint[])"
-        )
+        self._numbers = _array(self._plan.numbers)
+        self._hit = _call(names["hit"], "bytea bigint bigint bigint bigint bigint bigint")
+        self._decide = _call(names["decide"], "bytea text bigint bigint bigint bigint[]")
 
-    def statement(self, op: Op, key: str, cost: int, patience: int, now: str | None) -> tuple[str, tuple[Any, ...]]:
-        """Return the statement that decides, and its parameters."""
+    def request(self, op: Op, key: str, cost: int, patience: int, now: bytes | None) -> Request:
+        """Return what decides."""
         place = _place(self._space, key)
         if op is not Op.HIT or not self._plan.is_one_gcra:
-            return self._decide, (place, op.value, now, str(cost), str(patience // 1000), self._numbers)
+            words = (op.encode(), now, b"%d" % cost, b"%d" % (patience // 1000), self._numbers)
+            return Request(self._decide, (place, *words))
         scale, step, rest, tolerance, tolerated = self._plan.numbers[3:]
         more, over = divmod(cost * rest, scale)
         numbers = (cost * step + more, over, scale, tolerance + patience // 1000, tolerated)
-        return self._hit, (place, now, *map(str, numbers))
+        return Request(self._hit, (place, now, *[b"%d" % number for number in numbers]))
 
     def answer(self, reply: Any, op: Op, cost: int, patience: int) -> Answer:
         """Return the answer that goes with the server's."""
@@ -358,23 +176,26 @@ class _Shape:
 class _Guard:
     """What all attempts under one guard's rules have in common."""
 
-    __slots__ = ("_numbers", "_query", "_rules", "_spaces")
+    __slots__ = ("_numbers", "_rules", "_spaces", "_statement")
 
     def __init__(self, rules: AttemptRules, names: dict[str, str]) -> None:
         self._rules = SharedAttempts(rules)
-        self._numbers = "{" + ",".join(map(str, self._rules.numbers)) + "}"
+        self._numbers = _array(self._rules.numbers)
         space = rules.space.encode("utf-8", "surrogatepass")
         self._spaces = [space + b"\0" + dimension.encode() + b"\0" for dimension in DIMENSIONS]
-        self._query = (
-            f"SELECT {names['attempt']}(ARRAY[%b, %b, %b, %b]::bytea[], %s::text, %s::bigint, %s::bigint, "
-            "%s::bigint[])"
+        self._statement = Statement(
+            f"SELECT {names['attempt']}(ARRAY[$1, $2, $3, $4]::bytea[], $5::text, $6::bigint, $7::bigint, "
+            "$8::bigint[])",
+            binary=4,
+            most=8,
         )
 
-    def statement(self, op: AttemptOp, attempt: Attempt, now: str | None) -> tuple[str, tuple[Any, ...]]:
+    def request(self, op: AttemptOp, attempt: Attempt, now: bytes | None) -> Request:
+        """Return what decides."""
         places = [
             None if key is None else _place(space, key) for space, key in zip(self._spaces, attempt[:4], strict=True)
         ]
-        return self._query, (*places, op.value, now, str(int(attempt.claim)), self._numbers)
+        return Request(self._statement, (*places, op.encode(), now, b"%d" % attempt.claim, self._numbers))
 
     def answer(self, reply: Any, op: AttemptOp, attempt: Attempt) -> AttemptAnswer:
         now, *numbers = reply
@@ -384,6 +205,17 @@ class _Guard:
             rows.append(numbers[1 : width + 1])
             del numbers[: width + 1]
         return self._rules.answer(op, attempt, now, rows)
+
+
+def _call(function: str, types: str) -> Statement:
+    """Return the call of a function whose first parameter are bytes."""
+    kinds = types.split()
+    words = ", ".join([f"${number}::{kind}" for number, kind in enumerate(kinds, 1)])
+    return Statement(f"SELECT {function}({words})", binary=1, most=len(kinds))
+
+
+def _array(numbers: tuple[int, ...]) -> bytes:
+    return b"{%b}" % b",".join([b"%d" % number for number in numbers])
 
 
 def _place(space: bytes, key: str) -> bytes:

@@ -12,7 +12,6 @@ instants are the server's, in microseconds; `forced` is -1 for no end.
 from __future__ import annotations
 
 from math import inf
-from typing import Any
 
 from reliakit.stores.ballots import Ballot, Count
 
@@ -78,23 +77,23 @@ END $$;
 """
 
 
-def vote_words(ballot: Ballot) -> tuple[Any, ...]:
-    """Return a ballot's parameters after the circuit, as text: one statement is prepared for all of them."""
+def vote_words(ballot: Ballot) -> tuple[bytes, ...]:
+    """Return a ballot's parameters after the circuit."""
     return (
-        ballot.member,
+        ballot.member.encode(),
         _micros(ballot.lifetime),
         _micros(ballot.remaining),
-        str(ballot.era),
-        str(ballot.wants_lease),
+        b"%d" % ballot.era,
+        b"%d" % ballot.wants_lease,
         _micros(ballot.lease),
-        str(ballot.has_closed),
-        str(ballot.quorum),
+        b"%d" % ballot.has_closed,
+        b"%d" % ballot.quorum,
     )
 
 
-def force_words(seconds: float) -> tuple[Any, ...]:
+def force_words(seconds: float) -> tuple[bytes, ...]:
     """Return the parameters that force a circuit open, after the circuit."""
-    return ("-1" if seconds == inf else _micros(seconds),)
+    return (b"-1" if seconds == inf else _micros(seconds),)
 
 
 def count_of(reply: list[int]) -> Count:
@@ -112,5 +111,5 @@ def count_of(reply: list[int]) -> Count:
     )
 
 
-def _micros(seconds: float) -> str:
-    return str(round(seconds * 1e6))
+def _micros(seconds: float) -> bytes:
+    return b"%d" % round(seconds * 1e6)

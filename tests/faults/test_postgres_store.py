@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -25,11 +29,12 @@ from reliakit import (
     PostgresStore,
     RateLimiter,
     StoreError,
+    configure_logging,
     deadline,
 )
 from reliakit.core.events import StoreFailed, StoreRecovered
 from reliakit.stores import Op, Plan, Rule
-from reliakit.testing import FaultProxy, ManualClock, RecordingListener
+from reliakit.testing import EmbeddedPostgres, FaultProxy, ManualClock, RecordingListener
 
 HOUR = 3600 * 10**9
 TEN = Plan("ten", (Rule("gcra", 10, HOUR, 10),))
@@ -63,7 +68,16 @@ def left(store: PostgresStore, plan: Plan = TEN) -> int:
 
 def test_making_one_connects_to_nothing_and_bad_settings_are_refused(tmp_path: Any) -> None:
     nowhere = PostgresStore(f"host={tmp_path} dbname=nothing")
-    for decide in (lambda: left(nowhere), nowhere.open, lambda: asyncio.run(nowhere.aapply(Op.HIT, TEN, "k", 1))):
+
+    async def awaited(decide: Any, *args: Any) -> None:
+        await decide(*args)
+
+    for decide in (
+        lambda: left(nowhere),
+        nowhere.open,
+        lambda: asyncio.run(awaited(nowhere.aapply, Op.HIT, TEN, "k", 1)),
+        lambda: asyncio.run(awaited(nowhere.aopen)),
+    ):
         with pytest.raises(StoreError, match="OperationalError"):
             decide()
     for wrong in (None, object(), 7, psycopg_pool.ConnectionPool):
@@ -238,6 +252,57 @@ def test_tasks_share_a_few_connections_and_leave_none_behind(reliakit_dsn: str) 
             moment.wait(0.01)
 
 
+def test_tasks_that_come_first_share_one_connection_attempt(reliakit_dsn: str, fault_proxy: Any) -> None:
+    proxy: FaultProxy = fault_proxy(reliakit_dsn)
+    store = PostgresStore(proxy.dsn(), timeout=30.0)
+
+    async def decide() -> int:
+        answers = await asyncio.gather(*[store.aapply(Op.HIT, TEN, "k", 1) for _ in range(100)])
+        return sum(answer.admitted for answer in answers)
+
+    assert asyncio.run(decide()) == 10
+    assert proxy.stats().connections == 1
+
+
+def test_threads_that_come_first_share_one_connection_attempt(reliakit_dsn: str, fault_proxy: Any) -> None:
+    proxy: FaultProxy = fault_proxy(reliakit_dsn)
+    store = PostgresStore(proxy.dsn(), timeout=30.0)
+    late: list[str] = []
+
+    def decide() -> None:
+        with deadline(0.2), pytest.raises(StoreError, match="in time") as raised:
+            store.apply(Op.HIT, TEN, "k", 1)
+        late.append(str(raised.value))
+
+    with proxy.black_hole():
+        in_threads(12, decide)
+    assert len(late) == 12
+    assert proxy.stats().connections == 1
+    assert left(store) == 10  # the attempt that they gave up on serves the next decision, or another does
+    store.close()
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_opened_early_it_has_its_table_and_a_connection(reliakit_dsn: str, fault_proxy: Any, colour: str) -> None:
+    proxy: FaultProxy = fault_proxy(reliakit_dsn)
+
+    async def in_a_task() -> int:
+        async with PostgresStore(proxy.dsn(), timeout=30.0) as store:
+            await store.aopen()
+            before = proxy.stats().connections
+            await store.aapply(Op.HIT, TEN, "k", 1)
+            return before
+
+    if colour == "sync":
+        with PostgresStore(proxy.dsn(), timeout=30.0) as store:
+            store.open()
+            assert proxy.stats().connections == 1
+            left(store)
+    else:
+        assert asyncio.run(in_a_task()) == 1
+    assert proxy.stats().connections == 1
+
+
 def test_pools_serve_their_colour(reliakit_dsn: str) -> None:
     with psycopg_pool.ConnectionPool(reliakit_dsn, min_size=1) as pool:
         store = PostgresStore(pool, timeout=30.0)
@@ -317,6 +382,56 @@ def test_tasks_are_cut_from_a_black_hole(reliakit_dsn: str, fault_proxy: Any) ->
             return [(await limiter.ahit("k")).degraded for _ in range(5)]
 
     assert asyncio.run(decide()) == [True] * 5
+
+
+@contextmanager
+def stopped(server: EmbeddedPostgres, dsn: str) -> Iterator[None]:
+    """Stop the server and all of its sessions, as a machine that freezes does."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        (parent,) = connection.execute("SELECT pg_read_file('postmaster.pid')").fetchone() or ("",)
+        sessions = connection.execute("SELECT pid FROM pg_stat_activity").fetchall()
+        pids = [int(parent.split()[0]), *[pid for (pid,) in sessions]]
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_server_that_stops_costs_a_few_deadlines_and_its_return_is_noticed(
+    reliakit_postgres: EmbeddedPostgres, reliakit_dsn: str, colour: str
+) -> None:
+    clock, written = ManualClock(), io.StringIO()
+    store = PostgresStore(reliakit_dsn, timeout=30.0)
+    limiter = RateLimiter("99/h", name="search", store=store, clock=clock, store_timeout=0.5)
+
+    async def decide() -> None:
+        async def hit() -> bool:
+            return (limiter.hit("k") if colour == "sync" else await limiter.ahit("k")).degraded
+
+        async def is_answered() -> bool:
+            plain = TEN if colour == "sync" else SEVERAL
+            answer = store.apply if colour == "sync" else store.aapply
+            found = answer(Op.PEEK, plain, "other", 1)
+            return (found if colour == "sync" else await found).admitted
+
+        assert await is_answered()
+        assert not await hit()
+        with stopped(reliakit_postgres, reliakit_dsn):
+            assert [await hit() for _ in range(20)] == [True] * 20
+        assert await is_answered()
+        assert await hit()  # nobody asks before the break is over
+        clock.advance(60.0)
+        assert not await hit()
+
+    with configure_logging(service="s", env="production", stream=written):
+        asyncio.run(decide())
+    messages = [json.loads(line)["message"] for line in written.getvalue().splitlines()]
+    assert messages == ["store failed", "store recovered"]
+    store.close()
 
 
 def test_connections_that_were_ended_are_replaced(store: PostgresStore, reliakit_dsn: str) -> None:

@@ -1,0 +1,245 @@
+"""One connection to PostgreSQL below psycopg's cursors: prepared statements that answer with an array of numbers.
+
+```
+thread ── run ─────────> send, poll, receive                                   one answer
+task   ── exchange ────> as a pipeline: send × n, each a transaction, receive  n answers
+```
+
+It uses libpq through `psycopg.pq`, so that a decision costs this process a third of what a cursor costs, and that a
+wait ends when the store says so and not when psycopg has cancelled the statement at a server that may be stalled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from psycopg import errors, generators, pq, waiting
+
+from reliakit.core.clock import SYSTEM_CLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Line", "Request", "Statement"]
+
+Reply: TypeAlias = "list[int] | Exception"
+
+_OK: Final = int(pq.ExecStatus.TUPLES_OK)
+_FAILED: Final = int(pq.ExecStatus.FATAL_ERROR)
+_SYNC: Final = int(pq.ExecStatus.PIPELINE_SYNC)
+_IDLE: Final = int(pq.TransactionStatus.IDLE)
+_HOLDS: Final = int(pq.ConnStatus.OK)
+# Errors of transactions that met: another isolation than READ COMMITTED, or a deadlock.
+_MET: Final = frozenset({"40001", "40P01"})
+# A statement that the session has forgotten (DISCARD ALL, a pooler), or knows from somebody else.
+_UNKNOWN, _KNOWN = "26000", "42P05"
+_ATTEMPTS: Final = 20
+_WaitTimeout = errors._WaitTimeout  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 - documented by its waits
+# What a server says when it ends a session.
+_ENDED: Final = (errors.AdminShutdown, errors.ConnectionException)
+
+
+class Statement:
+    """What is prepared once on each connection.
+
+    Args:
+        text: With $1 and so on, each cast to its type; it returns one array of whole numbers.
+        binary: How many parameters from the first on are bytes; the others are text.
+        most: How many parameters there are.
+    """
+
+    __slots__ = ("formats", "name", "text")
+
+    def __init__(self, text: str, *, binary: int, most: int) -> None:
+        self.text: bytes = text.encode()
+        # By its text, so that it is the same whoever prepares it.
+        self.name: bytes = b"reliakit_" + hashlib.blake2b(self.text, digest_size=8).hexdigest().encode()
+        self.formats: list[int] = [1] * binary + [0] * (most - binary)
+
+
+class Request(NamedTuple):
+    """One run of a statement."""
+
+    statement: Statement
+    params: Sequence[bytes | None]
+
+
+class Line:
+    """A connection that is in no transaction.
+
+    Args:
+        pgconn: What a connection of psycopg, of either colour, has by this name.
+        owner: That connection, if nobody else keeps it.
+    """
+
+    __slots__ = ("_is_new", "_known", "_owner", "_pg")
+
+    def __init__(self, pgconn: Any, owner: object = None) -> None:
+        self._pg = pgconn
+        self._owner = owner
+        self._known: set[bytes] = set()
+        self._is_new = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the server awaits the next statement."""
+        return bool(self._pg.transaction_status == _IDLE)
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Return whether the connection died of old age; one whose server merely takes too long did not."""
+        return not self._is_new and (isinstance(error, _ENDED) or bool(self._pg.status != _HOLDS))
+
+    def finish(self) -> None:
+        """Let go of it, without waiting for the server."""
+        self._pg.finish()
+
+    def ask(self, text: str, until: float) -> bytes | None:
+        """Run plain statements in a thread and return the last one's first value."""
+        self._pg.send_query(text.encode())
+        return self._value(self._wait(until))
+
+    async def aask(self, text: str) -> bytes | None:
+        """Run plain statements in a task; the twin of `ask`."""
+        self._pg.send_query(text.encode())
+        results: list[Any] = []
+        while (result := await self._next()) is not None:
+            results.append(result)
+        return self._value(results)
+
+    def run(self, request: Request, until: float) -> list[int]:
+        """Run a statement in a thread, until the monotonic clock says so."""
+        pg = self._pg
+        (statement, params), attempt = request, 1
+        while True:
+            if statement.name in self._known:
+                pg.send_query_prepared(statement.name, params, statement.formats)
+            else:
+                pg.send_prepare(statement.name, statement.text)
+            reply = self._reply(statement, self._wait(until))
+            if isinstance(reply, list):
+                return reply
+            if reply is not None:
+                if not self._may_go_on(statement, reply) or attempt == _ATTEMPTS:
+                    raise reply
+                attempt += 1
+
+    async def exchange(self, requests: Sequence[Request]) -> list[Reply]:
+        """Run statements in a task, each in a transaction of its own, in one round trip.
+
+        Raises:
+            psycopg.Error: The connection is of no use any more.
+        """
+        replies: list[Any] = [None] * len(requests)
+        left = list(range(len(requests)))
+        for _ in range(_ATTEMPTS):
+            for at, reply in zip(left, await self._piped([requests[at] for at in left]), strict=True):
+                if isinstance(reply, _ENDED):
+                    raise reply
+                replies[at] = reply
+            left = [
+                at
+                for at in left
+                if isinstance(replies[at], Exception) and self._may_go_on(requests[at].statement, replies[at])
+            ]
+            if not left:
+                break
+        return replies
+
+    async def _piped(self, requests: Sequence[Request]) -> list[Reply]:
+        pg = self._pg
+        pg.enter_pipeline_mode()
+        for statement, params in requests:
+            if statement.name not in self._known:
+                pg.send_prepare(statement.name, statement.text)
+                self._known.add(statement.name)
+            pg.send_query_prepared(statement.name, params, statement.formats)
+            pg.pipeline_sync()  # a transaction for each: none holds a row while it waits for another's
+        replies: list[Reply] = []
+        results: list[Any] = []
+        while len(replies) < len(requests):
+            result = await self._next()
+            if result is None:
+                continue
+            if result.status != _SYNC:
+                results.append(result)
+                continue
+            statement = requests[len(replies)].statement
+            replies.append(self._reply(statement, results) or errors.InternalError("a statement without an answer"))
+            if len(results) > 1 and results[0].status == _FAILED:  # it could not be prepared
+                self._known.discard(statement.name)
+            results = []
+        pg.exit_pipeline_mode()
+        return replies
+
+    async def _next(self) -> Any:
+        pg = self._pg
+        is_unsent = pg.flush()
+        while pg.is_busy():
+            await _ready(pg.socket, writing=bool(is_unsent))
+            pg.consume_input()
+            is_unsent = is_unsent and pg.flush()
+        result = pg.get_result()
+        if pg.status != _HOLDS:  # or it would answer for ever that there is nothing
+            raise errors.OperationalError(f"connection lost: {pg.get_error_message()}")
+        return result
+
+    def _wait(self, until: float) -> list[Any]:
+        left = until - SYSTEM_CLOCK.monotonic()
+        if left > 0:
+            try:
+                return waiting.wait(generators.execute(self._pg), self._pg.socket, 0.1, left)
+            except _WaitTimeout:
+                pass
+        raise TimeoutError("no answer in time")
+
+    def _reply(self, statement: Statement, results: list[Any]) -> list[int] | Exception | None:
+        """Return what a statement came to; None once it is prepared."""
+        for result in results:
+            if result.status == _FAILED:
+                return errors.error_from_result(result, encoding="utf-8")
+        if results[-1].status == _OK:
+            self._is_new = False
+            return [int(number) for number in results[-1].get_value(0, 0)[1:-1].split(b",")]
+        self._known.add(statement.name)
+        return None
+
+    @staticmethod
+    def _value(results: list[Any]) -> bytes | None:
+        for result in results:
+            if result.status == _FAILED:
+                raise errors.error_from_result(result, encoding="utf-8")
+        value: bytes | None = results[-1].get_value(0, 0) if results[-1].status == _OK else None
+        return value
+
+    def _may_go_on(self, statement: Statement, error: Exception) -> bool:
+        """Return whether to run a statement again at once."""
+        sqlstate = getattr(error, "sqlstate", None)
+        if sqlstate == _KNOWN:
+            self._known.add(statement.name)
+        elif sqlstate == _UNKNOWN:
+            self._known.discard(statement.name)
+        else:
+            return sqlstate in _MET
+        return True
+
+
+async def _ready(fileno: int, *, writing: bool) -> None:
+    """Wait until a socket has something to read, or room to write where that is asked for."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fileno, _ring, ready)
+    if writing:
+        loop.add_writer(fileno, _ring, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fileno)
+        if writing:
+            loop.remove_writer(fileno)
+
+
+def _ring(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,136 @@
+"""What makes a connection to PostgreSQL ready for decisions, and the table of a store once.
+
+```
+connect ──> settings of the session; is the table there? ──yes──> ready
+                                                          └─no──> made, by one process at a time ──> ready
+```
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from psycopg.errors import InsufficientPrivilege, UndefinedFunction, UndefinedTable
+
+from reliakit.core.errors import ConfigurationError
+from reliakit.stores.postgres_sql import definitions, functions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reliakit.stores.postgres_line import Line, Request
+
+__all__ = ["Setup"]
+
+# One statement sees what others have just committed, and none waits longer than the store.
+_SESSION = (
+    "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; "
+    "SET synchronous_commit = off; SET statement_timeout = {milliseconds}; SET lock_timeout = 0; "
+)
+# To read any table makes the server hear of what others have made; a name alone it may know to be missing.
+_IS_MISSING = "SELECT to_regclass('{table}') IS NULL OR to_regproc('{last}') IS NULL FROM pg_catalog.pg_class LIMIT 1"
+_NO = b"f"
+_MISSING = (UndefinedTable, UndefinedFunction)
+# One process at a time makes the table, unless it was made meanwhile by who held the lock: to make it again would
+# deadlock with its decisions. The number is any that nobody else has.
+_MAKE = """
+SET LOCAL statement_timeout = 0;
+SET LOCAL check_function_bodies = off;
+DO $make$ BEGIN
+  PERFORM pg_advisory_xact_lock(7209065713364918381);
+  IF ({question}) THEN
+    {definitions}
+  END IF;
+END $make$
+"""
+
+
+class Setup:
+    """Makes connections ready, and the table once.
+
+    Args:
+        table: The table.
+        timeout: Seconds that a decision may take.
+    """
+
+    def __init__(self, table: str, timeout: float) -> None:
+        self._table = table
+        self._question = _IS_MISSING.format(table=table, last=functions(table)["force"])  # the last one that is made
+        self._make = _MAKE.format(question=self._question, definitions=definitions(table))
+        self._session = _SESSION.format(milliseconds=max(1, round(timeout * 1000)))
+        self._is_there = False
+
+    def ready(self, line: Line, until: float) -> None:
+        """Make a new connection of the store's own ready."""
+        if self._is_there:
+            line.ask(self._session, until)
+        elif line.ask(self._session + self._question, until) == _NO:
+            self._is_there = True
+        else:
+            self.make(line, until)
+
+    async def aready(self, line: Line) -> None:
+        """Make a new connection of the store's own ready; the twin of `ready` for tasks."""
+        if self._is_there:
+            await line.aask(self._session)
+        elif await line.aask(self._session + self._question) == _NO:
+            self._is_there = True
+        else:
+            await self.amake(line)
+
+    def ensure(self, line: Line, until: float) -> None:
+        """See that the table is there, on a connection of somebody else."""
+        if not self._is_there:
+            if line.ask(self._question, until) == _NO:
+                self._is_there = True
+            else:
+                self.make(line, until)
+
+    async def aensure(self, line: Line) -> None:
+        """See that the table is there; the twin of `ensure` for tasks."""
+        if not self._is_there:
+            if await line.aask(self._question) == _NO:
+                self._is_there = True
+            else:
+                await self.amake(line)
+
+    def run(self, line: Line, request: Request, until: float) -> list[int]:
+        """Run a statement in a thread; where somebody has dropped the table, make it again."""
+        try:
+            return line.run(request, until)
+        except _MISSING:
+            self.make(line, until)
+        return line.run(request, until)
+
+    async def exchange(self, line: Line, requests: Sequence[Request]) -> list[Any]:
+        """Run statements in a task, and return their answers and errors; the twin of `run` for tasks."""
+        replies: list[Any] = await line.exchange(requests)
+        missing = [at for at, reply in enumerate(replies) if isinstance(reply, _MISSING)]
+        if missing:
+            await self.amake(line)
+            for at, reply in zip(missing, await line.exchange([requests[at] for at in missing]), strict=True):
+                replies[at] = reply
+        return replies
+
+    def make(self, line: Line, until: float) -> None:
+        """Make the table, unless somebody has."""
+        try:
+            line.ask(self._make, until)
+        except InsufficientPrivilege as error:
+            raise self._forbidden(error) from error
+        self._is_there = True
+
+    async def amake(self, line: Line) -> None:
+        """Make the table, unless somebody has; the twin of `make` for tasks."""
+        try:
+            await line.aask(self._make)
+        except InsufficientPrivilege as error:
+            raise self._forbidden(error) from error
+        self._is_there = True
+
+    def _forbidden(self, error: Exception) -> ConfigurationError:
+        return ConfigurationError(
+            f"PostgresStore may not make its table {self._table!r} ({error}): have a role that may execute "
+            "PostgresStore.ddl once and grant this one SELECT, INSERT, UPDATE and DELETE on the table, or give it "
+            "CREATE on the schema"
+        )

@@ -1,0 +1,306 @@
+"""Questions of tasks to a server, gathered: all that the tasks of an event loop ask in one tick travels together.
+
+```
+task ── run(request) ──┐
+task ── run(request) ──┼── end of the tick ── a connection is idle ──> one round trip ──> each task has its reply
+task ── run(request) ──┘                   └─ none is: they wait ──> one more is made, for all of them
+```
+
+A connection is made in a task of its own, which no caller's deadline cuts, so that it is ready for the next ones
+where it came too late for these. Each request has its own time, what `remaining()` says, and one timer serves a whole
+batch: a timer for each task was half of what a decision cost this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+from reliakit.core.deadline import remaining
+from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
+
+__all__ = ["Lane", "Pipe", "PooledTicks", "Ticks", "Waiting"]
+
+# An event loop's timer may be this early, in seconds.
+_MOMENT: Final = 0.001
+
+
+class Pipe(Protocol):
+    """A connection that takes several requests at once."""
+
+    async def exchange(self, requests: Sequence[Any], /) -> list[Any]:
+        """Return the reply of each request, or the error with which the server refused it.
+
+        Raises:
+            Exception: The connection is of no use any more.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close it in good order."""
+        ...
+
+    async def drop(self) -> None:
+        """Let go of it, without waiting for anybody."""
+        ...
+
+    def is_lost(self, error: Exception, /) -> bool:
+        """Return whether it was dead, as a server that was restarted leaves it; not one that takes too long."""
+        ...
+
+
+class Waiting(NamedTuple):
+    """A request whose task waits for the answer until the event loop's clock says so."""
+
+    request: Any
+    answer: asyncio.Future[Any]
+    until: float
+    is_again: bool = False
+
+
+class Lane:
+    """What the tasks of one event loop ask, and their connections."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.asked: list[Waiting] = []  # in this tick
+        self.waiting: list[Waiting] = []  # until a connection is idle
+        self.idle: list[Pipe] = []
+        self.size = 0
+        # While an attempt to connect is this young there is no other.
+        self.young_until = 0.0
+        # The event loop holds tasks weakly.
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.keeper: AsyncGenerator[None, None] | None = None
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin a task in a context of its own: no caller's deadline is the batch's."""
+        task = self.loop.create_task(work, context=contextvars.Context())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def close(self) -> None:
+        """Close the connections that are idle."""
+        idle, self.idle = self.idle, []
+        self.size -= len(idle)
+        for pipe in idle:
+            await pipe.close()
+
+    async def keep_until_the_loop_ends(self) -> None:
+        """Have the connections closed when the loop shuts its asynchronous generators down, as asyncio.run does."""
+        if self.keeper is None:
+            self.keeper = self._keeper()
+            await anext(self.keeper)
+
+    async def _keeper(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.close()
+
+
+# A forked child neither uses nor closes its parent's connections: closing may end the parent's session too.
+_inherited: list[Any] = []
+
+
+class Ticks:
+    """Gathers what the tasks of each loop ask. Safe from any number of loops.
+
+    Args:
+        timeout: Seconds that an answer may take where no deadline is nearer.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        renew_locks_after_fork(self, "_lock")
+        tell_after_fork(self, "forget")
+
+    def forget(self) -> None:
+        """Leave a parent's connections to the parent."""
+        _inherited.extend(self._lanes.values())
+        self._lanes = WeakKeyDictionary()
+
+    async def run(self, request: Any, /) -> Any:
+        """Run it together with all others of this tick, and return its reply.
+
+        Raises:
+            TimeoutError: There is none in time.
+            Exception: The server refuses, or cannot be reached.
+        """
+        lane = self._lane()
+        if not lane.asked:
+            lane.loop.call_soon(self._tick, lane)
+        answer: asyncio.Future[Any] = lane.loop.create_future()
+        left = remaining()
+        seconds = self._timeout if left is None or left > self._timeout else left
+        lane.asked.append(Waiting(request, answer, lane.loop.time() + seconds))
+        return await answer
+
+    async def open(self) -> None:
+        """Connect, if there is no connection yet."""
+
+    async def aclose(self) -> None:
+        """Close the connections of this loop; those of another are closed when it ends."""
+        lane = self._lanes.get(asyncio.get_running_loop())
+        if lane is not None:
+            await lane.close()
+
+    def _lane(self) -> Lane:
+        loop = asyncio.get_running_loop()
+        lane = self._lanes.get(loop)
+        if lane is None:
+            with self._lock:
+                lane = self._lanes.setdefault(loop, Lane(loop))
+        return lane
+
+    def _tick(self, lane: Lane) -> None:
+        batch, lane.asked = [one for one in lane.asked if not one.answer.done()], []
+        if batch:
+            _watch(lane.loop, batch)
+            self._serve(lane, batch)
+
+    def _serve(self, lane: Lane, batch: list[Waiting]) -> None:
+        lane.begin(self._settle(batch, self._exchange([one.request for one in batch])))
+
+    async def _settle(self, batch: list[Waiting], exchange: Awaitable[list[Any]]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                replies = await exchange
+        except Exception as error:  # noqa: BLE001 - raised where the batch's tasks wait
+            replies = [error] * len(batch)
+        except BaseException:
+            _abandon(batch)
+            raise
+        _answer(batch, replies)
+
+    async def _exchange(self, requests: list[Any]) -> list[Any]:
+        raise NotImplementedError
+
+
+class PooledTicks(Ticks):
+    """The same over connections of its own.
+
+    Args:
+        timeout: Seconds that an answer may take where no deadline is nearer.
+        most: How many connections at most, for each loop.
+    """
+
+    def __init__(self, timeout: float, most: int) -> None:
+        super().__init__(timeout)
+        self._most = most
+
+    async def _connect(self) -> Pipe:
+        """Return a new connection."""
+        raise NotImplementedError
+
+    async def open(self) -> None:
+        """Connect, if there is no connection yet."""
+        lane = self._lane()
+        if not lane.idle:
+            self._claim(lane)
+            self._free(lane, await self._made(lane))
+
+    def _serve(self, lane: Lane, batch: list[Waiting]) -> None:
+        lane.waiting += batch
+        self._go_on(lane)
+
+    def _go_on(self, lane: Lane) -> None:
+        """Send what waits, if a connection is idle; else see that there will be one."""
+        lane.waiting = [one for one in lane.waiting if not one.answer.done()]
+        if not lane.waiting:
+            return
+        if lane.idle:
+            batch, lane.waiting = lane.waiting, []
+            lane.begin(self._served(lane, lane.idle.pop(), batch))
+        elif lane.size < self._most and lane.loop.time() >= lane.young_until:
+            # One at a time: a hundred tasks that come first must not make a hundred connections.
+            self._claim(lane)
+            lane.begin(self._grow(lane, lane.waiting[:]))
+
+    def _claim(self, lane: Lane) -> None:
+        lane.size += 1
+        lane.young_until = lane.loop.time() + self._timeout
+
+    async def _made(self, lane: Lane) -> Pipe:
+        try:
+            await lane.keep_until_the_loop_ends()
+            return await self._connect()
+        except BaseException:
+            lane.size -= 1
+            raise
+        finally:
+            lane.young_until = 0.0
+
+    def _free(self, lane: Lane, pipe: Pipe) -> None:
+        lane.idle.append(pipe)
+        self._go_on(lane)
+
+    async def _grow(self, lane: Lane, first: list[Waiting]) -> None:
+        try:
+            pipe = await self._made(lane)
+        except Exception as error:  # noqa: BLE001 - raised where they wait for it
+            # Those who came later try anew: what this attempt met may be over. While others are in use, one of those
+            # may come back.
+            if not lane.size:
+                _answer(first, [error] * len(first))
+                self._go_on(lane)
+        except BaseException:
+            _abandon(lane.waiting)
+            raise
+        else:
+            self._free(lane, pipe)
+
+    async def _served(self, lane: Lane, pipe: Pipe, batch: list[Waiting]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                replies = await pipe.exchange([one.request for one in batch])
+        except BaseException as error:
+            lane.size -= 1
+            await pipe.drop()
+            if not isinstance(error, Exception):
+                _abandon(batch)
+                raise
+            if pipe.is_lost(error):
+                await lane.close()  # the others are no younger
+                lane.waiting[:0] = [one._replace(is_again=True) for one in batch if not one.is_again]
+                batch = [one for one in batch if one.is_again]
+            _answer(batch, [error] * len(batch))
+            self._go_on(lane)
+            return
+        _answer(batch, replies)
+        self._free(lane, pipe)
+
+
+def _answer(batch: list[Waiting], replies: list[Any]) -> None:
+    for one, reply in zip(batch, replies, strict=True):
+        if one.answer.done():  # whose task was cut meanwhile
+            continue
+        if isinstance(reply, Exception):
+            one.answer.set_exception(reply)
+        else:
+            one.answer.set_result(reply)
+
+
+def _abandon(batch: list[Waiting]) -> None:
+    for one in batch:
+        one.answer.cancel()
+
+
+def _watch(loop: asyncio.AbstractEventLoop, batch: list[Waiting]) -> None:
+    """Give each task of a batch its answer in time, if only that there is none."""
+    now = loop.time() + _MOMENT
+    waiting = [one for one in batch if not one.answer.done()]
+    for one in waiting:
+        if one.until <= now:
+            one.answer.set_exception(TimeoutError("no answer in time"))
+    left = [one for one in waiting if one.until > now]
+    if left:
+        loop.call_at(min([one.until for one in left]), _watch, loop, left)
