@@ -8,33 +8,23 @@ ahit(key) × n in one tick of the event loop ──> one pipeline of n ───
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError, StoreError
 from reliakit.stores.leasing import Leases
 from reliakit.stores.protocol import Op
 from reliakit.stores.redis_ballots import FORCE, VOTE, count_of, force_words, vote_words
+from reliakit.stores.redis_clients import ClientBlockingWire, ClientTickWire, is_async
 from reliakit.stores.redis_scripts import ATTEMPT, DECIDE, DECIDE_ONE
-from reliakit.stores.redis_wire import (
-    BlockingWire,
-    Call,
-    ClientBlockingWire,
-    ClientTickWire,
-    Library,
-    Request,
-    TickWire,
-    is_async,
-)
-from reliakit.stores.shared import SharedPlan, clock_of
+from reliakit.stores.redis_wire import BlockingWire, Call, Library, Request, TickWire
+from reliakit.stores.remote import RemoteStore
+from reliakit.stores.shared import SharedPlan
 from reliakit.stores.shared_attempts import DIMENSIONS, SharedAttempts
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from reliakit.core.clock import Clock
     from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptOp, AttemptRules
     from reliakit.stores.ballots import Ballot, Count
@@ -50,7 +40,7 @@ _LONGEST_KEY = 200
 _MOST_CALLS = 64
 
 
-class RedisStore:
+class RedisStore(RemoteStore):
     """Keep the state of keys in Redis (6.2 or later) or Valkey, shared by all processes that use it.
 
     ```python
@@ -81,8 +71,7 @@ class RedisStore:
         ConfigurationError: A setting is wrong, or there is no client library.
     """
 
-    # A task's decision ends with its deadline: nobody has to set an alarm for it.
-    keeps_time = True
+    _address, _given = "an address", "client"
 
     def __init__(
         self,
@@ -95,13 +84,10 @@ class RedisStore:
     ) -> None:
         self._prefix = checks.named("prefix", prefix)
         timeout = checks.seconds("timeout", timeout)
-        self._clock = clock_of(clock)
+        super().__init__(clock)
         self._leases = None if lease is None else Leases(checks.count("lease", lease))
-        self._blocking: BlockingWire | ClientBlockingWire | None = None
-        self._ticks: TickWire | ClientTickWire | None = None
         self._plans: dict[Plan, _Shape] = {}
         self._guards: dict[AttemptRules, _Guard] = {}
-        self._closed = False
         if isinstance(source, str):
             library = Library(source, timeout)
             self._shown = repr(library)
@@ -184,30 +170,14 @@ class RedisStore:
         self._ask_circuit(FORCE, circuit, force_words(seconds))
 
     def _ask_circuit(self, script: Script, circuit: str, words: tuple[bytes, ...]) -> Any:
-        if self._blocking is None:
-            raise ConfigurationError(f"{self!r} has an asynchronous client: give it an address to share circuits")
         key = f"{self._prefix}:{_SCHEMA}:{{{_short(circuit)}}}:circuit".encode("utf-8", "surrogatepass")
         return self._run(Request(Call(script, 1, words), (key,)))
-
-    def open(self) -> None:
-        """Connect now instead of with the first decision.
-
-        Raises:
-            StoreError: It cannot be reached.
-        """
-        if isinstance(self._blocking, BlockingWire):
-            try:
-                self._blocking.connect()
-            except Exception as error:
-                raise self._failed(error) from error
 
     def close(self) -> None:
         """Close the connections for threads; those for tasks go with their event loop. A given client stays open."""
         if not self._closed and self._leases is not None and self._blocking is not None:
             self._give_back(self._leases)
-        self._closed = True
-        if self._blocking is not None:
-            self._blocking.close()
+        super().close()
 
     async def aclose(self) -> None:
         """Close the connections for threads and those of this event loop. A given client stays open."""
@@ -215,9 +185,7 @@ class RedisStore:
             for plan, key, left in self._leases.end():
                 with suppress(StoreError):  # what is not given back expires
                     await self._adecide(Op.REFUND, plan, key, left, 0)
-        self.close()
-        if self._ticks is not None:
-            await self._ticks.aclose()
+        await super().aclose()
 
     def _give_back(self, leases: Leases) -> None:
         for plan, key, left in leases.end():
@@ -234,47 +202,6 @@ class RedisStore:
 
     def _guard(self, rules: AttemptRules) -> _Guard:
         return self._guards.setdefault(rules, _Guard(rules, self._prefix))
-
-    def _run(self, request: Request) -> Any:
-        if self._blocking is None:
-            raise ConfigurationError(f"{self!r} has an asynchronous client: give it an address to serve threads")
-        if self._closed:
-            raise StoreError(f"{self!r} is closed", store="RedisStore")
-        try:
-            return self._blocking.run(request)
-        except Exception as error:
-            raise self._failed(error) from error
-
-    async def _arun(self, request: Request) -> Any:
-        if self._ticks is None:
-            return await asyncio.to_thread(self._run, request)
-        if self._closed:
-            raise StoreError(f"{self!r} is closed", store="RedisStore")
-        try:
-            return await self._ticks.run(request)
-        except Exception as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: Exception) -> StoreError:
-        told = next(iter(str(error).splitlines()), "")
-        return StoreError(f"{self!r} does not decide: {type(error).__name__}: {told}", store="RedisStore")
-
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def __repr__(self) -> str:
         clock = ", clock='client'" if self._clock else ""

@@ -196,6 +196,40 @@ def test_tasks_of_one_tick_share_a_round_trip(server: EmbeddedRedis, fault_proxy
     assert asyncio.run(decide()) == 1
 
 
+def test_tasks_that_come_while_it_connects_wait_for_that_connection(server: EmbeddedRedis, fault_proxy: Any) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    store = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"), timeout=30.0)
+
+    async def decide() -> int:
+        first = [asyncio.create_task(store.aapply(Op.HIT, TEN, "k", 1)) for _ in range(20)]
+        await asyncio.wait(first, timeout=0)
+        answers = await asyncio.gather(*first, *[store.aapply(Op.HIT, TEN, "k", 1) for _ in range(20)])
+        return sum(answer.admitted for answer in answers)
+
+    assert asyncio.run(decide()) == 10
+    assert proxy.stats().connections == 1
+
+
+def test_opened_early_it_has_a_connection(server: EmbeddedRedis, fault_proxy: Any) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+
+    async def in_a_task() -> None:
+        async with RedisStore(address) as store:
+            await store.aopen()
+            assert proxy.stats().connections == 1
+            await store.aapply(Op.HIT, TEN, "k", 1)
+
+    asyncio.run(in_a_task())
+    with RedisStore(address) as store:
+        assert proxy.stats().connections == 2
+        left(store)
+    assert proxy.stats().connections == 2
+    proxy.refuse()
+    with pytest.raises(StoreError, match="ConnectionError"):
+        asyncio.run(RedisStore(address).aopen())
+
+
 def test_any_client_will_do(server: EmbeddedRedis) -> None:
     plans = (TEN, Plan("several", (TEN.rules[0], Rule("sliding_log", 20, HOUR, 20))))
     valkey_url = server.url
