@@ -117,6 +117,16 @@ class TestFormats:
         assert "# TYPE reliakit_error counter" in body
         assert "# TYPE reliakit_error_total counter" in Metrics().render().body.decode()
 
+    @pytest.mark.parametrize("kind", ["counter", "gauge", "histogram"])
+    def test_a_name_that_is_nothing_but_its_unit_does_not_spoil_the_scrape(self, kind):
+        metrics, registry = Metrics(), CollectorRegistry()
+        metric = getattr(metrics, kind)("bytes", unit="bytes")
+        assert metric.name == ("bytes_total" if kind == "counter" else "bytes")
+        metrics.register(registry)
+        for body in (metrics.render(OPEN).body, generate_openmetrics(registry)):
+            assert f"# TYPE bytes {kind}\n" in body.decode()
+            assert parsed(parse_openmetrics, body)
+
     def test_rendering_while_counting_shows_consistent_histograms(self):
         metrics = Metrics()
         histogram = metrics.histogram("work", labels=("n",), buckets=(1, 2))
@@ -206,6 +216,7 @@ class TestNegotiation:
         "accept",
         [
             "",
+            None,
             "*/*",
             "text/plain",
             "text/html,*/*;q=0.8",
@@ -241,7 +252,7 @@ class TestNegotiation:
 
     @settings(max_examples=25)
     @given(st.text())
-    def test_no_header_raises(self, accept):
+    def test_a_header_of_any_text_does_not_raise(self, accept):
         wants_openmetrics(accept)
 
 

@@ -51,6 +51,8 @@ def declared(
         base = f"{base}_{unit}"
     full = f"{base}_total" if kind == "counter" else base
     bounds = _bounds(buckets, objectives) if kind == "histogram" else ()
+    if base == unit:
+        unit = ""  # OpenMetrics wants a word before the unit: a scrape that tells of one without it is refused whole
     return Metric(name=full, kind=kind, help=text, unit=unit, labels=_labels(labels), buckets=bounds)
 
 

@@ -124,14 +124,14 @@ def _help(text: str, *, quotes: bool) -> str:
     return escaped.replace('"', r"\"") if quotes else escaped
 
 
-def wants_openmetrics(accept: str) -> bool:
+def wants_openmetrics(accept: str | None) -> bool:
     """Return whether an Accept header prefers OpenMetrics 1.0 to the plain text format.
 
     The greater `q` wins, and the one that stands first among equals. No header, `*/*` and anything that names neither
     mean plain text, which every client of the last decade reads.
     """
     best: dict[bool, tuple[float, int]] = {}
-    for position, part in enumerate(accept.split(",")):
+    for position, part in enumerate((accept or "").split(",")):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
         settings = {name: value.strip('"') for name, _, value in (piece.partition("=") for piece in parameters)}
         is_open = kind == "application/openmetrics-text" and settings.get("version", "1.0.0") == "1.0.0"

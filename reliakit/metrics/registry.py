@@ -335,16 +335,17 @@ class Metrics:
         self._feed.refresh()
         return self._board.verdicts()
 
-    def render(self, accept: str = "") -> Exposition:
+    def render(self, accept: str | None = "") -> Exposition:
         """Return all metrics as text.
 
         Args:
-            accept: The client's Accept header: OpenMetrics 1.0 where it prefers that, else the text format 0.0.4.
+            accept: The client's Accept header, if it sent one: OpenMetrics 1.0 where it prefers that, else the text
+                format 0.0.4.
         """
         scrape = self._scrape(accept)
         return Exposition(b"".join(scrape.pieces), scrape.content_type)
 
-    def _scrape(self, accept: str) -> Scrape:
+    def _scrape(self, accept: str | None) -> Scrape:
         openmetrics = wants_openmetrics(accept)
         return Scrape(self._pieces(openmetrics), OPENMETRICS if openmetrics else TEXT)
 

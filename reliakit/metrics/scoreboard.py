@@ -89,7 +89,8 @@ class Scoreboard:
             raise ConfigurationError(f"metric {family.name} has no label {unknown[0]!r}, only {sorted(known)}")
         if math.isfinite(term.bound) and isinstance(family, Histogram) and term.bound not in family.bounds:
             raise ConfigurationError(
-                f"metric {family.name} has no bucket bound {term.bound}: declare it with objectives=[{term.bound}]"
+                f"metric {family.name} has no bucket bound {term.bound}: declare it with objectives=[{term.bound}],"
+                " or where it is one of reliakit's own give the objective to Metrics(objectives=[...])"
             )
         self._found[term, span] = self._tally(family, term, span)
 

@@ -387,7 +387,7 @@ def number_of(value: object, drop: Callable[[str], None], *, signed: bool = Fals
     else:
         try:
             # Whatever has __float__: Decimal, Fraction, numpy. A text is no measurement, though float() reads it.
-            number = math.nan if isinstance(value, str | bytes | bytearray) else float(value)  # type: ignore[arg-type]
+            number = float(None if isinstance(value, str | bytes | bytearray) else value)  # type: ignore[arg-type]
         except Exception:  # noqa: BLE001 - a metric never raises into its caller; counted as dropped
             drop("not_a_number")
             return None
