@@ -14,6 +14,7 @@ from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.errors import ConfigurationError
 from reliakit.integrations.statsd import Statsd
 from reliakit.metrics import Metrics
+from reliakit.resilience.breaker import CircuitBreaker
 
 NEVER = 1000.0
 
@@ -65,7 +66,7 @@ def test_counters_gauges_and_histograms_arrive_with_tags(server):
         assert last(server, sending) == [
             "shop.took_seconds:250|ms|#page:x_y_z___",
             "shop.size_bytes:100|h",
-            "shop.early_total:3|c|#queue:a",
+            "shop.early_total:1|c|#queue:a",
             "shop.level:0|g",
             "shop.level:-2.5|g",
         ]
@@ -132,6 +133,24 @@ def test_closing_sends_what_is_left_and_stops(server):
     assert "jobs_total:5|c" in received(server, "jobs_total")
 
 
+def test_what_was_counted_before_is_not_sent_again_by_a_second_one(server):
+    metrics = Metrics()
+    jobs, breaker = metrics.counter("jobs"), CircuitBreaker("mail")
+    with metrics:
+        with sender(server, metrics) as first:
+            jobs.inc(3)
+            assert last(server, first) == ["jobs_total:3|c"]
+        breaker.call(len, "a")  # told when somebody looks
+        jobs.inc(2)
+        with sender(server, metrics) as second:
+            jobs.inc()
+            breaker.call(len, "a")
+            second.flush()
+            lines = received(server, "jobs_total")
+            assert "jobs_total:1|c" in lines
+            assert "reliakit_circuit_breaker_calls_total:1|c|#name:mail,outcome:success" in lines
+
+
 def test_a_server_that_is_not_there_and_a_full_queue_only_lose(server):
     metrics = Metrics()
     work = metrics.histogram("work")
@@ -168,6 +187,27 @@ def test_a_forked_process_sends_its_own_counts_and_no_others(server):
             os.waitpid(child, 0)
         jobs.inc(5)
         received(server, "jobs_total:5|c")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_was_not_sent_at_the_fork_is_the_parents_to_send(server):
+    metrics = Metrics()
+    jobs = metrics.counter("jobs")
+    with sender(server, metrics) as sending:
+        jobs.inc(3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # as above
+            child = os.fork()
+        if not child:
+            try:
+                jobs.inc(4)
+                sending.flush()
+            finally:
+                os._exit(0)
+        assert os.waitpid(child, 0) == (child, 0)
+        assert "jobs_total:4|c" in received(server, "jobs_total")
+        sending.flush()
+        assert "jobs_total:3|c" in received(server, "jobs_total")
 
 
 @pytest.mark.parametrize(

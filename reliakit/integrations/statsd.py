@@ -34,7 +34,8 @@ class Statsd:
     """Sends what a `Metrics` counts to a statsd server; open it, or use it in a `with` block.
 
     Counting never waits for it: measurements of histograms are put in a queue, counters and gauges are read when it
-    is time to send. What the queue or the network does not take is lost, and counted in `lost`.
+    is time to send. What the queue or the network does not take is lost, and counted in `lost`. What was counted
+    before it was first opened, or by the process that forked this one, is not sent.
 
     Args:
         metrics: What to send. Label values are bounded as they are there.
@@ -101,6 +102,8 @@ class Statsd:
             if not self._is_known:
                 self._is_known = True
                 self._metrics.forward(self._hear)
+                self._refresh()
+                self._begin()
             self._run()
         return self
 
@@ -152,9 +155,18 @@ class Statsd:
         while not done.wait(self.interval):
             self.flush()
 
+    def _begin(self) -> None:
+        """Take what counters hold now for sent: somebody else has counted it, or will send it."""
+        with self._lock:
+            for family in self._families[:]:
+                if isinstance(family, Counter):
+                    for series in family.series[:]:
+                        self._sent[family.name, series.values] = series.get()
+
     def _begin_anew(self) -> None:
         """Run in this child process, too: threads stay behind in the parent, and so do its numbers."""
         self._queue.clear()
+        self._begin()
         if self._socket is not None:
             self._run()
 
@@ -174,12 +186,15 @@ class Statsd:
             yield self._queue.popleft()
         if not self._families:
             return
-        with contextlib.suppress(Exception):  # a component's figures cannot be read: the others are still sent
-            self._metrics.families()
+        self._refresh()
         for family in self._families[:]:
             if not isinstance(family, Histogram):
                 for series in family.series[:]:
                     yield from self._changed_locked(family, series.values, series.get())
+
+    def _refresh(self) -> None:
+        with contextlib.suppress(Exception):  # a component's figures cannot be read: the others are still sent
+            self._metrics.families()
 
     def _changed_locked(self, family: Counter | Gauge, values: tuple[str, ...], value: float) -> Iterator[str]:
         key = (family.name, values)
