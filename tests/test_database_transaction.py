@@ -364,6 +364,21 @@ def test_without_a_transaction_each_statement_commits_by_itself(db: Database, pr
     assert ids(db) == [1, 2]
 
 
+@pytest.mark.parametrize("propagation", [Propagation.SUPPORTS, Propagation.NEVER])
+def test_a_transaction_of_the_users_own_left_open_outside_of_one_is_told(
+    db: Database, propagation: Propagation
+) -> None:
+    with pytest.raises(TransactionUsageError, match="rolled back"), db.transaction(propagation=propagation) as bare:
+        bare.execute("BEGIN")
+        bare.execute("INSERT INTO item VALUES (1)")
+    with db.transaction(propagation=propagation) as bare:
+        bare.execute("BEGIN")
+        bare.execute("INSERT INTO item VALUES (2)")
+        bare.execute("COMMIT")
+    assert ids(db) == [2]
+    assert db.stats().in_use == 0
+
+
 def test_supports_joins_a_running_transaction(db: Database) -> None:
     with db.transaction() as outer, db.transaction(propagation=Propagation.SUPPORTS) as inner:
         assert inner is outer
@@ -596,6 +611,19 @@ def test_run_tries_again_on_a_clean_snapshot(db: Database, recording_listener: R
     assert mine == [(1, "retry", "40001"), (2, "retry", "40001"), (3, "commit", None)]
 
 
+@pytest.mark.parametrize("propagation", [Propagation.SUPPORTS, Propagation.NEVER])
+def test_a_run_without_a_transaction_is_not_tried_again_as_its_statements_are_committed(
+    db: Database, propagation: Propagation
+) -> None:
+    def note(tx: Transaction) -> None:
+        tx.execute("INSERT INTO item VALUES ((SELECT count(*) FROM item))")
+        tx.execute("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$")
+
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        db.run(note, propagation=propagation)
+    assert ids(db) == [0]
+
+
 def test_a_run_that_gives_up_raises_the_last_real_error_with_a_note(
     db: Database, recording_listener: RecordingListener
 ) -> None:
@@ -811,6 +839,7 @@ def test_a_checkout_whose_thread_has_ended_is_counted_as_leaked(db: Database) ->
         ({"name": ""}, "name"),
         ({"retry": 3}, "retry"),
         ({"leak_after": -1}, "leak_after"),
+        ({"row_factory": "dict"}, "row_factory"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict, argument: str) -> None:

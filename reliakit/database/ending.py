@@ -29,6 +29,7 @@ __all__ = [
     "commit",
     "is_interrupt",
     "judge",
+    "objection_to_bare",
     "objection_to_commit",
     "rollback",
     "rolled_back",
@@ -56,6 +57,17 @@ def objection_to_commit(work: Work, transaction: Handle, session: Session) -> Ba
     if transaction.doomed and not transaction.deliberate:
         return rolled_back(work, session, "code that joined it failed")
     return None
+
+
+def objection_to_bare(session: Session) -> TransactionUsageError | None:
+    """Return why a block without a transaction, whose code ended well, is no success, or None."""
+    if not session.left_open:
+        return None
+    return TransactionUsageError(
+        f"{session.name}: the code inside this block left a transaction, a COPY or a pipeline of its own open, and "
+        "what it did there was rolled back: end it in the block, or use propagation=REQUIRED",
+        name=session.name,
+    )
 
 
 def tell_out_of_hand(work: Work, error: BaseException) -> None:

@@ -274,7 +274,8 @@ class Engine:
             conflict = swallowed or machine.conflict_state(error) is not None
             repeatable = work.attempt.repeatable and not out_of_hand
             undecided = repeatable and verdict == "unknown"
-            if undecided or verdict == "rolled_back":
+            # Without a transaction each statement has committed by itself: trying again would do them twice.
+            if (undecided or verdict == "rolled_back") and not work.bare:
                 began = not (lost and (repeatable or unsent))
                 self.plan_retry(work, error, began=began, conflict=conflict or undecided)
         self.teller.ended(
@@ -290,7 +291,9 @@ class Engine:
                 f"{self.name}: a transaction of {work.owner!r} was left elsewhere, so it was rolled back",
                 name=self.name,
             )
-        return None if work.bare else ending.objection_to_commit(work, transaction, session)
+        if work.bare:
+            return ending.objection_to_bare(session)
+        return ending.objection_to_commit(work, transaction, session)
 
     async def _leave_unbegun(
         self, work: Work, transaction: Handle, error: BaseException | None

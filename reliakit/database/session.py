@@ -187,6 +187,11 @@ class Session:
         return not self.broken and pgconn.transaction_status == _IDLE and not pgconn.pipeline_status
 
     @property
+    def left_open(self) -> bool:
+        """Whether code that asked for no transaction began one itself, or a COPY, and did not end it."""
+        return self.alive and not self.reusable
+
+    @property
     def alive(self) -> bool:
         """Whether the connection still works, as far as this side knows."""
         return bool(not self.disowned and self.pgconn.status == _OK)

@@ -121,6 +121,10 @@ class _SandboxSession(Session):
     def reusable(self) -> bool:
         return not self.broken and not self._open and self.pgconn.transaction_status == _OPEN
 
+    @property
+    def left_open(self) -> bool:
+        return False  # here all of it is one transaction, and what a pipeline has left is kept
+
     async def adopt(self) -> None:
         await super().adopt()
         guarded = self.wait_async if self._io.asynchronous else self.wait
