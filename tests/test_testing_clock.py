@@ -38,10 +38,21 @@ def test_the_wall_clock_steps_without_the_monotonic_one():
     assert (clock.monotonic(), clock.time()) == (6.0, 10.0)
 
 
-@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "1", None])
 def test_it_never_goes_back_or_nowhere(seconds):
     with pytest.raises(ConfigurationError, match="advance"):
         ManualClock().advance(seconds)
+
+
+@pytest.mark.parametrize("instant", [float("nan"), float("inf"), "noon", None])
+def test_it_stands_at_an_instant(instant):
+    for argument in ("start", "wall"):
+        with pytest.raises(ConfigurationError, match=argument):
+            ManualClock(**{argument: instant})
+    clock = ManualClock()
+    with pytest.raises(ConfigurationError, match="at must be"):
+        clock.set_wall(instant)
+    assert clock.time() == ManualClock().time()
 
 
 def test_a_thread_sleeps_until_the_clock_has_moved_that_far():
@@ -174,7 +185,7 @@ def test_chance_is_foreseeable():
     assert [given_draws.random() for _ in range(3)] == [0.1, 0.9, 0.1]
 
 
-@pytest.mark.parametrize("random", [1.0, -0.1, [], [0.5, 1.0]])
+@pytest.mark.parametrize("random", [1.0, -0.1, [], [0.5, 1.0], "0.5", [None], None])
 def test_chance_outside_its_range_is_refused(random):
     with pytest.raises(ConfigurationError, match="random="):
         ManualClock(random=random)

@@ -71,6 +71,8 @@ class DatabaseBase:
             retry = TransactionRetry(max_attempts=1)
         if not isinstance(retry, TransactionRetry):
             raise ConfigurationError(f"retry must be a TransactionRetry or None, got {retry!r}")
+        if row_factory is not None and not callable(row_factory):
+            raise ConfigurationError(f"row_factory must be one of psycopg's, such as dict_row, got {row_factory!r}")
         self._name = checks.named("name", name)
         self._where = _where(conninfo) if pool is None else repr(pool)
         origins = [(conninfo, pool), *_replica_origins(replicas, asynchronous=io.asynchronous)]

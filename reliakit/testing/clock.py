@@ -19,8 +19,10 @@ import itertools
 import math
 import random as chance
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -73,8 +75,8 @@ class ManualClock:
         # Re-entrant: garbage that is collected while it is held may be a task that slept on this clock.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._now = float(start)
-        self._wall_offset = float(wall) - self._now
+        self._now = _instant("start", start)
+        self._wall_offset = _instant("wall", wall) - self._now
         self._auto_advance = auto_advance
         self._draw = _drawing(random)
         self._sleepers: list[_Sleeper] = []
@@ -165,16 +167,14 @@ class ManualClock:
         Args:
             seconds: How far, 0 or more.
         """
-        if not (seconds >= 0 and math.isfinite(seconds)):
-            raise ConfigurationError(
-                f"advance({seconds}) must be a number of seconds, 0 or more; a clock never goes back"
-            )
+        far = checks.seconds("advance: seconds", seconds, zero=True)  # a clock never goes back
         with self._lock:
-            due = self._move_locked(self._now + seconds)
+            due = self._move_locked(self._now + far)
         _call(due)
 
     def set_wall(self, at: float) -> None:
         """Step the wall clock to `at`, forwards or backwards, as a correction of the machine's clock would."""
+        at = _instant("at", at)
         with self._lock:
             self._wall_offset = at - self._now
 
@@ -278,10 +278,16 @@ def _call(wakers: list[Callable[[], object]]) -> None:
             wake()
 
 
+def _instant(argument: str, value: float) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigurationError(f"{argument} must be a number of seconds, got {value!r}")
+    return float(value)
+
+
 def _drawing(random: int | float | Sequence[float]) -> Callable[[], float]:  # noqa: PYI041
     if isinstance(random, int):
         return chance.Random(random).random  # noqa: S311 - to be foreseen is the point
-    numbers = [random] if isinstance(random, float) else list(random)
-    if not numbers or not all(0 <= number < 1 for number in numbers):
+    numbers = list(random) if isinstance(random, Iterable) else [random]
+    if not numbers or not all(isinstance(number, int | float) and 0 <= number < 1 for number in numbers):
         raise ConfigurationError(f"random={random!r} must be a seed (int), or numbers in [0, 1)")
     return itertools.cycle(numbers).__next__

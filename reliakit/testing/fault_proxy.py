@@ -14,12 +14,12 @@ connections, so sync and async tests use it alike.
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
+from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
 from reliakit.testing._proxy_engine import DIRECTIONS, Address, Direction, Engine, Weather
 
@@ -237,9 +237,8 @@ class FaultProxy:
             seconds: One-way delay; exact to about a millisecond, never shorter.
             direction: "to_server" or "to_client"; None delays both, so a round trip takes twice as long.
         """
-        if not (seconds >= 0 and math.isfinite(seconds)):
-            raise ConfigurationError(f"latency({seconds}) must be a number of seconds, 0 or more")
-        return self._switch(_Latency(self, float(seconds), _directions(direction)))
+        seconds = checks.seconds("latency: seconds", seconds, zero=True)
+        return self._switch(_Latency(self, seconds, _directions(direction)))
 
     def black_hole(self, *, direction: Direction | None = None) -> Fault:
         """Accept everything and forward nothing, not even that a connection ended; healing lets it all through.
@@ -278,11 +277,12 @@ class FaultProxy:
                 everything; "black_hole" leaves both without a word.
             times: After how many cuts it lets everything pass, None for never.
         """
-        if not pattern:
-            raise ConfigurationError("cut_on(pattern=b'') would cut at nothing; give the bytes to wait for")
-        if how not in {"reset", "black_hole"}:
-            raise ConfigurationError(f"cut_on(how={how!r}) must be 'reset' or 'black_hole'")
-        _directions(direction)
+        if not isinstance(pattern, bytes) or not pattern:
+            raise ConfigurationError(f"cut_on(pattern={pattern!r}) must be the bytes to wait for, such as b'COMMIT'")
+        checks.choice("how", how, ("reset", "black_hole"))
+        checks.choice("direction", direction, DIRECTIONS)
+        if times is not None:
+            checks.count("times", times)
         return self._switch(Cut(self, pattern=pattern, direction=direction, after=after, how=how, times=times))
 
     def heal(self, fault: Fault | None = None) -> None:
@@ -375,7 +375,7 @@ def _is_foreign_url(conninfo: str) -> bool:
 def _address(target: str | tuple[str, int]) -> Address:
     """Return where a target leads: (host, port), or the path of a Unix socket."""
     if not isinstance(target, str):
-        return target
+        return _pair(target)
     if _is_foreign_url(target):
         url = urlsplit(target)
         if url.hostname is None or url.port is None:
@@ -386,11 +386,23 @@ def _address(target: str | tuple[str, int]) -> Address:
     if target.startswith("/"):
         return target
     host, _, port = target.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigurationError(
-            f"target={target!r} must be a conninfo, a URL, 'host:port', (host, port) or the path of a socket"
-        )
+    if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
+        raise _refused(target)
     return host.strip("[]"), int(port)
+
+
+def _pair(target: object) -> Address:
+    match target:
+        case (str() as host, int() as port) if host and 0 < port <= 65535:
+            return host, port
+        case _:
+            raise _refused(target)
+
+
+def _refused(target: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"target={target!r} must be a conninfo, a URL, 'host:port', (host, port) or the path of a socket"
+    )
 
 
 def _postgres_address(conninfo: str) -> Address:

@@ -20,16 +20,17 @@ import re
 import secrets
 import threading
 import weakref
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
 from reliakit.testing._link import Link
 from reliakit.testing._postgres_programs import find_installations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import TracebackType
     from typing import Self
 
@@ -39,6 +40,7 @@ _WAY_OUT = (
     "install PostgreSQL (Debian, Ubuntu: apt-get install postgresql; macOS: brew install postgresql), "
     "or pip install 'reliakit[demo]', or set RELIAKIT_DSN to a running server"
 )
+_LONGEST_NAME = 50  # bytes, so that the suffix fits into the server's 63
 _OURS = frozenset({"data_directory", "hba_file", "listen_addresses", "port", "unix_socket_directories"})
 # Variables with which libpq would change where or how our conninfo connects, and what to say against each.
 _PINS = {
@@ -76,11 +78,11 @@ class EmbeddedPostgres:
         port: int | None = None,
         settings: Mapping[str, str | float] | None = None,
     ) -> None:
-        if port is not None and not 0 <= port <= 65535:
-            raise ConfigurationError(f"port={port} must be between 0 (a free one) and 65535, or None for no TCP")
+        if port is not None and not (isinstance(port, int) and 0 <= port <= 65535):
+            raise ConfigurationError(f"port={port!r} must be between 0 (a free one) and 65535, or None for no TCP")
         self._binaries = binaries
         self._wanted_port = port
-        self._settings = _checked_settings(settings or {})
+        self._settings = _checked_settings({} if settings is None else settings)
         # Reentrant: a start that fails stops.
         self._lock = threading.RLock()
         self._external: str | None = None
@@ -198,13 +200,15 @@ class EmbeddedPostgres:
         """Create an empty database and return its conninfo; about 15 ms.
 
         Args:
-            name: What its name begins with; a random suffix keeps it unique.
+            name: What its name begins with, at most 50 bytes; a random suffix keeps it unique.
             template: Conninfo of a database of this server to copy, one that nobody is connected to.
             tcp: Whether the conninfo goes over TCP instead of the Unix socket.
         """
         from psycopg import connect, sql  # noqa: PLC0415 - the test kit loads without psycopg
         from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
 
+        if len(checks.named("name", name).encode()) > _LONGEST_NAME:
+            raise ConfigurationError(f"name={name!r} is too long for a database; give at most {_LONGEST_NAME} bytes")
         base = self._conninfo(tcp=tcp)
         unique = f"{name}_{secrets.token_hex(6)}"
         source = str(conninfo_to_dict(template)["dbname"]) if template else "template0"
@@ -272,9 +276,11 @@ class EmbeddedPostgres:
 
 
 def _checked_settings(settings: Mapping[str, str | float]) -> dict[str, str]:
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(f"settings must be a mapping of names to values, got {settings!r}")
     checked: dict[str, str] = {}
     for name, value in settings.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name):
             raise ConfigurationError(f"settings: {name!r} is no name of a server setting")
         if name.lower() in _OURS:
             raise ConfigurationError(f"settings: {name!r} is decided by EmbeddedPostgres; see port=")

@@ -22,6 +22,7 @@ import shutil
 import socket
 import threading
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,6 @@ from reliakit.core.errors import ConfigurationError
 from reliakit.testing._link import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import TracebackType
     from typing import Self
 
@@ -67,11 +67,11 @@ class EmbeddedRedis:
         port: int | None = None,
         settings: Mapping[str, str | int] | None = None,
     ) -> None:
-        if port is not None and not 0 <= port <= 65535:
-            raise ConfigurationError(f"port={port} must be between 0 (a free one) and 65535, or None for no TCP")
+        if port is not None and not (isinstance(port, int) and 0 <= port <= 65535):
+            raise ConfigurationError(f"port={port!r} must be between 0 (a free one) and 65535, or None for no TCP")
         self._binary = binary
         self._wanted_port = port
-        self._settings = _checked_settings(settings or {})
+        self._settings = _checked_settings({} if settings is None else settings)
         # Reentrant: a start that fails stops.
         self._lock = threading.RLock()
         self._link: Link | None = None
@@ -238,9 +238,11 @@ def _programs(binary: str | os.PathLike[str] | None) -> list[str]:
 
 
 def _checked_settings(settings: Mapping[str, str | int]) -> dict[str, str]:
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(f"settings must be a mapping of names to values, got {settings!r}")
     checked: dict[str, str] = {}
     for name, value in settings.items():
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name) or "\n" in str(value):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name) or "\n" in str(value):
             raise ConfigurationError(f"settings: {name!r} is no line of a server's configuration")
         if name.lower() in _OURS:
             raise ConfigurationError(f"settings: {name!r} is decided by EmbeddedRedis; see port=")

@@ -190,6 +190,12 @@ def test_databases_are_empty_and_of_their_own(server):
         psycopg.connect(first)
 
 
+@pytest.mark.parametrize("name", ["", None, "x" * 51])
+def test_a_name_whose_suffix_would_be_cut_off_is_refused(server, name):
+    with pytest.raises(ConfigurationError, match="name"):
+        server.database(name)
+
+
 def test_threads_may_ask_at_once(server):
     made: list[str] = []
     threads = [threading.Thread(target=lambda: (made.append(server.database()), server.running)) for _ in range(8)]
@@ -235,13 +241,15 @@ def place(monkeypatch) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("name", ["port", "Listen_Addresses", "data_directory", "a b", "x;y", ""])
+@pytest.mark.parametrize("name", ["port", "Listen_Addresses", "data_directory", "a b", "x;y", "", 7])
 def test_settings_that_are_ours_or_no_settings_are_refused(name):
     with pytest.raises(ConfigurationError, match="settings"):
         EmbeddedPostgres(settings={name: "1"})
+    with pytest.raises(ConfigurationError, match="settings must be a mapping"):
+        EmbeddedPostgres(settings=[(name, "1")])
 
 
-@pytest.mark.parametrize("port", [-1, 65536])
+@pytest.mark.parametrize("port", [-1, 65536, "5432", 1.5])
 def test_a_port_out_of_range_is_refused(port):
     with pytest.raises(ConfigurationError, match="port="):
         EmbeddedPostgres(port=port)

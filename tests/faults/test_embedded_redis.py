@@ -156,6 +156,8 @@ def test_a_fork_may_not_command_it(server):
     ("settings", "named"),
     [
         ({"port": 70000}, "port"),
+        ({"port": "6379"}, "port"),
+        ({"settings": ["maxmemory 2mb"]}, "settings"),
         ({"settings": {"port": 1}}, "port"),
         ({"settings": {"save\nport 1": ""}}, "settings"),
         ({"settings": {"save": "\nport 1"}}, "settings"),

@@ -435,7 +435,22 @@ def test_a_target_can_be_said_in_many_ways(target, leads_to):
     assert FaultProxy(target)._target == leads_to
 
 
-@pytest.mark.parametrize("target", ["nowhere", "host:", "dbname=x", "host=a,b password=hunter2", "redis://localhost"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "nowhere",
+        "host:",
+        "host:65536",
+        "dbname=x",
+        "host=a,b password=hunter2",
+        "redis://localhost",
+        ("host", "5432"),
+        ("host", 0),
+        ("host",),
+        5432,
+        None,
+    ],
+)
 def test_a_target_that_leads_nowhere_is_refused_without_telling_its_password(target):
     with pytest.raises(ConfigurationError, match="target") as refusal:
         FaultProxy(target)
@@ -452,10 +467,15 @@ def test_wrong_use_is_told(echo):
     with pytest.raises(ConfigurationError, match="not open"):
         proxy.black_hole()
     with proxy:
-        with pytest.raises(ConfigurationError, match="latency"):
-            proxy.latency(-1.0)
-        with pytest.raises(ConfigurationError, match="pattern"):
-            proxy.cut_on(b"")
+        for seconds in (-1.0, "1", None):
+            with pytest.raises(ConfigurationError, match="latency"):
+                proxy.latency(seconds)
+        for pattern in (b"", "COMMIT", None):
+            with pytest.raises(ConfigurationError, match="pattern"):
+                proxy.cut_on(pattern)
+        for wrong in ({"direction": None}, {"direction": "sideways"}, {"how": "maybe"}, {"times": 0}):
+            with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+                proxy.cut_on(b"COMMIT", **wrong)
         with pytest.raises(ConfigurationError, match="direction"):
             proxy.black_hole(direction="sideways")
         with pytest.raises(ConfigurationError, match="conninfo="):
