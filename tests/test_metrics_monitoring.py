@@ -145,12 +145,21 @@ class TestNames:
         made = json.loads(dashboard(Kit()))
         assert made["uid"] == "reliakit-overview"
         assert [one["name"] for one in made["templating"]["list"]] == ["datasource", "job", "instance"]
-        numbers = [panel["id"] for panel in made["panels"]]
+        panels = [one for panel in made["panels"] for one in (panel, *panel.get("panels", ()))]
+        numbers = [panel["id"] for panel in panels]
         assert numbers == list(range(1, len(numbers) + 1))
-        places = [
-            (panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in made["panels"] if panel["type"] != "row"
-        ]
+        places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels if panel["type"] != "row"]
         assert len(set(places)) == len(places)
+
+    def test_what_no_component_tells_is_marked_as_such_and_folded(self):
+        """A metric that nothing in the package counts would be a row of empty panels, and a promise."""
+        room = ROOT / "reliakit/metrics"
+        told = "".join(path.read_text(encoding="utf-8") for path in room.glob("*.py") if path.stem != "catalogue")
+        silent = {metric.name for metric in CATALOGUE if f'"{metric.name}"' not in told}
+        assert silent == {metric.name for metric in CATALOGUE if metric.by_hand}
+        folded = json.dumps([row for row in json.loads(dashboard(Kit()))["panels"] if row.get("collapsed")])
+        assert {metric.name for metric in CATALOGUE if f"reliakit_{metric.name}" in folded} == silent
+        assert not any(name in rules(Kit()) for name in silent)
 
     def test_every_runbook_url_leads_to_a_chapter(self):
         page = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")

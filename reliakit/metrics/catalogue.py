@@ -6,18 +6,13 @@ the Prometheus conventions: counters end in `_total`, quantities carry their uni
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from reliakit.metrics.labels import Label, fold_sqlstate, fold_status, fold_words
+from reliakit.metrics.metric import LATENCY, Across, Metric
 
-__all__ = ["CATALOGUE", "HTTP", "LATENCY", "SECURITY_EVENTS", "STATES", "Kind", "Metric"]
+__all__ = ["CATALOGUE", "STATES"]
 
-Kind = Literal["counter", "gauge", "histogram"]
-# The words are prometheus_client's; "live" leaves processes out that are gone.
-Across = Literal["all", "liveall", "sum", "livesum", "max", "livemax", "min", "livemin"]
-
-LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RESOLUTION = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 86400.0)
 # The bounds that OpenTelemetry's semantic conventions advise for HTTP servers.
 HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -27,44 +22,6 @@ SECURITY_EVENTS = ("failed_login", "login_blocked", "rate_limit", "invalid_token
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """A metric as it is declared.
-
-    Attributes:
-        name: Its name with unit and suffix, without the namespace.
-        kind: Counter, gauge or histogram.
-        help: One sentence for people.
-        unit: Its base unit, such as "seconds" or "bytes"; "" for a plain number.
-        labels: Its dimensions.
-        buckets: A histogram's upper bounds, without the infinite one.
-        born: Whether series exist from the start although some label is open; that label is then empty.
-        absent: Whether a gauge has no series until it is set, because 0 would be a claim.
-        fixed: Whether its labels name only what was declared, so that `max_series` need not bound them.
-        across: How the values of a gauge in several processes become one.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    unit: str = ""
-    labels: tuple[Label, ...] = ()
-    buckets: tuple[float, ...] = ()
-    born: bool = False
-    absent: bool = False
-    fixed: bool = False
-    across: Across = "livesum"
-
-    @property
-    def family(self) -> str:
-        """The name that OpenMetrics gives the family: a counter's without `_total`."""
-        return self.name.removesuffix("_total") if self.kind == "counter" else self.name
-
-    def with_bounds(self, bounds: tuple[float, ...]) -> Metric:
-        """Return this histogram with further bucket bounds."""
-        return replace(self, buckets=tuple(sorted({*self.buckets, *bounds})))
 
 
 def _only(name: str, *values: str) -> Label:
@@ -312,7 +269,8 @@ _WEB = (
     _counter("websocket_messages_total", "Messages over websockets.", Label.one_of("direction", "in", "out")),
 )
 
-_OTHERS = (
+# Rooms that reliakit does not have: names for what a service of yours has of them.
+_BY_HAND = (
     _counter(
         "cache_requests_total",
         "Lookups in caches.",
@@ -429,6 +387,6 @@ CATALOGUE: tuple[Metric, ...] = (
     *_RESILIENCE,
     *_TROUBLE,
     *_WEB,
-    *_OTHERS,
+    *(replace(metric, by_hand=True) for metric in _BY_HAND),
     *_OURSELVES,
 )

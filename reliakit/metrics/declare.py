@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
-from reliakit.metrics.catalogue import Metric
 from reliakit.metrics.labels import LONGEST, Label, label_text
+from reliakit.metrics.metric import Metric
 
 if TYPE_CHECKING:
-    from reliakit.metrics.catalogue import Kind
+    from reliakit.metrics.metric import Kind
 
 __all__ = ["aliases", "declared", "is_name", "reserved"]
 

@@ -23,7 +23,7 @@ from reliakit.metrics.series import CounterSeries, GaugeSeries, HistogramSeries,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from reliakit.metrics.catalogue import Metric
+    from reliakit.metrics.metric import Metric
     from reliakit.metrics.series import Store, Tally
     from reliakit.metrics.shared import SharedFiles
 

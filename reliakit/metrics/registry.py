@@ -26,12 +26,12 @@ from reliakit.core.events import NumbersWanted
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Emitter, Subscription, subscribe, watch
 from reliakit.metrics.apps import AsgiApp, Scrape, WsgiApp
-from reliakit.metrics.catalogue import LATENCY, Across, Metric
 from reliakit.metrics.declare import aliases, declared, is_name
 from reliakit.metrics.defaults import DEFAULTS
 from reliakit.metrics.exposition import OPENMETRICS, TEXT, Exposition, pieces, wants_openmetrics
 from reliakit.metrics.family import AnyFamily, Counter, Gauge, Histogram, Registry
 from reliakit.metrics.feed import Feed
+from reliakit.metrics.metric import LATENCY, Across, Metric
 from reliakit.metrics.objectives import Objective
 from reliakit.metrics.results import Results
 from reliakit.metrics.scoreboard import Scoreboard

@@ -44,8 +44,8 @@ from reliakit.metrics.series import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from reliakit.metrics.catalogue import Metric
     from reliakit.metrics.cells import Row
+    from reliakit.metrics.metric import Metric
     from reliakit.metrics.series import Home
 
 __all__ = ["SharedCells", "SharedFiles", "shared"]

@@ -16,7 +16,7 @@ from reliakit.metrics.sources import Naming, SourceCounter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reliakit.metrics.catalogue import Metric
+    from reliakit.metrics.metric import Metric
     from reliakit.metrics.objectives import Objective
 
 __all__ = ["Shelf"]

@@ -33,8 +33,8 @@ from reliakit.metrics.series import MOST, CounterSeries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reliakit.metrics.catalogue import Metric
     from reliakit.metrics.family import Registry
+    from reliakit.metrics.metric import Metric
 
 __all__ = ["HeavyHitters", "Naming", "SourceCounter", "SourceMode", "SpaceSaving"]
 

@@ -19,7 +19,7 @@ from reliakit.metrics.objectives import Below, Complete, Count, Term, Zero
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reliakit.metrics.catalogue import Metric
+    from reliakit.metrics.metric import Metric
     from reliakit.metrics.monitoring.kit import Kit
     from reliakit.metrics.objectives import Objective, Ratio
 

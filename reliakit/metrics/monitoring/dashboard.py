@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from reliakit.metrics.catalogue import Metric
+    from reliakit.metrics.metric import Metric
     from reliakit.metrics.monitoring.kit import Kit
 
 __all__ = ["LEFT_OUT", "ROWS", "Panel", "dashboard", "expressions"]
@@ -117,7 +117,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Calls", "circuit_breaker_calls_total", ("name", "outcome"), "ops"),
         Panel("Transitions", "circuit_breaker_transitions_total", ("name", "to"), "ops"),
     ),
-    "Limits, stores, caches": (
+    "Limits and stores": (
         Panel("Decisions", "rate_limit_decisions_total", ("limiter", "decision"), "ops"),
         Panel("Waits", "rate_limit_wait_seconds", ("limiter",), "s"),
         Panel("Decided without the store", "rate_limit_degraded_total", ("limiter",), "ops"),
@@ -144,18 +144,25 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Versions", "build_info", ("version", "python")),
     ),
 }
+# What no component tells stays folded: Grafana asks for nothing of it until somebody opens it.
+_FOLDED = "Counted by your own code"
 
 
 def dashboard(kit: Kit) -> str:
     """Return the dashboard as Grafana imports it."""
     panels: list[dict[str, Any]] = []
-    top = 0
+    number = top = 0
     for title, row in _rows(kit).items():
-        panels.append(_heading(title, len(panels) + 1, top))
+        heading = _heading(title, number + 1, top)
+        charts = [_chart(kit, panel, number + 2 + place, place, top + 1) for place, panel in enumerate(row)]
+        number += 1 + len(charts)
         top += 1
-        for place, panel in enumerate(row):
-            panels.append(_chart(kit, panel, len(panels) + 1, place, top))
-        top += _HEIGHT * -(-len(row) // _PER_ROW)
+        panels.append(heading)
+        if title == _FOLDED:
+            heading.update(collapsed=True, panels=charts)
+        else:
+            panels += charts
+            top += _HEIGHT * -(-len(row) // _PER_ROW)
     return json.dumps(_frame(kit, panels), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -168,7 +175,12 @@ def _rows(kit: Kit) -> dict[str, tuple[Panel, ...]]:
     """Return the rows, with a panel of its own for every metric that none of them names."""
     shown = {name for row in ROWS.values() for panel in row for name in (panel.metric, *panel.further)}
     rest = [metric for metric in kit.metrics if metric.name not in shown and metric.name not in LEFT_OUT]
-    return {**ROWS, **({"More": tuple(_plain(metric) for metric in rest)} if rest else {})}
+    rows = {
+        **ROWS,
+        "More": tuple(_plain(metric) for metric in rest if not metric.by_hand),
+        _FOLDED: tuple(_plain(metric) for metric in rest if metric.by_hand),
+    }
+    return {title: row for title, row in rows.items() if row}
 
 
 def _plain(metric: Metric) -> Panel:

@@ -13,7 +13,7 @@ from reliakit.metrics.defaults import DEFAULTS
 from reliakit.metrics.objectives import Count
 
 if TYPE_CHECKING:
-    from reliakit.metrics.catalogue import Metric
+    from reliakit.metrics.metric import Metric
     from reliakit.metrics.objectives import Objective, Term
     from reliakit.metrics.registry import Metrics
 

@@ -10,8 +10,8 @@ from reliakit.metrics.monitoring.kit import duration
 from reliakit.metrics.objectives import AtMost, Below, Complete, Ratio, Zero
 
 if TYPE_CHECKING:
-    from reliakit.metrics.catalogue import Metric
     from reliakit.metrics.labels import Label
+    from reliakit.metrics.metric import Metric
     from reliakit.metrics.monitoring.alerts import Alert
     from reliakit.metrics.monitoring.kit import Kit
     from reliakit.metrics.objectives import Goal
@@ -40,6 +40,10 @@ _INTRODUCTION = (
     "A label in **bold** has the values that are listed and no others. Any other has at most so many values, and"
     " `_other` stands for the rest; an empty value means that nobody said. "
 )
+_BY_HAND = (
+    "No component of reliakit tells these: they are names for what your service has of the kind, counted with"
+    " `increment` and `observe`."
+)
 
 
 def catalogue(kit: Kit) -> str:
@@ -55,7 +59,8 @@ def catalogue(kit: Kit) -> str:
         chosen = [one for one in left if one.name.startswith(starts) or (not starts and one.name in kit.bare)]
         left = [metric for metric in left if metric not in chosen]
         if chosen:
-            lines += [f"## {title}", "", "| metric | kind | labels | meaning |", "|---|---|---|---|"]
+            by_hand = [_BY_HAND, ""] if all(metric.by_hand for metric in chosen) else []
+            lines += [f"## {title}", "", *by_hand, "| metric | kind | labels | meaning |", "|---|---|---|---|"]
             lines += [_line(metric) for metric in chosen]
             lines.append("")
     lines += ["## Buckets", ""]
