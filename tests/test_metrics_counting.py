@@ -843,7 +843,7 @@ class TestNames:
             labels = dict.fromkeys(family.label_names, "x")
             if family.metric.kind == "counter":
                 metrics.increment(family.metric.name, **labels)
-                metrics.increment(family.metric.family, **labels)
+                metrics.increment(family.metric.name.removesuffix("_total"), **labels)
             else:
                 metrics.observe(family.metric.name, 1, **labels)
         shown = samples(metrics)["reliakit_metrics_dropped_total"]
