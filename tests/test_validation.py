@@ -495,6 +495,15 @@ def test_the_depth_is_counted_in_lists_and_objects(deepest: int) -> None:
     assert problem.message == f"is nested more than {deepest} levels deep"
 
 
+def test_a_schema_that_holds_itself_is_refused_instead_of_being_walked_for_ever() -> None:
+    document: dict[str, Any] = {"type": "object"}
+    document["properties"] = {"child": document, "other": document}
+    with pytest.raises(ConfigurationError, match=r"^document .* holds itself"):
+        Schema(document)
+    with pytest.raises(ConfigurationError, match=r"^resources.* holds itself"):
+        Schema(True, resources={"https://example.com/tree": document})
+
+
 def test_a_value_that_holds_itself_is_too_deep() -> None:
     value: list[object] = []
     value += [value, value]
@@ -763,6 +772,12 @@ def test_messages_by_locale_follow_what_is_asked_for(locale: str | None, message
     assert [problem.message for problem in schema.problems({}, locale=locale)] == [message]
     with pytest.raises(ValidationError, match=f"^/a {message}$"):
         schema.validate({}, locale=locale)
+
+
+def test_words_of_one_s_own_for_english_are_spoken_where_nothing_else_is_known() -> None:
+    schema = Schema({"required": ["a"]}, messages={**GERMAN, "en": {"required": "please give it"}})
+    spoken = [schema.problems({}, locale=locale)[0].message for locale in (None, "en", "it", "it, de;q=0.5")]
+    assert spoken == ["please give it", "please give it", "please give it", "fehlt"]
 
 
 def test_the_request_s_locale_is_the_default() -> None:

@@ -77,6 +77,14 @@ def test_a_peer_of_ipv6_is_its_64_and_a_mapped_peer_can_be_trusted():
     assert by_xff("203.0.113.9", peer="::ffff:10.0.0.1") == "203.0.113.9"
 
 
+def test_a_mapped_network_is_the_network_of_ipv4_that_it_means():
+    for network in ("::ffff:10.0.0.0/104", "::ffff:10.0.0.1"):
+        for peer in ("10.0.0.1", "::ffff:10.0.0.1"):
+            request = scope(headers={"X-Forwarded-For": "203.0.113.9"}, client=(peer, 1))
+            assert client_ip([network])(request) == "203.0.113.9"
+    assert client_ip(["::/0"])(scope(headers={"X-Forwarded-For": "1.1.1.1"}, client=("10.0.0.1", 1))) == "10.0.0.1"
+
+
 @pytest.mark.parametrize("client", [None, ("", 0)])
 def test_a_unix_socket_is_named_unix(client):
     assert client_ip()(scope(client=client)) == "unix"

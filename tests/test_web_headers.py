@@ -219,6 +219,40 @@ async def test_a_callable_decides_about_origins_and_never_sees_hostile_text():
     assert seen == [ORIGIN]
 
 
+async def test_a_check_of_origins_that_fails_allows_nobody_and_the_request_is_served(caplog):
+    def broken(origin):
+        raise LookupError("no list of origins")
+
+    async def unheard(origin):
+        return True
+
+    def unawaited(origin):
+        return unheard(origin)
+
+    for check, reason in ((broken, "no list of origins"), (unawaited, "awaitable")):
+        cors = Cors(check, credentials=True)
+        for answer in (
+            await call(cors.asgi(app_with()), headers={"Origin": ORIGIN}),
+            wcall(cors.wsgi(wapp_with()), headers={"Origin": ORIGIN}),
+        ):
+            assert (answer.status, answer.raised) == (200, None)
+            assert "access-control-allow-origin" not in answer.headers
+        assert reason in caplog.text
+
+
+def test_an_async_check_of_origins_is_refused_because_what_it_returns_is_always_true():
+    async def nobody(origin):
+        return False
+
+    class Nobody:
+        async def __call__(self, origin):
+            return False
+
+    for origins in (nobody, Nobody()):
+        with pytest.raises(ConfigurationError, match="origins"):
+            Cors(origins)
+
+
 def test_parts_show_their_settings():
     assert "frame" in repr(SecurityHeaders.api())
     assert ORIGIN in repr(Cors([ORIGIN]))

@@ -132,6 +132,13 @@ def test_an_exception_of_a_framework_keeps_the_headers_that_belong_to_its_status
     assert headers["Content-Type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("value", ["Bearer\r\nSet-Cookie: a=b", "Bearer\n", "Bearer é€", "Bearer\x00", ""])
+def test_a_header_that_cannot_be_sent_does_not_leave_with_the_problem(value):
+    response = problem(starlette.exceptions.HTTPException(401, headers={"WWW-Authenticate": value}))
+    assert response.status == 401
+    assert "WWW-Authenticate" not in response.headers
+
+
 def test_a_failed_validation_names_the_places_by_fragment_pointers():
     error = ValidationError(
         "The body does not fit.",

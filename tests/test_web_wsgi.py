@@ -162,6 +162,15 @@ def test_an_error_before_the_first_byte_is_a_problem_seen_once(heard, caplog):
         assert [record.name for record in caplog.records] == ["reliakit.web"]
 
 
+def test_an_answer_to_head_has_no_body_that_a_kept_connection_would_take_for_the_next_answer():
+    app = protect(raising(ValueError("x")), service="s", max_body=8, limiter=RateLimiter("1/h"))
+    for request in ({}, {"headers": {"Content-Length": "9"}}, {}):
+        answer = wcall(app, method="HEAD", **request)
+        assert answer.status in {500, 413, 429}
+        assert answer.body == b""
+        assert int(answer.headers["content-length"]) > 0
+
+
 def test_an_error_after_the_first_byte_is_raised_again(heard):
     boom = RuntimeError("boom")
 

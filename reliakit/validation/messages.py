@@ -87,7 +87,8 @@ class Catalogue:
 
     Args:
         messages: Templates by code, or by locale and code. A template is a text with parameters in braces, such as
-            "at most {limit}", or a callable that takes the parameters, for languages with many plurals.
+            "at most {limit}", or a callable that takes the parameters, for languages with many plurals. Where no
+            language is asked for that has words, "en" is spoken, and then the words that are built in.
 
     Raises:
         ConfigurationError: It is neither, or a template names a parameter that its code does not have.
@@ -119,7 +120,7 @@ class Catalogue:
                 if template is not None or wanted == "en":
                     break
         if template is None:
-            template = _ENGLISH.get(code)
+            template = self._locales.get("en", {}).get(code) or _ENGLISH.get(code)
         if template is None:
             return None
         if not isinstance(template, str):

@@ -356,7 +356,12 @@ def _schema(argument: str, document: object) -> dict[str, Any] | bool:
         return document
     if not isinstance(document, Mapping):
         raise ConfigurationError(f"{argument} must be a mapping or a bool, got {type(document).__name__}")
-    return dict(cast("Mapping[str, Any]", document))
+    schema = dict(cast("Mapping[str, Any]", document))
+    if shape_of(schema, DEEPEST).too_deep:
+        raise ConfigurationError(
+            f"{argument} is nested more than {DEEPEST} levels deep or holds itself: refer to the part with $ref"
+        )
+    return schema
 
 
 def _named(argument: str, given: Mapping[str, T] | None) -> list[tuple[str, T]]:

@@ -8,10 +8,12 @@ any other request                                 = served, and its response say
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING
 
 from reliakit.core import checks
+from reliakit.core.colour import colour_of, is_awaitable, refuse_awaitable
 from reliakit.core.errors import ConfigurationError
 from reliakit.web import request as view
 from reliakit.web.headers import Fields, checked_name
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from reliakit.web.request import Request
 
 __all__ = ["Cors"]
+
+_log = logging.getLogger("reliakit.web")
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -38,8 +42,8 @@ class Cors(Part):
     cannot serve one origin's answer to another. The origin "null" is never allowed: any sandboxed frame has it.
 
     Args:
-        origins: Origins such as "https://app.example.com", the single word "*" for every origin, or a
-            callable(origin) -> bool.
+        origins: Origins such as "https://app.example.com", the single word "*" for every origin, or a plain
+            callable(origin) -> bool; one that raises is logged and allows nobody.
         credentials: Whether cookies and HTTP authentication may be sent along; refused together with "*".
         methods: What a preflight allows.
         headers: The request headers that a preflight allows.
@@ -65,6 +69,8 @@ class Cors(Part):
         self.credentials: bool = credentials
         self.origins: tuple[str, ...] | Callable[[str], bool]
         if callable(origins):
+            if colour_of(origins, by="origins") != "plain":
+                raise ConfigurationError(f"origins must be a plain callable, got the async function {origins!r}")
             self.origins = origins
             self._matches: Callable[[str], bool] = origins
         else:
@@ -122,7 +128,17 @@ class Cors(Part):
         if self._any:
             return origin
         # The shape is checked first, so that a callable never sees, and no header ever repeats, hostile text.
-        return origin if _ORIGIN.fullmatch(origin) and self._matches(origin) else None
+        return origin if _ORIGIN.fullmatch(origin) and self._asked(origin) else None
+
+    def _asked(self, origin: str) -> bool:
+        try:
+            answer = self._matches(origin)
+            if is_awaitable(answer):
+                refuse_awaitable(self._matches, answer, by="origins")
+            return bool(answer)
+        except Exception:  # noqa: BLE001 - a fault in the caller's own check allows nobody, and is logged
+            _log.exception("the check of an origin failed, so the origin is not allowed")
+            return False
 
     def __repr__(self) -> str:
         origins = self.origins if callable(self.origins) else list(self.origins)

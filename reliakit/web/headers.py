@@ -138,8 +138,13 @@ def checked_name(name: str) -> str:
     return name
 
 
+def is_value(value: object) -> bool:
+    """Return whether a header can have this value: with a line break in it it would write headers of its own."""
+    return isinstance(value, str) and _VALUE.fullmatch(value) is not None
+
+
 def checked_value(name: str, value: str) -> str:
-    """Return a header's value, or refuse it: a line break would let it write headers of its own."""
-    if not isinstance(value, str) or not _VALUE.fullmatch(value):
+    """Return a header's value, or refuse it."""
+    if not is_value(value):
         raise ConfigurationError(f"the value of {name} must be printable ASCII on one line, got {value!r}")
     return value

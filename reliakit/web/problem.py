@@ -31,6 +31,7 @@ from reliakit.core.categories import Category, classify, sqlstate_of
 from reliakit.core.context import current_request
 from reliakit.core.spine import Emitter, Listener
 from reliakit.core.tracking import report
+from reliakit.web.headers import is_value
 from reliakit.web.part import Part
 
 if TYPE_CHECKING:
@@ -225,12 +226,12 @@ def _http_answer(error: Any) -> _Answer:
 
 
 def _http_headers(error: Any) -> dict[str, str]:
-    """Return the headers without which the status of an HTTPException says only half of it."""
+    """Return the headers without which the status of an HTTPException says only half of it, if they can be sent."""
     given: Any = error.get_headers() if hasattr(error, "get_headers") else error.headers
     pairs: dict[Any, Any] = dict(given or ())
     headers = {str(name).lower(): str(value) for name, value in pairs.items()}
     wanted = ("Allow", "Retry-After", "WWW-Authenticate")
-    return {name: headers[name.lower()] for name in wanted if name.lower() in headers}
+    return {name: headers[name.lower()] for name in wanted if is_value(headers.get(name.lower()))}
 
 
 def _is_from_database(error: BaseException) -> bool:

@@ -115,8 +115,12 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     try:
         if not isinstance(text, str):
             raise TypeError("not a text")
-        return ipaddress.ip_network(text)
+        network = ipaddress.ip_network(text)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
             f'trusted must hold networks such as "10.0.0.0/8", addresses or "unix", got {text!r} ({error})'
         ) from error
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < 96:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - 96))  # addresses are compared as IPv4, too

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
     from reliakit.web.headers import Fields
     from reliakit.web.problem import ProblemResponse
@@ -34,14 +34,17 @@ def with_fields(lines: Lines, fields: Fields) -> Lines:
     return [*lines, *(line for line in added if line[0] not in present)]
 
 
-def answer(start_response: StartResponse, response: ProblemResponse, exc_info: ExcInfo = None) -> Iterable[bytes]:
+def answer(
+    environ: WSGIEnvironment, start_response: StartResponse, response: ProblemResponse, exc_info: ExcInfo = None
+) -> Iterable[bytes]:
     """Begin this response and return its body; with exc_info it replaces one that was begun."""
     body = response.json() if response.body else b""
     lines = list(response.headers.items())
     if response.status != 204:
         lines.append(("Content-Length", str(len(body))))
     begin_response(start_response, f"{response.status} {HTTPStatus(response.status).phrase}", lines, exc_info)
-    return [body] if body else []
+    # Not every server drops the body of an answer to HEAD; on a kept connection it would be read as the next answer.
+    return [body] if body and environ.get("REQUEST_METHOD") != "HEAD" else []
 
 
 def close_iterable(iterable: Iterable[bytes]) -> None:

@@ -174,7 +174,7 @@ class Shared:
             return begin_response(start_response, status, lines, exc_info)
 
         if preflight:
-            return answer(start, cors.preflight(environ))
+            return answer(environ, start, cors.preflight(environ))
         return self._app(environ, start)
 
 
@@ -200,7 +200,7 @@ class Limited:
 
         if decision.allowed:
             return self._app(environ, start)
-        return answer(start, self._limit.refused(decision, environ))
+        return answer(environ, start, self._limit.refused(decision, environ))
 
 
 def _declared(lines: Lines) -> int | None:

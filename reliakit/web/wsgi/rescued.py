@@ -109,7 +109,7 @@ class Rescued:
         self.first_byte()
         self.close()
         # With exc_info the server replaces the status, or raises if it has sent it already.
-        return answer(self._start_response, response, sys.exc_info() if self._begun else None)
+        return answer(self._environ, self._start_response, response, sys.exc_info() if self._begun else None)
 
 
 class Answered(Rescued):
@@ -151,7 +151,7 @@ class Timed(Rescued):
             error = self._limit.expired(budget)
             response = self._limit.answer(error)
             _fail(self._environ, error, response)
-            return answer(self._start_response, response)
+            return answer(self._environ, self._start_response, response)
         self._deadline = deadline(budget, clock=self._limit.clock)
         self._deadline.__enter__()
         try:
@@ -199,7 +199,7 @@ class Bounded(Rescued):
         """Call the app unless it must not run."""
         environ, limit = self._environ, self._limit
         if limit.refuses(environ):
-            return answer(self._start_response, limit.answer())
+            return answer(environ, self._start_response, limit.answer())
         if environ.get("CONTENT_LENGTH", "0") == "0" and not (
             environ.get("wsgi.input_terminated") or "HTTP_TRANSFER_ENCODING" in environ
         ):
