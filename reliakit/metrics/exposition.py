@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reliakit.metrics.family import AnyFamily
     from reliakit.metrics.series import Exemplar, HistogramSeries
 
-__all__ = ["OPENMETRICS", "TEXT", "Exposition", "is_trace_id", "pieces", "render", "wants_openmetrics"]
+__all__ = ["OPENMETRICS", "TEXT", "Exposition", "is_trace_id", "pieces", "wants_openmetrics"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 # How many lines make a piece: about a quarter of a millisecond.
@@ -40,13 +40,11 @@ class Exposition(NamedTuple):
     content_type: str
 
 
-def render(families: Iterable[AnyFamily], *, openmetrics: bool) -> bytes:
-    """Return all series as text, in the order in which they were declared and made."""
-    return "".join(pieces(families, openmetrics=openmetrics)).encode("utf-8", "replace")
-
-
 def pieces(families: Iterable[AnyFamily], *, openmetrics: bool) -> Iterator[str]:
-    """Yield the same in pieces, each of which takes a fraction of a millisecond, however many series there are."""
+    """Yield all series as text, in the order in which they were declared and made.
+
+    Each piece takes a fraction of a millisecond, however many series there are.
+    """
     lines: list[str] = []
     held = 0
     for family in families:

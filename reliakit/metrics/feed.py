@@ -60,6 +60,7 @@ from reliakit.metrics.circuits import Circuits
 from reliakit.metrics.inflight import InFlight
 from reliakit.metrics.pools import Pools
 from reliakit.metrics.readings import Readings
+from reliakit.metrics.requests import Requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,9 +94,7 @@ class Feed:
         self._gauge = gauge
         self._histogram = histogram
         self._open: dict[tuple[str | None, str], InFlight] = {}
-        self._requests = InFlight(gauge("http_server_active_requests").labels())
-        self._sockets: dict[str, InFlight] = {}
-        gauge("http_server_active_requests").set_function(self._requests.count)
+        self._requests = Requests(counter, gauge, histogram)
         self._pools = Pools(gauge, clock)
         self._circuits = Circuits(counter, gauge)
         self._logs: Readings[LogFigures] = Readings(self._written)
@@ -144,11 +143,11 @@ class Feed:
             ErrorUntracked: self._error_untracked,
             ErrorsOpen: self._errors_open,
             ValidationFailed: self._validation_failed,
-            RequestStarted: self._request_started,
-            RequestEnded: self._request_ended,
-            WebsocketOpened: self._socket_opened,
-            WebsocketPassed: self._socket_passed,
-            WebsocketClosed: self._socket_closed,
+            RequestStarted: self._requests.started,
+            RequestEnded: self._requests.ended,
+            WebsocketOpened: self._requests.opened,
+            WebsocketPassed: self._requests.passed,
+            WebsocketClosed: self._requests.closed,
             SecretsMasked: self._secrets_masked,
             LogDropped: self._log_dropped,
         }
@@ -382,39 +381,6 @@ class Feed:
     def _validation_failed(self, event: ValidationFailed) -> None:
         for keyword in event.keywords:
             self._counter("validation_failures_total").labels(event.name, keyword).inc()
-
-    def _request_started(self, _event: RequestStarted) -> None:
-        self._requests.enter()
-
-    def _request_ended(self, event: RequestEnded) -> None:
-        self._requests.leave()
-        status = None if event.status is None else str(event.status)
-        self._counter("http_server_requests_total").labels(event.method, event.route, status).inc()
-        self._histogram("http_server_request_duration_seconds").labels(
-            event.method, event.route, "none" if status is None else f"{status[0]}xx", event.outcome
-        ).observe(event.duration)
-        self._counter("http_server_response_body_bytes_total").labels(event.route).inc(event.response_bytes)
-        self._counter("http_server_request_body_bytes_total").labels(event.route).inc(event.request_bytes)
-        if event.outcome == "timeout":
-            phase = "first_byte" if event.status in {None, 504} else "idle"
-            self._counter("http_server_timeouts_total").labels(event.route, phase).inc()
-
-    def _sockets_of(self, route: str) -> InFlight:
-        gauge = self._gauge("websocket_connections").labels(route)
-        running = self._sockets.get(gauge.values[0])
-        if running is None:
-            running = self._sockets.setdefault(gauge.values[0], InFlight(gauge))
-            gauge.set_function(running.count)
-        return running
-
-    def _socket_opened(self, event: WebsocketOpened) -> None:
-        self._sockets_of(event.route).enter()
-
-    def _socket_passed(self, event: WebsocketPassed) -> None:
-        self._counter("websocket_messages_total").labels(event.direction).inc()
-
-    def _socket_closed(self, event: WebsocketClosed) -> None:
-        self._sockets_of(event.route).leave()
 
     def _secrets_masked(self, event: SecretsMasked) -> None:
         # Where masking failed nobody knows how many there were: the whole text was withheld.

@@ -25,21 +25,21 @@ from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import NumbersWanted
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Emitter, Subscription, subscribe, watch
-from reliakit.metrics.apps import AsgiApp, Scrape, WsgiApp
+from reliakit.metrics.apps import AsgiApp, WsgiApp
 from reliakit.metrics.declare import aliases, declared, is_name
 from reliakit.metrics.defaults import DEFAULTS
-from reliakit.metrics.exposition import OPENMETRICS, TEXT, Exposition, pieces, wants_openmetrics
+from reliakit.metrics.exposition import Exposition
 from reliakit.metrics.family import AnyFamily, Counter, Gauge, Histogram, Registry
 from reliakit.metrics.feed import Feed
 from reliakit.metrics.metric import LATENCY, Across, Metric
 from reliakit.metrics.objectives import Objective
-from reliakit.metrics.results import Results
 from reliakit.metrics.scoreboard import Scoreboard
 from reliakit.metrics.shelf import Shelf
 from reliakit.metrics.sources import Naming, SourceMode
+from reliakit.metrics.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
     from prometheus_client import CollectorRegistry
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics"]
 
-# Rendering more lines than this takes longer than an event loop should stand still.
-_MANY = 1000
 # How often a process shows the others what it otherwise works out when it is asked, in seconds.
 _SHOW_EVERY = 1.0
 
@@ -131,11 +129,11 @@ class Metrics:
             clock,
         )
         self._board = Scoreboard(shelf.find, self._observed.get, clock)
-        self._results = Results(lambda name: self._own(name, Gauge))
         for objective in wanted:
             self._board.add(objective)
-        self.asgi_app: AsgiApp = AsgiApp(self._scrape, self._is_large)
-        self.wsgi_app: WsgiApp = WsgiApp(self._scrape)
+        self._view = View(shelf, self.slo, self._files)
+        self.asgi_app: AsgiApp = AsgiApp(self._view.scrape, self._view.is_large)
+        self.wsgi_app: WsgiApp = WsgiApp(self._view.scrape)
         watch(self)
         if self._files is not None:
             atexit.register(_leave, weakref.ref(self))
@@ -342,20 +340,8 @@ class Metrics:
             accept: The client's Accept header, if it sent one: OpenMetrics 1.0 where it prefers that, else the text
                 format 0.0.4.
         """
-        scrape = self._scrape(accept)
+        scrape = self._view.scrape(accept)
         return Exposition(b"".join(scrape.pieces), scrape.content_type)
-
-    def _scrape(self, accept: str | None) -> Scrape:
-        openmetrics = wants_openmetrics(accept)
-        return Scrape(self._pieces(openmetrics), OPENMETRICS if openmetrics else TEXT)
-
-    def _pieces(self, openmetrics: bool) -> Iterator[bytes]:
-        families = self.families()
-        if self._files is not None:
-            yield self._files.render(openmetrics=openmetrics)
-            return
-        for piece in pieces(families, openmetrics=openmetrics):
-            yield piece.encode("utf-8", "replace")
 
     def register(self, registry: CollectorRegistry) -> None:
         """Let a prometheus_client registry show all these metrics too, as one collector, until `close()`.
@@ -391,19 +377,7 @@ class Metrics:
 
     def families(self) -> list[AnyFamily]:
         """Return all metrics, those about the metrics themselves brought up to date."""
-        self._results.show(self.slo())
-        families = self._shelf.all()
-        held = self._own("metrics_series", Gauge)
-        full = [(held.labels(family.name), family) for family in families if family.series or family is held]
-        for gauge, family in full:
-            gauge.set(len(family.series))
-        return families
-
-    def _is_large(self) -> bool:
-        return self._files is not None or sum(len(one.series) * one.width for one in self._shelf.all()) > _MANY
-
-    def _size(self) -> int:
-        return sum(len(family.series) for family in self._shelf.all())
+        return self._view.families()
 
     def _drop(self, reason: str) -> None:
         self._dropped.labels(reason).inc()
@@ -415,7 +389,7 @@ class Metrics:
 
     def __repr__(self) -> str:
         state = "attached" if self._subscriptions else "not attached"
-        return f"<Metrics {self.namespace!r}, max_series={self.max_series}, {self._size()} series, {state}>"
+        return f"<Metrics {self.namespace!r}, max_series={self.max_series}, {self._view.size()} series, {state}>"
 
 
 def _shared_files() -> SharedFiles | None:
