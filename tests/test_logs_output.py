@@ -291,3 +291,17 @@ def test_a_level_that_somebody_else_set_meanwhile_is_kept():
         noisy.setLevel(logging.CRITICAL)
     assert noisy.level == logging.CRITICAL
     noisy.setLevel(logging.NOTSET)
+
+
+def test_what_json_libraries_refuse_costs_itself_only():
+    stream = io.StringIO()
+    with configure_logging(service="bank", env="production", stream=stream):
+        get_logger("odd").info("half \ud800", huge=10**5000, by_huge={10**5000: 1}, text="\udfff", fine=1)
+    line = stream.getvalue()
+    line.encode("utf-8")
+    record = json.loads(line)
+    assert record["message"] == "half \ud800"
+    assert record["context"]["text"] == "\udfff"
+    assert record["context"]["huge"] == "[number of 16610 bits]"
+    assert record["context"]["fine"] == 1
+    assert record["context"]["by_huge"] == {"[number of 16610 bits]": 1}

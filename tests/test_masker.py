@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from decimal import Decimal
 from types import MappingProxyType
 from urllib.parse import quote, quote_plus
 
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masker_cases import (
+    CARD,
     HARMLESS_FIELDS,
     HARMLESS_TEXTS,
     HARMLESS_VALUES,
@@ -580,3 +582,31 @@ def test_a_name_right_behind_an_escaped_line_break_is_known():
 @pytest.mark.parametrize("text", [r"\ud83d: 3", r"\udc00name: x", r"\xff=1", r"\u12: 4", r"C:\new=1", "\\u005c: 1"])
 def test_escapes_that_mean_no_name_are_left(text):
     assert Masker().mask_text(text) == text
+
+
+@pytest.mark.parametrize("number", [float(CARD), Decimal(CARD), int(CARD)])
+def test_a_card_is_hidden_whatever_kind_of_number_it_is(number):
+    assert Masker().mask({"paid_with": number}) == {"paid_with": "***"}
+    assert Masker().mask([Decimal("12.50"), 4e15, float("inf")]) == [Decimal("12.50"), 4e15, float("inf")]
+
+
+def test_a_password_goes_on_where_no_host_can_begin():
+    assert masker.mask_text("postgresql://app:p@ss:w/rd!x9@db/bank") == "postgresql://app:***@db/bank"
+    assert (
+        masker.mask_text("mongodb://u:p4ss@h1:27017,h2:27017/db?x=a@b")
+        == "mongodb://u:***@h1:27017,h2:27017/db?x=a@b"
+    )
+
+
+def test_what_a_validation_refused_is_hidden_where_its_field_is_sensitive():
+    told = {"type": "int_parsing", "loc": ("body", "password"), "msg": "must be a number", "input": PASSWORD}
+    assert masker.mask(told) == {**told, "input": "***"}
+    assert masker.mask_text(repr([told])) == repr([{**told, "input": "***"}])
+    harmless = {**told, "loc": ("body", "age"), "input": "young"}
+    assert masker.mask(harmless) == harmless
+    assert masker.mask_text(repr(harmless)) == repr(harmless)
+    text = "1 error\nlogin.password\n  Must be a number [type=x, input_value={!r}, input_type=str]\n"
+    assert masker.mask_text(text.format(PASSWORD)) == text.replace("{!r}", "***")
+    assert masker.mask_text(text.replace("password", "age").format("young")) == text.replace(
+        "password", "age"
+    ).format("young")

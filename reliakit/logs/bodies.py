@@ -45,6 +45,13 @@ _KEY_MEMBER = re.compile(
 )
 _TITLE = re.compile(r"(\\{0,8}[\"'])(?:name|Name|key|Key|header|field)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1")
 _MEMBER = re.compile(r"\\{0,8}[\"'](?:value|Value|val)\\{0,8}[\"'][ ]{0,4}:[ ]{0,4}")
+# The same for what a validation refused: `{"loc": ["body", "password"], "msg": "...", "input": "..."}`.
+_PLACE = re.compile(
+    r"(\\{0,8}[\"'])loc\1[ ]{0,4}:[ ]{0,4}[\[(](?:[^\[\](){}\r\n]{0,200}[, ])?\1([\w.\-]{1,200})\1,?[\])]"
+)
+_INPUT = re.compile(r"\\{0,8}[\"']input\\{0,8}[\"'][ ]{0,4}:[ ]{0,4}")
+# And in the text of pydantic's exception: the field on a line of its own, its fault and its value on the next.
+_REJECTED = re.compile(r"^([\w.\-]{1,200})\r?\n[ ]{2}[^\r\n]*+$", re.MULTILINE)
 # Members of one object are not further apart.
 _FAR = 1000
 # What Python shows of a pair, `('x-api-key', '...')`, and of a command's arguments, `['--password', '...']`.
@@ -63,7 +70,10 @@ def mask_fields(text: str, hide: Hide, rules: KeyRules) -> str:
     if "kty" in text and _WEB_KEY.search(text):
         text = _KEY_MEMBER.sub(lambda found: found[0][: -len(found[2])] + hide(found[2], "jwk"), text)
     if "alue" in text or "val" in text:
-        text = _hide_pairs(text, hide, rules)
+        text = _hide_pairs(text, hide, rules, _TITLE, _MEMBER)
+    if "input" in text:
+        text = _hide_pairs(text, hide, rules, _PLACE, _INPUT)
+        text = _REJECTED.sub(lambda found: _rejected(found, hide, rules), text)
     if "(" in text or "[" in text:
         text = _hide_couples(text, hide, rules)
     if "=" in text or ":" in text or "'" in text or '"' in text or "%3" in text or "：" in text:
@@ -100,18 +110,18 @@ def _hide_named(text: str, hide: Hide, rules: KeyRules) -> str:
     return "".join((*parts, text[at:])) if parts else text
 
 
-def _hide_pairs(text: str, hide: Hide, rules: KeyRules) -> str:
+def _hide_pairs(text: str, hide: Hide, rules: KeyRules, title: re.Pattern[str], wanted: re.Pattern[str]) -> str:
     """Hide the value of `{"name": "api_token", "type": "s", "value": "..."}`, in whatever order the members stand."""
     parts: list[str] = []
     at = 0
-    for found in _TITLE.finditer(text):
+    for found in title.finditer(text):
         verdict = rules.verdict(found[2])
         if verdict is Verdict.SAFE:
             continue
         opening = max(text.rfind("{", max(0, found.start() - _FAR), found.start()), at)
         closing = text.find("}", found.end(), found.end() + _FAR)
         stop = closing if closing >= 0 else min(len(text), found.end() + _FAR)
-        member = _MEMBER.search(text, found.end(), stop) or _MEMBER.search(text, opening, found.start())
+        member = wanted.search(text, found.end(), stop) or wanted.search(text, opening, found.start())
         if member is None or member.end() < at:
             continue
         value = OPENING.match(text, member.end())
@@ -121,6 +131,14 @@ def _hide_pairs(text: str, hide: Hide, rules: KeyRules) -> str:
             parts += (text[at:begin], hide(text[begin:end], found[2]))
             at = end
     return "".join((*parts, text[at:])) if parts else text
+
+
+def _rejected(found: re.Match[str], hide: Hide, rules: KeyRules) -> str:
+    head, sign, rest = found[0].partition(", input_value=")
+    value, end, kind = rest.rpartition(", input_type=")
+    if not sign or not value or rules.verdict(found[1]) is Verdict.SAFE:
+        return found[0]
+    return f"{head}{sign}{hide(value, found[1])}{end}{kind}"
 
 
 def _hide_couples(text: str, hide: Hide, rules: KeyRules) -> str:

@@ -16,10 +16,11 @@ from functools import partial
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
 from reliakit.logs import bodies, commands, entropy, national, personal, statements, vendors
+from reliakit.logs.escapes import VEILED
 from reliakit.logs.markers import MARKER, Hide
 from reliakit.logs.words import KeyRules
 
-__all__ = ["BUILT_IN", "DEFAULT", "HIGH_ENTROPY", "IP_ADDRESSES", "Detector", "Find"]
+__all__ = ["BUILT_IN", "DEFAULT", "HIGH_ENTROPY", "IP_ADDRESSES", "WORDS", "Detector", "Find"]
 
 Find = Callable[[str, Hide, KeyRules], str]
 
@@ -105,7 +106,7 @@ def _jwt(text: str, hide: Hide, _rules: KeyRules) -> str:
 _SCHEME = re.compile(
     r"(?<![A-Za-z0-9])"
     r"([Bb]earer|BEARER|[Bb]asic|BASIC|[Nn]egotiate|NTLM|ApiKey|[Tt]oken|AUTH(?: PLAIN| LOGIN| default)?)"
-    r"([ \t:=,]{1,3}|%20|\+)([A-Za-z0-9._~+/\-]{8,}+=*+)"
+    rf"([ \t:=,{VEILED}]{{1,3}}|%20|\+)([A-Za-z0-9._~+/\-]{{8,}}+=*+)"
 )
 
 
@@ -113,7 +114,7 @@ _SCHEME_SIGNS = ("earer", "asic", "oken", "BE", "BA", "egoti", "NTLM", "ApiKey",
 
 
 def _scheme(text: str, hide: Hide, _rules: KeyRules) -> str:
-    if (" " in text or ":" in text or "=" in text or "+" in text or "%20" in text) and any(
+    if (" " in text or ":" in text or "=" in text or "+" in text or "%20" in text or not text.isascii()) and any(
         sign in text for sign in _SCHEME_SIGNS
     ):
         return _SCHEME.sub(lambda found: _credentials(found, hide), text)
@@ -193,16 +194,22 @@ def _userinfo_extent(text: str, found: re.Match[str]) -> tuple[int, int]:
     begin, stop = found.span()
     cut = _HOST_END.search(text, begin, stop)
     authority_end = cut.start() if cut else stop
-    at = text.rfind("@", begin, authority_end)
-    if at >= 0:
-        return begin, at
+    first = text.rfind("@", begin, authority_end)
+    if first >= 0 and not _is_no_host(text[first + 1 : authority_end]):
+        return begin, first
     # A password with an unescaped slash: what follows the colon is no port, and an @ comes later.
     colon = text.find(":", begin, authority_end)
     if colon >= 0 and not text[colon + 1 : authority_end].isdigit():
         at = text.rfind("@", begin, stop)
         if at > colon:
             return begin, at
-    return begin, begin
+    return begin, max(begin, first)
+
+
+def _is_no_host(host: str) -> bool:
+    """Return whether what stands for a host has letters for a port: the password goes on."""
+    _, colon, port = host.rpartition(":")
+    return bool(colon) and bool(port) and not port.isdigit() and not host.startswith("[")
 
 
 def _is_token_user(text: str, begin: int, user: str) -> bool:
@@ -244,3 +251,7 @@ HIGH_ENTROPY = Detector("entropy", entropy.mask_random_words)
 """Masks words that look drawn at random; not among the defaults, because many ids look so, too."""
 
 BUILT_IN: tuple[Detector, ...] = (*DEFAULT, IP_ADDRESSES, HIGH_ENTROPY)
+# They tell a secret by its shape, which is nothing without the place where it begins.
+WORDS: tuple[Detector, ...] = tuple(
+    detector for detector in BUILT_IN if detector.name not in ("private_key", "userinfo", "field")
+)

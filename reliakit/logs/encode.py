@@ -15,6 +15,8 @@ try:
 except ImportError:  # the `fast` extra is not installed
     orjson = None
 
+# Halves of surrogate pairs, which no stream in UTF-8 takes.
+_HALVES = re.compile("[\ud800-\udfff]")
 # Some readers end a line at these characters; JSON allows them to be escaped.
 _LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
@@ -39,7 +41,7 @@ def encode(record: dict[str, Any]) -> str:
         except (TypeError, ValueError):
             # Lone surrogates and integers beyond 64 bits: valid in Python, refused by orjson.
             line = _encode_slowly(record)
-    return line if line.isascii() else line.translate(_LINE_ENDS)
+    return line if line.isascii() else _HALVES.sub(_escaped, line.translate(_LINE_ENDS))
 
 
 def _exactly(value: object) -> object:
@@ -59,7 +61,11 @@ def _type_only(value: object) -> str:
 
 def escape_to_ascii(line: str) -> str:
     """Return a JSON line for a stream whose encoding lacks some of its characters."""
-    return _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], line)
+    return _BEYOND_ASCII.sub(_escaped, line)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")

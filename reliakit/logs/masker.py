@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
 from typing import TypeVar, cast
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
-from reliakit.logs.detectors import BUILT_IN, DEFAULT, Detector, Find
+from reliakit.logs.detectors import BUILT_IN, DEFAULT, WORDS, Detector, Find
 from reliakit.logs.markers import Markers, Mode
 from reliakit.logs.registered import RegisteredSecrets
 from reliakit.logs.scan import FAILED
 from reliakit.logs.walk import Walk
 from reliakit.logs.words import KeyRules, Verdict
 
-__all__ = ["DetectorLike", "Masker", "masker_or_default"]
+__all__ = ["DetectorLike", "Masker", "Step", "masker_or_default"]
 
 T = TypeVar("T")
+Step = tuple[Find, Mode | None, bool]
 DetectorLike = Detector | re.Pattern[str] | Callable[[str], str]
 
 
@@ -93,8 +95,9 @@ class Masker:
     def _prepare(self) -> None:
         """Work out beforehand what every text would have to ask."""
         mode_of = self.markers.by_detector
-        self.steps: tuple[tuple[Find, Mode | None, bool], ...] = tuple(
-            (detector.find, mode_of.get(detector.name), detector not in BUILT_IN) for detector in self.detectors
+        self.steps: tuple[tuple[bool, tuple[Step, ...]], ...] = tuple(
+            (by_words, tuple((each.find, mode_of.get(each.name), each not in BUILT_IN) for each in several))
+            for by_words, several in groupby(self.detectors, lambda detector: detector in WORDS)
         )
         # What the default ones look for shows one of a few signs, and a detector of the user's may change its mind.
         self.gated: bool = all(detector in DEFAULT for detector in self.detectors)

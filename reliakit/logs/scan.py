@@ -6,12 +6,15 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
+from reliakit.logs.escapes import veil
 from reliakit.logs.personal import is_email
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from reliakit.logs.detectors import Find
     from reliakit.logs.markers import Hide, Mode
-    from reliakit.logs.masker import Masker
+    from reliakit.logs.masker import Masker, Step
 
 __all__ = ["FAILED", "REMEMBERED", "TOO_LONG", "TOO_SLOW", "Scan", "remembers"]
 
@@ -109,15 +112,25 @@ class Scan:
         try:
             if self._registered is not None:
                 text = self._registered.sub(lambda found: self.hide(found[0]), text)
-            for find, mode, is_custom in masker.steps:
-                hide: Hide = self.hide if mode is None else partial(self.hide_as, mode)
-                if not is_custom:
-                    text = find(text, hide, masker.rules)
-                elif (text := self._custom(find, text, hide)) is TOO_SLOW:
-                    break
+            for by_words, steps in masker.steps:
+                veiled = veil(text) if by_words else None
+                masked = self._stepped(steps, text if veiled is None else veiled.text)
+                if masked is TOO_SLOW:
+                    return TOO_SLOW
+                text = masked if veiled is None else veiled.lifted(masked)
         except Exception:  # noqa: BLE001 - a detector's fault must not let the text through
             self.failed = True
             return FAILED
+        return text
+
+    def _stepped(self, steps: Iterable[Step], text: str) -> str:
+        """Return the text without what these detectors find."""
+        rules = self._masker.rules
+        for find, mode, is_custom in steps:
+            hide: Hide = self.hide if mode is None else partial(self.hide_as, mode)
+            text = self._custom(find, text, hide) if is_custom else find(text, hide, rules)
+            if text is TOO_SLOW:
+                break
         return text
 
     def _custom(self, find: Find, text: str, hide: Hide) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
@@ -39,7 +40,6 @@ _SCALARS: dict[type, Callable[[Any], object]] = {
     time: time.isoformat,
     timedelta: timedelta.total_seconds,
     UUID: str,
-    Decimal: str,
     Fraction: str,
     IPv4Address: str,
     IPv6Address: str,
@@ -48,6 +48,8 @@ _PLAIN_KEYS = frozenset({int, float, bool, type(None)})
 _NAME = re.compile(r"[\w.\-]{1,64}")
 _LARGEST_INT = 2**63
 _SMALLEST = 1e-4
+# Integers beyond are keys, if anything, and slow to write; Python itself refuses those of more than 4300 digits.
+_MOST_BITS = 1024
 _LEAST_CARD, _LAST_CARD = 10**12, 10**19 - 1
 # Smaller numbers are no secret by themselves, unless their field's name says so: too short to be registered, too.
 _MOST_INT = 10**5
@@ -103,6 +105,8 @@ class Walk(Scan):
         return self._dict(fields, 0)
 
     def _int(self, value: int) -> Any:
+        if value.bit_length() > _MOST_BITS and self._plain:
+            return f"[number of {value.bit_length()} bits]"
         if _LEAST_CARD <= value <= _LAST_CARD and self._masker.hides_cards and is_card(str(value)):
             return self.hide_as(self._masker.card_mode, str(value))
         if self._registered is not None and -_LARGEST_INT <= value < _LARGEST_INT:
@@ -111,11 +115,21 @@ class Walk(Scan):
 
     def _float(self, value: float) -> Any:
         """Return a number; JSON knows none that is infinite or not a number."""
+        if _LEAST_CARD <= value <= _LAST_CARD and value.is_integer():
+            number = int(value)
+            shown = self._int(number)
+            if shown is not number:
+                return shown
         if not self._plain:
             return value
         if value - value != 0.0:
             return str(value)
         return SmallNumber(value) if value and -_SMALLEST < value < _SMALLEST else value
+
+    def _decimal(self, value: Decimal) -> Any:
+        """Return a number of a database's; cards are kept as such, too."""
+        shown = self.text(str(value))
+        return shown if self._plain or shown != str(value) else value
 
     def _contained(self, value: Any, depth: int, treat: Callable[[Any, int], Any]) -> Any:
         """Treat a container one level deeper, unless that is too deep or it contains itself."""
@@ -171,7 +185,7 @@ class Walk(Scan):
                 masked = self._field(key, verdict, item, depth)
             if masked is not item:
                 changes[key] = masked
-        if "value" in value or "Value" in value or "val" in value or "kty" in value:
+        if "value" in value or "Value" in value or "val" in value or "kty" in value or "input" in value:
             self._hide_named(value, changes, depth)
         if keys_change:
             return self._renamed(value, changes)
@@ -246,12 +260,22 @@ class Walk(Scan):
         for member in KEY_MEMBERS if "kty" in value else ():
             if member in value:
                 changes[member] = self.sensitive(Verdict.SECRET, value[member], depth, "jwk")
+        if "loc" in value and "input" in value:
+            # What pydantic's `errors()` tells of a value that it refused.
+            self._hide_rejected(value, changes, depth)
         titles = ("name", "Name", "key", "Key", "header", "field")
         name = next((value[title] for title in titles if title in value), None)
         if type(name) is str and (verdict := self.verdict(name)) is not Verdict.SAFE:
             for title in ("value", "Value", "val"):
                 if title in value:
                     changes[title] = self.sensitive(verdict, value[title], depth, name)
+
+    def _hide_rejected(self, value: dict[Any, Any], changes: dict[Any, Any], depth: int) -> None:
+        steps: Any = value["loc"]
+        names: list[Any] = [*steps] if type(steps) in (tuple, list) else []
+        for name in names:
+            if type(name) is str and (verdict := self.verdict(name)) is not Verdict.SAFE:
+                changes["input"] = self.sensitive(verdict, value["input"], depth, name)
 
     def _sequence(self, value: Any, depth: int) -> Any:
         room = self._room(len(value))
@@ -317,6 +341,8 @@ class Walk(Scan):
         scalar = _SCALARS.get(kind)
         if scalar is not None:
             return scalar(value) if self._plain else value
+        if kind is Decimal:
+            return self._decimal(value)
         if issubclass(kind, Enum):
             return self.value(value.value, depth) if self._plain else value
         if issubclass(kind, str):
@@ -365,7 +391,8 @@ class Walk(Scan):
     def _bytes(self, value: Any) -> Any:
         size: int = memoryview(value).nbytes
         raw = bytes(value[: self._chars + 1]) if size > self._chars else bytes(value)
-        text = raw.decode("utf-8", "backslashreplace")
+        encoding = "utf-16" if raw[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8"
+        text = raw.decode(encoding, "backslashreplace")
         masked = self.text(text)
         if self._plain:
             return masked
@@ -384,4 +411,4 @@ def _name_of(key: object) -> str:
         return str.__str__(key)
     if isinstance(key, bytes):
         return key.decode("latin-1")
-    return str(key) if type(key) is int else ""
+    return str(key) if type(key) is int and key.bit_length() < _MOST_BITS else ""
