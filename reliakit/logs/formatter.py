@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["MaskingFormatter"]
 
 
+_MILLISECONDS = tuple(f".{number:03d}Z" for number in range(1000))
+
+
 class MaskingFormatter(BaseJsonFormatter):
     """Make one line of JSON of a log record, with every secret masked. Never raises, never shows what it failed on.
 
@@ -73,13 +76,18 @@ class MaskingFormatter(BaseJsonFormatter):
             "service": self._service,
             "env": self._env,
         }
-        request_id = _first(attributes.get(REQUEST_ID), given.get("request_id"), request and request.request_id)
-        if request_id:
-            data["request_id"] = walk.text(request_id)
-        trace_id = _first(given.get("trace_id"), request and request.trace_id)
-        if trace_id:
-            data["trace_id"] = walk.text(trace_id)
-        data["context"] = walk.fields(given) if given else {}
+        request_id = trace_id = ""
+        if request is not None or REQUEST_ID in attributes:
+            # Before the fields, which may use up the budget.
+            event_id = attributes.get(REQUEST_ID)
+            request_id = _outer_id(event_id, "request_id", given, request and request.request_id, walk)
+            trace_id = _outer_id(None, "trace_id", given, request and request.trace_id, walk)
+        context = walk.fields(given) if given else {}
+        if request_id or (request_id := _inner_id("request_id", given, context, walk)):
+            data["request_id"] = request_id
+        if trace_id or (trace_id := _inner_id("trace_id", given, context, walk)):
+            data["trace_id"] = trace_id
+        data["context"] = context
         error = error_of(record)
         if error is not None:
             data["error"] = (
@@ -98,7 +106,7 @@ class MaskingFormatter(BaseJsonFormatter):
         if known != second:
             text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             self._second = (second, text)
-        return f"{text}.{int((created - second) * 1000):03d}Z"
+        return text + _MILLISECONDS[int((created - second) * 1000)]
 
     def _stand_in(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return what is said of a record that could not be masked."""
@@ -113,12 +121,21 @@ class MaskingFormatter(BaseJsonFormatter):
         }
 
 
-def _first(*ids: object) -> str:
-    """Return the first id that is known, as text."""
-    for known in ids:
-        if known is not None:
-            return known if type(known) is str else safe_text(known)
-    return ""
+def _outer_id(event_id: object, name: str, given: dict[str, Any], request_id: object, walk: Walk) -> str:
+    """Return the masked id of the event or, unless a field has this name, of the request."""
+    known = event_id if event_id is not None or given.get(name) is not None else request_id
+    if known is None:
+        return ""
+    return walk.text(known if type(known) is str else safe_text(known))
+
+
+def _inner_id(name: str, given: dict[str, Any], context: dict[str, Any], walk: Walk) -> str:
+    """Return the masked id that stands among the fields."""
+    known = given.get(name)
+    if known is None:
+        return ""
+    shown = context.get(name)
+    return shown if type(known) is str and type(shown) is str else walk.text(safe_text(known))
 
 
 def _with_request(fields: Any, principal: str | None, given: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class LineHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # as in 3.12
         """Filter, format and write one record."""
-        passed = self.filter(record)
+        passed = self.filter(record) if self.filters else True
         if passed:
             kept = passed if isinstance(passed, logging.LogRecord) else record
             if self._sparing is None:

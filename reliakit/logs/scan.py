@@ -34,6 +34,7 @@ _LONGEST_REMEMBERED = 80
 _CUT_MARGIN = 1024
 # Hexadecimal identifiers: ids of requests and traces, UUIDs. No detector finds anything in them.
 _ID = re.compile(r"[0-9a-f]{20,}+|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
+_is_id, _is_worth = _ID.fullmatch, _WORTH.search
 
 
 def remembers(text: str) -> bool:
@@ -80,15 +81,14 @@ class Scan:
             return self._head(text)
         self._chars -= size
         masker = self._masker
+        worth = True
+        if masker.gated and self._registered is None:
+            if 20 <= size <= 64 and _is_id(text):
+                return text
+            worth = _is_worth(text) is not None
         # The commonest thing to hide: a field that is one address. This spares it a dozen detectors.
         if masker.hides_emails and "@" in text and is_email(text):
             return self.hide_as(masker.email_mode, text)
-        if masker.gated and self._registered is None:
-            if 20 <= size <= 64 and _ID.fullmatch(text):
-                return text
-            worth = _WORTH.search(text) is not None
-        else:
-            worth = True
         if worth:
             masked = self._scan(text)
             if masked != text:

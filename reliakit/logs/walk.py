@@ -94,6 +94,9 @@ class Walk(Scan):
             return self._contained(value, depth, self._dict)
         if kind is list or kind is tuple:
             return self._contained(value, depth, self._sequence)
+        scalar = _SCALARS.get(kind)  # pyright: ignore[reportUnknownArgumentType]  # likewise
+        if scalar is not None:
+            return scalar(value) if self._plain else value
         try:
             return self._other(value, depth)
         except Exception:  # noqa: BLE001 - whatever the object does, the record goes on without it
@@ -145,9 +148,9 @@ class Walk(Scan):
 
     def _room(self, wanted: int) -> int:
         """Return how many of so many values may still be visited, and count them."""
-        room = max(0, min(wanted, self._nodes))
-        self._nodes -= wanted
-        return room
+        before = self._nodes
+        self._nodes = before - wanted
+        return wanted if wanted <= before else max(0, before)
 
     def _dict(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
         room = self._room(len(value))
@@ -160,6 +163,7 @@ class Walk(Scan):
         # Where a field stands may decide against its name: then nothing is known beforehand.
         verdict_of = self._keys.get if self._paths is None else _not_known
         clean = self._clean
+        most = _LEAST_CARD if self._registered is None else _MOST_INT
         changes: dict[Any, Any] = {}
         keys_change = False
         for key, item in value.items():
@@ -171,7 +175,7 @@ class Walk(Scan):
                     if item in clean:
                         continue
                     masked: Any = self.text(item)
-                elif kind is int and _MOST_INT > item > -_MOST_INT:
+                elif (kind is int and -most < item < most) or (kind is float and _SMALLEST <= item < _LEAST_CARD):
                     continue
                 elif kind is dict and key in FIRST_WORDS:
                     masked = self._under(key, item, depth)
@@ -288,15 +292,21 @@ class Walk(Scan):
         """Return a list's or tuple's items without their secrets; where none was found, JSON gets the same object."""
         changed: list[Any] | None = None
         name = _name_of(value[0]) if len(value) == 2 else ""
-        hide_next = self._second_of_pair(name)
+        hide_next = self._second_of_pair(name) if name else None
         by_place = self._paths is not None
+        most = 0 if by_place else _LEAST_CARD if self._registered is None else _MOST_INT
         for index, item in enumerate(value):
+            kind = type(item)  # pyright: ignore[reportUnknownVariableType]  # likewise
+            if kind is int and hide_next is None and -most < item < most:
+                if changed is not None:
+                    changed.append(item)
+                continue
             if hide_next is not None and index:
                 masked = self.sensitive(hide_next, item, depth, name)
                 hide_next = None
             else:
                 masked = self.value(item, depth) if not by_place else self._field(index, Verdict.SAFE, item, depth)
-            if type(item) is str and item[:1] == "-" and "=" not in item:
+            if kind is str and item[:1] == "-" and "=" not in item:
                 verdict, name = self.verdict(item), item
                 hide_next = verdict if verdict is not Verdict.SAFE else None
             if changed is None:
@@ -338,9 +348,6 @@ class Walk(Scan):
     def _other(self, value: Any, depth: int) -> Any:  # noqa: PLR0911, PLR0912 - likewise
         """Treat what is neither a plain scalar nor a plain container."""
         kind: type[object] = type(value)  # pyright: ignore[reportUnknownVariableType]  # likewise
-        scalar = _SCALARS.get(kind)
-        if scalar is not None:
-            return scalar(value) if self._plain else value
         if kind is Decimal:
             return self._decimal(value)
         if issubclass(kind, Enum):
