@@ -98,7 +98,8 @@ def create_app(settings: Settings) -> ASGIApp:
                 await migrate(db)
                 yield
 
-    app = FastAPI(title="auth", lifespan=lifespan)
+    # The pages of docs_url load scripts from elsewhere, which the headers of an API forbid; /openapi.json stays.
+    app = FastAPI(title="auth", docs_url=None, redoc_url=None, lifespan=lifespan)
     add_accounts(app, settings, db)
     add_operations(app, db, metrics, tracker)
     for kind in (HTTPException, *REFUSALS):
