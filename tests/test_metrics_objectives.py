@@ -253,6 +253,17 @@ class TestDefaults:
         metrics.observe("error_oldest_open_seconds", 3601)
         assert verdict(metrics, "error_resolution").verdict == "breached"
 
+    def test_a_gauge_that_was_cleared_breaches_nothing(self):
+        metrics = Metrics()
+        queue = metrics.gauge("queue")
+        metrics.objective(Objective("short_queue", at_most(queue, 5)))
+        assert verdict(metrics, "short_queue").verdict == "met"
+        queue.set(6)
+        assert verdict(metrics, "short_queue").verdict == "breached"
+        queue.labels().clear()
+        found = verdict(metrics, "short_queue")
+        assert (found.verdict, found.value, found.count) == ("insufficient_data", None, 0)
+
     def test_the_verdicts_stand_in_the_scrape(self):
         metrics = Metrics()
         metrics.increment("db_pool_leaked_connections", pool="main")

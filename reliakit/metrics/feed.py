@@ -374,7 +374,7 @@ class Feed:
 
     def _errors_open(self, event: ErrorsOpen) -> None:
         self._trackers[event.name] = event
-        told = tuple(self._trackers.values())
+        told = self._trackers.copy().values()
         self._gauge("error_open").set(sum(one.count for one in told))
         self._gauge("error_oldest_open_seconds").set(max(one.oldest for one in told))
 

@@ -212,7 +212,11 @@ def complete(seen: Count | str | AnyFamily, tracked: Count | str | AnyFamily) ->
 
 
 def at_most(metric: str | AnyFamily, limit: float) -> AtMost:
-    """Return the goal that a gauge without labels is not above `limit`; nothing is known until the gauge is set."""
+    """Return the goal that a gauge without labels is not above `limit`.
+
+    Nothing is known while the gauge has no sample: one of reliakit's own until it is set, one of yours, which begins
+    at 0, after `clear()`.
+    """
     return AtMost(_name(metric), checks.seconds("limit", limit, zero=True))
 
 

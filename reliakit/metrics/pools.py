@@ -51,11 +51,11 @@ class _Series:
 
     def closed(self) -> list[tuple[str, str]]:
         return [
-            key for key, states in tuple(self.pools.items()) if max(tuple(states), default=_NOTHING).max_size == 0
+            key for key, states in self.pools.copy().items() if max(tuple(states), default=_NOTHING).max_size == 0
         ]
 
     def _states(self) -> list[_State]:
-        return [_latest(states) for states in tuple(self.pools.values())]
+        return [_latest(states) for states in self.pools.copy().values()]
 
 
 def _latest(states: deque[_State]) -> _State:
@@ -109,7 +109,7 @@ class Pools:
         return states
 
     def _forget_closed(self) -> None:
-        for series in tuple(self._series.values()):
+        for series in self._series.copy().values():
             for key in series.closed():
                 series.pools.pop(key, None)
                 self._known.pop(key, None)

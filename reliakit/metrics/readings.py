@@ -55,7 +55,7 @@ class Readings(Generic[F]):
 
     def names(self) -> set[str]:
         """Return the names of those that are followed."""
-        return {name for name, _ in tuple(self._last)}
+        return {name for name, _ in self._last.copy()}
 
     def refresh(self) -> list[tuple[str, F]]:
         """Count what came on top, and return everybody's figures; nothing while another thread is at it."""
@@ -63,13 +63,14 @@ class Readings(Generic[F]):
         if not self._lock.acquire(blocking=False):
             return found
         try:
-            for key, last in tuple(self._last.items()):
+            # Copied in one step, as nothing else is: until Python 3.12 any allocation may collect, and let others in.
+            for key, last in self._last.copy().items():
                 figures = key[1]()
                 self._last[key] = figures
                 self._count(key[0], figures, last)
                 found.append((key[0], figures))
                 if figures.is_gone:
-                    del self._last[key]
+                    self._last.pop(key, None)
         finally:
             self._lock.release()
         return found

@@ -66,12 +66,12 @@ class Scoreboard:
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """Every objective, in the order in which they were added."""
-        return tuple(objective for objective, _ in tuple(self._objectives.values()))
+        return tuple(objective for objective, _ in self._objectives.copy().values())
 
     def verdicts(self) -> list[Verdict]:
         """Return the verdict on every objective, in the order in which they were added."""
         return [
-            judge(objective, self._read(objective, since)) for objective, since in tuple(self._objectives.values())
+            judge(objective, self._read(objective, since)) for objective, since in self._objectives.copy().values()
         ]
 
     def _open(self, term: Term, span: Span) -> None:
@@ -123,8 +123,8 @@ class Scoreboard:
         goal, span = objective.goal, _span(objective)
         if isinstance(goal, AtMost):
             gauge = self._find(goal.metric)
-            series = gauge.series[:] if isinstance(gauge, Gauge) else []
-            return Reading(series[0].get() if series else None, None)
+            value = gauge.series[0].get() if isinstance(gauge, Gauge) and gauge.series else math.nan
+            return Reading(None if math.isnan(value) else value, None)
         part, whole = _counts(goal)
         # The part is read before the whole: what happens in between must not make it the greater one.
         held, held_in_period = self._sum(part, span)
