@@ -85,11 +85,27 @@ def test_the_context_holds_while_the_body_is_made_and_ends_with_the_request(hear
     assert current_request() is None
 
 
-def test_a_server_that_never_closes_leaves_nothing_behind():
-    iterable = protect(ok, service="s", timeout=5)(environ(), lambda *args: None)
-    next(iter(iterable))
-    assert current_request() is None
-    assert remaining() is None
+@pytest.mark.parametrize("wrap", [lambda app: protect(app, service="s", timeout=5), RequestTimeout(5).wsgi])
+def test_a_server_that_never_closes_leaves_nothing_behind(wrap):
+    def lazily(environ, start_response):
+        start_response("200 OK", TEXT)
+        yield b""
+        seen.append(remaining())
+        yield b"a"
+
+    seen = []
+    for app in (ok, lazily):
+        body = iter(wrap(app)(environ(), lambda *args: None))
+        next(body)
+        assert current_request() is None
+        assert remaining() is None
+    other = iter(wrap(lazily)(environ(), lambda *args: None))  # two at once on one thread
+    for chunks in (other, body):
+        while next(chunks, b"a") != b"a":
+            pass
+        assert remaining() is None
+    assert len(seen) == 2
+    assert all(0 < left <= 5 for left in seen)
 
 
 def test_duration_ends_when_the_last_chunk_is_handed_over(heard, manual_clock):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from reliakit.core.deadline import deadline
+from reliakit.core.deadline import Budget, current, deadline
 from reliakit.core.errors import DeadlineExceededError
 from reliakit.web import observer as observing
 from reliakit.web.wsgi.messages import ExcInfo, Lines, Write, answer, begin_response, close_iterable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from reliakit.web.timeout import RequestTimeout
 
 __all__ = ["Answered", "Bounded", "Timed", "rescuing"]
+
+T = TypeVar("T")
 
 
 class Rescued:
@@ -141,6 +143,7 @@ class Timed(Rescued):
         super().__init__(app, environ, start)
         self._limit = part
         self._deadline: deadline | None = None
+        self._budget: Budget | None = None
 
     def run(self) -> Iterable[bytes]:
         """Call the app unless it must not run."""
@@ -152,13 +155,20 @@ class Timed(Rescued):
             response = self._limit.answer(error)
             _fail(self._environ, error, response)
             return answer(self._environ, self._start_response, response)
+        outer = current.get()
         self._deadline = deadline(budget, clock=self._limit.clock)
         self._deadline.__enter__()
+        self._budget = current.get()
         try:
             return super().run()
         except BaseException:
             self._lift()
             raise
+        finally:
+            current.set(outer)
+
+    def __next__(self) -> bytes:
+        return self._within(super().__next__)
 
     def rescue(self, error: Exception) -> ProblemResponse | None:
         """Answer what this part is about."""
@@ -176,9 +186,20 @@ class Timed(Rescued):
     def close(self) -> None:
         """Close the app's iterable and end the budget."""
         try:
-            super().close()
+            self._within(super().close)
         finally:
             self._lift()
+
+    def _within(self, step: Callable[[], T]) -> T:
+        """Run a step under the budget, and leave nothing of it in the thread: not every server calls close()."""
+        if self._deadline is None:
+            return step()
+        outer = current.get()
+        current.set(self._budget)
+        try:
+            return step()
+        finally:
+            current.set(outer)
 
     def _lift(self) -> None:
         """End the deadline that the app's own waits see: it was for the time to the first byte."""
