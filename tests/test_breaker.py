@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from garbage import CollectingClock, abandon, held_elsewhere, in_time
 
-from reliakit import Backoff, CircuitOpenError, ConfigurationError, subscribe
+from reliakit import Backoff, CircuitOpenError, ConfigurationError, DeadlineExceededError, deadline, subscribe
 from reliakit.core.errors import BulkheadFullError
 from reliakit.core.events import CallEnded, CallRejected, CircuitChanged, ErrorSeen, Event
 from reliakit.resilience.breaker import BreakerSnapshot, CircuitBreaker, State
@@ -208,6 +208,20 @@ def test_a_rejection_passing_through_is_neutral(clock: ManualClock) -> None:
     with pytest.raises(CircuitOpenError, match="db"):
         outer.call(inner.call, int)
     assert outer.state is State.CLOSED
+
+
+def test_a_timeout_after_the_caller_s_own_time_was_over_does_not_hide_later_ones(clock: ManualClock) -> None:
+    breaker = CircuitBreaker(failure_threshold=2, clock=clock)
+
+    def times_out() -> None:
+        raise DeadlineExceededError
+
+    for spent, failures in ((True, 0), (False, 1), (True, 1), (False, 2)):
+        with pytest.raises(DeadlineExceededError), deadline(1.0, clock=clock):
+            clock.advance(float(spent))
+            breaker.call(times_out)
+        assert breaker.snapshot().failures == failures
+    assert breaker.state is State.OPEN
 
 
 def test_wrong_use_is_neutral(clock: ManualClock) -> None:

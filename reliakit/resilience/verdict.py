@@ -71,7 +71,7 @@ class Judge:
         failure_result: Which results are failures, or None for none of them.
     """
 
-    __slots__ = ("_by_class", "_failure", "_failure_result", "_ignore")
+    __slots__ = ("_by_class", "_class_decides", "_failure", "_failure_result", "_ignore")
 
     def __init__(
         self, failure: ErrorFilter, ignore: ErrorFilter, failure_result: Callable[[Any], bool] | None
@@ -83,8 +83,9 @@ class Judge:
             if failure_result is None
             else Question(plain_callable("failure_result", failure_result), otherwise=False)
         )
-        # Where both are types, the class decides: looked up, that is most of what a failure costs. None otherwise.
-        self._by_class: dict[type, Verdict] | None = {} if _are_types(failure) and _are_types(ignore) else None
+        # Where both are types, the class decides, and its verdict is looked up from the second time on.
+        self._class_decides = _are_types(failure) and _are_types(ignore)
+        self._by_class: dict[type, Verdict] = {}
 
     @property
     def reads_results(self) -> bool:
@@ -93,15 +94,14 @@ class Judge:
 
     def of_error(self, error: BaseException) -> Verdict:
         """Return the verdict on an error that left the call."""
-        by_class = self._by_class
-        if by_class is None:
-            return self._judged(error)
-        found = by_class.get(type(error))
-        if found is None:
-            found = self._judged(error)
-            if len(by_class) < _CLASSES_KEPT:
-                by_class[type(error)] = found
-        return found
+        verdict = self._by_class.get(type(error))
+        if verdict is None:
+            verdict = self._judged(error)
+            # A deadline's error says something or nothing, depending on whose time is over.
+            decides = self._class_decides and not isinstance(error, DeadlineExceededError)
+            if decides and len(self._by_class) < _CLASSES_KEPT:
+                self._by_class[type(error)] = verdict
+        return verdict
 
     def _judged(self, error: BaseException) -> Verdict:
         if self.is_neutral(error):
