@@ -79,6 +79,14 @@ def test_the_limit_shrinks_when_calls_take_longer_and_comes_back(clock: ManualCl
     assert moves[-1].limit == guard.limit
 
 
+def test_a_young_limit_does_not_take_a_server_s_trouble_for_what_is_usual(clock: ManualClock) -> None:
+    guard = AdaptiveLimit(initial=20, clock=clock)
+    rounds(guard, clock, 300, load=20, takes=lambda running: 0.1)
+    before = guard.limit
+    rounds(guard, clock, 60, load=500, takes=lambda running: 1.0)  # twice as long as it was well
+    assert guard.limit < before
+
+
 def test_it_finds_the_size_of_a_server_with_a_queue(clock: ManualClock) -> None:
     """A server with room for 30 at 100 ms: more of them wait for each other."""
     guard = AdaptiveLimit(initial=5, maximum=1000, clock=clock)
@@ -189,6 +197,7 @@ def test_no_call_is_counted_twice_or_lost_under_threads() -> None:
         (lambda: Gradient2(smoothing=0), "smoothing must be"),
         (lambda: Gradient2(samples=0), "samples must be"),
         (lambda: AIMD(backoff=1.5), "backoff must be"),
+        (lambda: AIMD(backoff=1.0), "backoff must be below 1"),
         (lambda: AIMD(slow=0), "slow must be"),
     ],
 )

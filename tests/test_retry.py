@@ -347,6 +347,18 @@ def test_attempts_and_the_end_are_told(colour: str, clock: ManualClock) -> None:
     assert (ended.name, ended.attempts, ended.duration, ended.outcome) == ("bank", 2, 1.0, "failure")
 
 
+def test_a_pause_is_asked_for_only_where_an_attempt_may_follow() -> None:
+    asked: list[int] = []
+    clock = ManualClock(auto_advance=True, random=[0.5, 0.0])
+    with pytest.raises(OSError):
+        Retry(3, wait=lambda number: asked.append(number) or 1.0, clock=clock).call(Flaky(*[OSError(1)] * 3))
+    assert asked == [1, 2]
+    for _ in range(2):  # each draws once, so the second draws what the first did not leave out
+        with pytest.raises(OSError):
+            Retry(2, wait=Backoff(8.0), clock=clock).call(Flaky(OSError(1), OSError(1)))
+    assert clock.monotonic() == 2.0 + 4.0 + 0.0
+
+
 @pytest.mark.parametrize("wait", [lambda number: 1 / 0, lambda number: float("nan"), lambda number: -1])
 def test_a_faulty_wait_is_logged_and_stands_for_the_usual_pause(
     wait: Callable[[int], float], clock: ManualClock, caplog: pytest.LogCaptureFixture

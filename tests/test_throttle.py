@@ -116,6 +116,8 @@ def test_what_happened_longer_ago_than_the_window_is_forgotten() -> None:
     assert throttle.rejection == 0.0
     tried(throttle, 3)
     assert throttle.rejection == pytest.approx((4 - 2) / 5)
+    clock.advance(121.0)
+    assert throttle.rejection == 0.0  # also while nobody calls
 
 
 def test_the_less_important_are_refused_earlier() -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AIMD", "AdaptiveLimit", "Gradient2"]
 
+# So many samples tell what is usual when nothing is known yet.
+_YOUNG = 10
 _SHARES: dict[Priority, float] = {"critical": 1.2, "default": 1.0, "sheddable": 0.8}
 
 
@@ -75,7 +77,7 @@ class AIMD:
     """Grow by one call a round trip, and shrink by a factor when calls are dropped.
 
     Args:
-        backoff: The factor.
+        backoff: The factor, above 0 and below 1.
         slow: Seconds from which on a call counts as dropped, or None for errors alone.
     """
 
@@ -84,6 +86,8 @@ class AIMD:
 
     def __post_init__(self) -> None:
         checks.share("backoff", self.backoff)
+        if self.backoff == 1:
+            raise ConfigurationError("backoff must be below 1, or nothing would ever shrink the limit")
         if self.slow is not None:
             checks.seconds("slow", self.slow)
 
@@ -131,9 +135,10 @@ class _Gradient:
         return limit * (1 - settings.smoothing) + wanted * settings.smoothing
 
     def _usual_with(self, mean: float) -> float:
-        # The first samples are averaged as they are; later ones weigh as in an exponential average.
-        self._known = min(self._known + 1, self._settings.memory)
-        weight = max(1 / self._known, 2 / (self._settings.memory + 1))
+        # The first samples are averaged as they are; later ones weigh as in an exponential average, or a young limit
+        # would soon take a server's trouble for what is usual.
+        self._known = min(self._known + 1, _YOUNG + 1)
+        weight = 1 / self._known if self._known <= _YOUNG else 2 / (self._settings.memory + 1)
         self._usual = mean if self._usual is None else self._usual + weight * (mean - self._usual)
         return self._usual
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from copy import copy
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, signature
 from typing import TYPE_CHECKING, Any
 
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
@@ -72,10 +72,14 @@ class Fallback(Layer):
                 f"Fallback takes a value or a function of the error, got the class {fallback.__qualname__}: "
                 f"give `lambda error: {fallback.__name__}()`"
             )
+        self._shown = getattr(fallback, "__qualname__", None) or repr(fallback)
+        if callable(fallback) and not _takes_an_error(fallback):
+            raise ConfigurationError(
+                f"Fallback {self._shown} is called with the error alone and cannot be: give `lambda error: ...`"
+            )
         self._fallback = fallback
         self._is_async = iscoroutinefunction(fallback) or iscoroutinefunction(type(fallback).__call__)
         self._wants = Question(matching("on", on), otherwise=False)
-        self._shown = getattr(fallback, "__qualname__", None) or repr(fallback)
 
     def wrap(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:
         """Return `fn` with its stand-in, in the same colour."""
@@ -145,6 +149,18 @@ class Fallback(Layer):
 
     def __repr__(self) -> str:
         return f"Fallback({self._shown})"
+
+
+def _takes_an_error(fn: Callable[..., Any]) -> bool:
+    try:
+        parameters = signature(fn)
+    except (TypeError, ValueError):
+        return True  # what is not written in Python need not tell
+    try:
+        parameters.bind(None)
+    except TypeError:
+        return False
+    return True
 
 
 async def _itself(answer: Any) -> Any:

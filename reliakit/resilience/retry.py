@@ -305,10 +305,15 @@ class _Attempts:
             self._reason = self._reason_to_stop(outcome)
             self._untried = self._reason == "rejected" and self._kept is not outcome
             return None
-        pause = self._retry.pause(self._number, outcome, self._previous)
+        # The caller's own `wait` and the clock's chance are asked for a pause only where one may follow.
+        is_last = self._number >= self._retry.max_attempts
+        pause = None if is_last else self._retry.pause(self._number, outcome, self._previous)
+        if pause is None:
+            self._reason = "attempts" if is_last else "retry_after"
+            return None
         reason = self._reason_to_give_up(pause)
-        if reason is not None or pause is None:
-            self._reason = reason or "retry_after"
+        if reason is not None:
+            self._reason = reason
             return None
         self._previous = pause
         if self._emitter.hears(AttemptFailed):
@@ -355,11 +360,7 @@ class _Attempts:
             return "deadline"
         return "rejected" if isinstance(outcome.error, RejectedError) else "error"
 
-    def _reason_to_give_up(self, pause: float | None) -> Reason | None:
-        if self._number >= self._retry.max_attempts:
-            return "attempts"
-        if pause is None:
-            return "retry_after"
+    def _reason_to_give_up(self, pause: float) -> Reason | None:
         left = remaining()
         if left is not None and pause >= left:
             return "deadline"

@@ -57,19 +57,25 @@ class Tally:
 
     def begin(self, now: float) -> Slice:
         """Count a request, and return where."""
+        self.forget(now)
         number = int(now // self._length)
         slices = self._slices
-        while slices and slices[0].number <= number - _SLICES:
-            gone = slices.popleft()
-            self.requests -= gone.requests
-            self.accepts -= gone.accepts
-            gone.number = -1
         if not slices or slices[-1].number < number:
             slices.append(Slice(number))
         current = slices[-1]
         current.requests += 1
         self.requests += 1
         return current
+
+    def forget(self, now: float) -> None:
+        """Let go what is too old by now."""
+        oldest = int(now // self._length) - _SLICES
+        slices = self._slices
+        while slices and slices[0].number <= oldest:
+            gone = slices.popleft()
+            self.requests -= gone.requests
+            self.accepts -= gone.accepts
+            gone.number = -1
 
     def accepted(self, begun: Slice) -> None:
         """Count an accept, where its request was counted."""
@@ -161,6 +167,7 @@ class Throttle(Layer):
     def rejection(self) -> float:
         """The share of requests of default priority that is refused now, 0 to `max_rejection`."""
         with self._lock:
+            self._tally.forget(self._clock.monotonic())
             return self._probability(self._tally.requests, "default")
 
     def enter(self) -> Slice:
