@@ -101,6 +101,28 @@ def with_block(breaker: CircuitBreaker) -> Case:
     return case
 
 
+def two_steps(breaker: CircuitBreaker) -> Case:
+    def case(times: int) -> None:
+        for _ in range(times):
+            permit = breaker.acquire()
+            work(1)
+            permit.success()
+
+    return case
+
+
+def acalls(breaker: CircuitBreaker) -> Case:
+    return repeat_async(functools.partial(breaker.acall, work_async))
+
+
+def async_with_block(breaker: CircuitBreaker) -> Case:
+    async def guarded(argument: int) -> None:
+        async with breaker:
+            await work_async(argument)
+
+    return repeat_async(guarded)
+
+
 Decorator = Callable[[Callable[..., Any]], Any]
 Maker = Callable[[int], tuple[Decorator | None, Decorator | None]]
 
@@ -188,10 +210,12 @@ def ours() -> dict[str, CircuitBreaker]:
         "reliakit": CircuitBreaker(),
         "reliakit, count window": CircuitBreaker(failure_rate=0.5),
         "reliakit, time window": CircuitBreaker(failure_rate=0.5, window=TimeWindow(30.0)),
-        "reliakit, time window and slow calls": CircuitBreaker(
-            failure_rate=0.5, slow_call=1.0, slow_rate=0.5, window=TimeWindow(30.0)
-        ),
+        "reliakit, time window and slow calls": slow(),
     }
+
+
+def slow() -> CircuitBreaker:
+    return CircuitBreaker(failure_rate=0.5, slow_call=1.0, slow_rate=0.5, window=TimeWindow(30.0))
 
 
 def warm(breaker: CircuitBreaker) -> CircuitBreaker:
@@ -276,7 +300,10 @@ def main() -> None:
     closed["reliakit, somebody listens to each call"] = repeat(CircuitBreaker(listeners=[id])(work))
     closed["reliakit, judging results"] = repeat(CircuitBreaker(failure_result=lambda result: result == 503)(work))
     closed["reliakit, call"] = repeat(functools.partial(CircuitBreaker().call, work))
+    closed["reliakit, call, time window and slow calls"] = repeat(functools.partial(warm(slow()).call, work))
     closed["reliakit, with block"] = with_block(CircuitBreaker())
+    closed["reliakit, with block, time window and slow calls"] = with_block(warm(slow()))
+    closed["reliakit, two steps"] = two_steps(CircuitBreaker())
     metrics = Metrics()
     metrics.attach()  # to all of ours
     plain_peers = {name: make(5)[0] for name, make in known.items()}
@@ -286,6 +313,8 @@ def main() -> None:
 
     awaited = {"bare": repeat_async(bare_async(work_async)), "bare (again)": repeat_async(bare_async(work_async))}
     awaited |= {name: repeat_async(warm(breaker)(work_async)) for name, breaker in ours().items()}
+    awaited["reliakit, acall"] = acalls(CircuitBreaker())
+    awaited["reliakit, async with block"] = async_with_block(CircuitBreaker())
     for name, make in known.items():
         decorate = make(5)[1]
         if decorate is not None:
@@ -306,7 +335,7 @@ def main() -> None:
         decorate = make(10**9)[0]
         if decorate is not None and "window" not in name:
             failing[name] = repeat_failing(decorate(fail))
-    compare("closed circuit, a failing call", failing, "bare, raising", quick=quick)
+    failures = compare("closed circuit, a failing call", failing, "bare, raising", quick=quick)
 
     busy_threads(quick=quick)
     sleeping = threads_beside_one(known, quick=quick)
@@ -316,6 +345,9 @@ def main() -> None:
     for colour, taken in (("plain", plain), ("async", coroutines)):
         for name, most in {"reliakit": 1.3, "reliakit, count window": 1.3, slowest: 2.5}.items():
             checks[f"{name}: closed {colour} call at most {most}x bare"] = taken[name] <= most * taken["bare"]
+        shells = {"plain": {"call": 2.5, "with block": 6.5}, "async": {"acall": 2.5, "async with block": 6.5}}[colour]
+        for name, most in shells.items():
+            checks[f"reliakit, {name}: at most {most}x bare"] = taken[f"reliakit, {name}"] <= most * taken["bare"]
         for name in known:
             if name in taken:
                 checks[f"{name}: closed {colour} call at least {PEER}x ours"] = (
@@ -323,6 +355,8 @@ def main() -> None:
                 )
     limit = REFUSED * refusals["bare, raising"]
     checks[f"reliakit: refusal at most {REFUSED}x raising"] = refusals["reliakit"] <= limit
+    for name in failures.keys() & known.keys():
+        checks[f"{name}: a failing call takes longer than ours"] = failures[name] > failures["reliakit"]
     for name in ("reliakit", slowest):
         checks[f"{name}: 8 sleeping threads at most 1.2x bare"] = sleeping[name] <= 1.2 * sleeping["bare"]
     print()

@@ -12,7 +12,7 @@ import pickle
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -229,10 +229,21 @@ def test_wrong_use_is_neutral(clock: ManualClock) -> None:
 
     async def coroutine() -> None: ...
 
+    def generator() -> Iterator[None]:
+        yield
+
     with pytest.raises(ConfigurationError):
         breaker.call(coroutine)
     assert breaker.state is State.HALF_OPEN
-    breaker.acquire()
+    breaker.acquire().success()
+    for misused in (coroutine, generator, coroutine, generator):
+        breaker.call(lambda: 7)
+        with pytest.raises(ConfigurationError):
+            breaker.call(misused)
+    for _ in range(5):
+        with pytest.raises(ConfigurationError, match="call takes a function, got int"):
+            breaker.call(7)  # type: ignore[arg-type]  # what the test is about
+    assert breaker.snapshot().failures == 0
 
 
 def test_a_late_failure_neither_counts_nor_lengthens_the_break(clock: ManualClock) -> None:
@@ -596,6 +607,17 @@ def test_a_block_checks_records_and_hands_out_its_permit(clock: ManualClock) -> 
         raise ValueError
     with pytest.raises(CircuitOpenError), breaker:
         raise AssertionError("the block ran")
+
+
+def test_a_block_within_a_block_of_the_same_function_has_its_own_permit(clock: ManualClock) -> None:
+    breaker = CircuitBreaker(failure_threshold=2, clock=clock)
+    with pytest.raises(OSError, match="outer"), breaker as outer:
+        with contextlib.suppress(OSError), breaker as inner:
+            assert inner is not outer
+            raise OSError("inner")
+        assert breaker.snapshot().failures == 1
+        raise OSError("outer")
+    assert breaker.state is State.OPEN
 
 
 def test_blocks_of_generators_keep_their_own_permits(clock: ManualClock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -408,6 +409,35 @@ def test_calls_pass_by_once_the_minimum_is_complete(
     breaker.close()
     breaker.reset()
     assert breaker.passing is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("window", [CountWindow(100), TimeWindow(3000.0)])
+async def test_calls_that_pass_by_are_timed_and_judged(
+    window: Any, make: Callable[..., CircuitBreaker], clock: ManualClock
+) -> None:
+    breaker = make(window=window, failure_rate=1.0, slow_rate=1.0)
+    play(breaker, clock, "SSSSS")
+
+    def work(seconds: float, error: Exception | None) -> None:
+        clock.advance(seconds)
+        if error is not None:
+            raise error
+
+    async def awork(seconds: float, error: Exception | None) -> None:
+        work(seconds, error)
+
+    for seconds, error in ((1.0, None), (5.0, None), (1.0, OSError()), (5.0, OSError()), (5.0, KeyError())):
+        for is_async in (False, True):
+            breaker.acquire().success()  # the lane is open after it, also where the window moves in steps
+            assert breaker.passing is not None
+            with contextlib.suppress(OSError, KeyError):
+                if is_async:
+                    await breaker.acall(awork, seconds, error)
+                else:
+                    breaker.call(work, seconds, error)
+    kept = breaker.snapshot()
+    assert (kept.calls, kept.failed_calls, kept.slow_calls) == (5 + 10 + 8, 4, 4)
 
 
 def test_the_sums_survive_many_changes_of_state(clock: ManualClock) -> None:

@@ -271,6 +271,10 @@ def test_the_wrong_colour_is_refused(make: Callable[[], Any]) -> None:
         guard.call(rows)
     with pytest.raises(ConfigurationError, match="returned nothing to await"):
         asyncio.run(guard.acall(max, 1, 2))
+    with pytest.raises(ConfigurationError, match="call takes a function, got int"):
+        guard.call(7)
+    with pytest.raises(ConfigurationError, match="acall takes a function, got a coroutine object"):
+        asyncio.run(guard.acall(nap()))
 
 
 # What it tells

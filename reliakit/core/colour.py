@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from functools import partial
 from types import CoroutineType
-from typing import Literal, cast
+from typing import Literal, NoReturn, cast
 
 from reliakit.core.errors import ConfigurationError
 
@@ -20,6 +20,7 @@ __all__ = [
     "name_of",
     "refuse_awaitable",
     "refuse_generator_function",
+    "refuse_uncallable",
     "refuse_value",
 ]
 
@@ -37,15 +38,12 @@ def colour_of(fn: object, *, by: str) -> Colour:
     Raises:
         ConfigurationError: It is a class, a coroutine object or no callable at all.
     """
-    if inspect.iscoroutine(fn):
-        fn.close()
-        raise ConfigurationError(f"{by} takes a function, got a coroutine object: leave out the parentheses after it")
+    if not callable(fn):
+        refuse_uncallable(fn, by)
     if isinstance(fn, type):
         raise ConfigurationError(
             f"{by} takes a function, got the class {fn.__qualname__}: decorate its methods instead"
         )
-    if not callable(fn):
-        raise ConfigurationError(f"{by} takes a function, got {type(fn).__name__}")
     target: object = fn
     while isinstance(target, partial):
         target = cast("partial[object]", target).func
@@ -63,6 +61,18 @@ def is_awaitable(result: object) -> bool:
     """Return whether this is something to be awaited. Looks at the class alone; a no costs 150 ns on Python 3.11."""
     kind = type(result)
     return kind not in _PLAIN and hasattr(kind, "__await__")  # 40 ns for those
+
+
+def refuse_uncallable(fn: object, by: str) -> NoReturn:
+    """Raise for something handed to `call` or `acall` that is no function.
+
+    Raises:
+        ConfigurationError: Always.
+    """
+    if inspect.iscoroutine(fn):
+        fn.close()
+        raise ConfigurationError(f"{by} takes a function, got a coroutine object: leave out the parentheses after it")
+    raise ConfigurationError(f"{by} takes a function, got {type(fn).__name__}")
 
 
 def refuse_awaitable(fn: object, result: object, by: str) -> None:

@@ -24,11 +24,23 @@ from reliakit.core.colour import (
     is_awaitable,
     refuse_awaitable,
     refuse_generator_function,
+    refuse_uncallable,
     refuse_value,
 )
 from reliakit.core.lanes import LaneGuard, lane_shell
 
-__all__ = ["Colour", "Guard", "acall", "call", "colour_of", "guarded", "is_awaitable", "refuse_awaitable"]
+__all__ = [
+    "Colour",
+    "Guard",
+    "acall",
+    "call",
+    "colour_of",
+    "guarded",
+    "is_awaitable",
+    "refuse_awaitable",
+    "refuse_uncallable",
+    "result_type",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,18 +95,32 @@ def call(guard: Guard[Any], fn: Callable[P, R], /, *args: P.args, **kwargs: P.kw
     Raises:
         ConfigurationError: `fn` is no plain function: it returned an awaitable, or is a generator function.
     """
+    if not callable(fn):
+        refuse_uncallable(fn, "call")
     permit = guard.enter()
     try:
         result = fn(*args, **kwargs)
-        if is_awaitable(result):
-            refuse_awaitable(fn, result, "call")
-        if type(result) in _GENERATORS:
-            refuse_generator_function(fn)
+        result_type(fn, result)
     except BaseException as error:
         guard.leave(permit, error, None)
         raise
     guard.leave(permit, None, result)
     return result
+
+
+def result_type(fn: object, result: object) -> type[object] | None:
+    """Return the class of a result of `call`, where no result of this class shows that nothing was guarded.
+
+    Raises:
+        ConfigurationError: This one shows it: it is an awaitable, or a generator that nobody has begun.
+    """
+    if is_awaitable(result):
+        refuse_awaitable(fn, result, "call")
+    kind = type(result)
+    if kind not in _GENERATORS:
+        return kind
+    refuse_generator_function(fn)
+    return None  # the next one may be of another function
 
 
 async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -103,6 +129,8 @@ async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], /, *args: P.ar
     Raises:
         ConfigurationError: What `fn` returned is nothing to await.
     """
+    if not callable(fn):
+        refuse_uncallable(fn, "acall")
     permit = guard.enter()
     try:
         pending = fn(*args, **kwargs)

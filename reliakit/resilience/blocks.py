@@ -10,47 +10,62 @@ closed in another one than it began in, where a context variable would be lost, 
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["Blocks", "frame_of_block"]
+__all__ = ["Blocks"]
 
 T = TypeVar("T")
+_frame = sys._getframe  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the name only looks private
+_EXIT_STACKS = vars(contextlib)
 
 
 class Blocks(Generic[T]):
-    """The permits of the blocks that are entered now. Safe from threads and tasks: a frame runs in one of them."""
+    """The permits of the blocks that are entered now. Safe from threads and tasks: a frame runs in one of them.
+
+    `enter` and `leave` are for `__enter__` and `__exit__` themselves: they look two frames up for the block.
+    """
 
     __slots__ = ("_entered",)
 
     def __init__(self) -> None:
-        self._entered: dict[FrameType, list[T]] = {}
+        self._entered: dict[FrameType, _Entered[T]] = {}
 
-    def enter(self, frame: FrameType, permit: T) -> None:
-        """Remember the permit of a block in this frame."""
-        self._entered.setdefault(frame, []).append(permit)
+    def enter(self, permit: T) -> None:
+        """Remember the permit of the block that is being entered."""
+        frame = _frame(2)
+        if frame.f_globals is _EXIT_STACKS:
+            frame = _beyond(frame)
+        self._entered[frame] = (permit, self._entered.get(frame))
 
-    def leave(self, frame: FrameType) -> T | None:
-        """Forget and return the permit of the innermost block in this frame, or None when no block was entered."""
-        if frame not in self._entered:
+    def leave(self) -> T | None:
+        """Forget and return the permit of the innermost block here, or None when no block was entered."""
+        frame = _frame(2)
+        if frame.f_globals is _EXIT_STACKS:
+            frame = _beyond(frame)
+        entered = self._entered
+        if frame not in entered:
             # An exit stack was handed on to another function: take the block that was entered last.
-            known = list(self._entered)
+            known = list(entered)
             if not known:
                 return None
             frame = known[-1]
-        permits = self._entered[frame]
-        permit = permits.pop()
-        if not permits:
-            del self._entered[frame]
+        permit, outer = entered.pop(frame)
+        if outer is not None:
+            entered[frame] = outer
         return permit
 
 
-def frame_of_block() -> FrameType:
-    """Return the frame whose `with` statement called the `__enter__` or `__exit__` that calls this."""
-    frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the name only looks private
-    while frame.f_globals.get("__name__") == "contextlib" and frame.f_back is not None:
-        frame = frame.f_back  # an exit stack stands between
+# A permit, and what else was entered in the same frame before it.
+_Entered: TypeAlias = "tuple[T, _Entered[T] | None]"
+
+
+def _beyond(frame: FrameType) -> FrameType:
+    """Return the frame that an exit stack serves."""
+    while frame.f_globals is _EXIT_STACKS and frame.f_back is not None:
+        frame = frame.f_back
     return frame

@@ -14,10 +14,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from math import inf
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.colour import refuse_value
 from reliakit.core.errors import CircuitOpenError, ConfigurationError
 from reliakit.core.events import (
     CallEnded,
@@ -27,24 +29,24 @@ from reliakit.core.events import (
     ErrorSeen,
 )
 from reliakit.core.fork import renew_locks_after_fork
-from reliakit.core.guard import acall, call, guarded
-from reliakit.core.lanes import Lane
+from reliakit.core.guard import acall, call, guarded, result_type
 from reliakit.core.spine import Emitter, watch
 from reliakit.core.tracking import report
-from reliakit.resilience.blocks import Blocks, frame_of_block
+from reliakit.resilience.blocks import Blocks
 from reliakit.resilience.breaks import BreakLength, OpenFor, ResetTimeout
 from reliakit.resilience.circuit import Circuit, Entry, State, Ticket
-from reliakit.resilience.controls import Controls
 from reliakit.resilience.ledger import Ledger
+from reliakit.resilience.outcomes import Outcomes
 from reliakit.resilience.permit import Permit
 from reliakit.resilience.snapshot import BreakerSnapshot
 from reliakit.resilience.triggers import triggers_of
-from reliakit.resilience.verdict import ErrorFilter, Judge, Verdict
+from reliakit.resilience.verdict import ErrorFilter, Judge
 from reliakit.resilience.windows import CountWindow, TimeWindow
 
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
+    from types import TracebackType
 
+    from reliakit.core.lanes import Lane
     from reliakit.core.spine import Listener
     from reliakit.resilience.policy import Policy
 
@@ -57,7 +59,7 @@ _new = CircuitOpenError.__new__
 _LAST_HUNDRED = CountWindow(100)
 
 
-class CircuitBreaker(Controls):
+class CircuitBreaker(Outcomes):
     """Stop calling a dependency that keeps failing or keeps being slow.
 
     ```python
@@ -109,11 +111,10 @@ class CircuitBreaker(Controls):
     __slots__ = (
         "__weakref__",
         "_blocks",
+        "_known",
         "_refused",
         "_settings",
-        "_tells_errors",
         "_tells_refusals",
-        "timing",
     )
 
     def __init__(
@@ -149,6 +150,7 @@ class CircuitBreaker(Controls):
         if half_open_timeout is not None:
             half_open_timeout = checks.seconds("half_open_timeout", half_open_timeout)
         self._length = BreakLength(name, reset_timeout, open_for)
+        self._asks = open_for is not None
         self._judge = Judge(failure, ignore, failure_result)
         self._clock = clock
         self._emitter = Emitter(name, listeners, clock)
@@ -185,6 +187,7 @@ class CircuitBreaker(Controls):
             (clock.monotonic, inf if slow_call is None else float(slow_call)) if is_timed else None
         )
         self.passing: Lane | None = None
+        self._known: type[object] | None = None  # the class of the last result that proved to be no awaitable
         renew_locks_after_fork(self, "_telling")
         watch(self)
         self.listeners_changed()
@@ -210,7 +213,23 @@ class CircuitBreaker(Controls):
             CircuitOpenError: It was not called.
             ConfigurationError: `fn` is no plain function.
         """
-        return call(self, fn, *args, **kwargs)
+        # The short way, while a success only counts: `call` of the guards takes twice as long.
+        lane = self.passing
+        if lane is None or not callable(fn):
+            return call(self, fn, *args, **kwargs)
+        began = None if self.timing is None else self._now()
+        try:
+            result = fn(*args, **kwargs)
+            if type(result) is not self._known:
+                self._known = result_type(fn, result)
+        except BaseException as error:
+            self.leave(lane if began is None else Entry(lane, began), error, None)
+            raise
+        if began is None:
+            lane.count += 1
+        else:
+            self._count(Entry(lane, began), "success")
+        return result
 
     async def acall(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Await one call.
@@ -219,7 +238,23 @@ class CircuitBreaker(Controls):
             CircuitOpenError: It was not called.
             ConfigurationError: What `fn` returned is nothing to await.
         """
-        return await acall(self, fn, *args, **kwargs)
+        lane = self.passing
+        if lane is None or not callable(fn):
+            return await acall(self, fn, *args, **kwargs)
+        began = None if self.timing is None else self._now()
+        try:
+            pending = fn(*args, **kwargs)
+            if not isinstance(pending, CoroutineType):
+                refuse_value(fn, pending)
+            result = await pending
+        except BaseException as error:
+            self.leave(lane if began is None else Entry(lane, began), error, None)
+            raise
+        if began is None:
+            lane.count += 1
+        else:
+            self._count(Entry(lane, began), "success")
+        return result
 
     def acquire(self) -> Permit:
         """Return the permit for one call, to be settled by the caller. Never waits.
@@ -227,7 +262,10 @@ class CircuitBreaker(Controls):
         Raises:
             CircuitOpenError: No call may pass now.
         """
-        return Permit(self, self._admit())
+        lane = self.passing
+        if lane is None:
+            return Permit(self, self._admit())
+        return Permit(self, lane if self.timing is None else Entry(lane, self._now()))
 
     def enter(self) -> Ticket:
         """Let a call pass and return its ticket for `leave`; the half of `acquire` that wrappers use.
@@ -281,33 +319,6 @@ class CircuitBreaker(Controls):
         """Return the ticket of a call that began on this lane at this instant; for its wrapper."""
         return Entry(lane, began)
 
-    def leave(self, ticket: Ticket, error: BaseException | None, result: object, /) -> None:
-        """Take a ticket back with what the call came to, and judge it."""
-        lane = self.passing
-        if lane is not None and ticket is lane and error is None:
-            lane.count += 1
-            return
-        verdict: Verdict = "ignored"
-        asked = None
-        try:
-            verdict = self._judge.of_result(result) if error is None else self._judge.of_error(error)
-            if verdict == "failure":
-                asked = self._length.asked_by(result if error is None else error)
-        finally:
-            # Also when a predicate is interrupted: a permit that is not given back would be lost.
-            self._count(ticket, verdict, error, asked)
-
-    def settle(self, ticket: Ticket, verdict: Verdict, error: BaseException | None) -> None:
-        """Take a ticket back with a verdict that is known; an error that counts as nothing overrules it."""
-        neutral = True
-        asked = None
-        try:
-            neutral = error is not None and self._judge.is_neutral(error)
-            if verdict == "failure" and not neutral:
-                asked = self._length.asked_by(error)
-        finally:
-            self._count(ticket, "ignored" if neutral else verdict, error, asked)
-
     def listeners_changed(self) -> None:
         """Leave the express lane while somebody listens to every call; see `reliakit.core.spine.watch`."""
         with self._ledger.lock:
@@ -316,31 +327,6 @@ class CircuitBreaker(Controls):
             self._tells_refusals = self._tells_errors or self._emitter.hears(CallRejected)
             self._show_lane_locked()
         self._emitter.introduce(CircuitPresent, read=self._ledger.read)
-
-    def _count(self, ticket: Ticket, verdict: Verdict, error: BaseException | None, asked: float | None) -> None:
-        circuit, heard = self._circuit, self._heard
-        began = None if isinstance(ticket, Lane) else ticket.began
-        now = self._now()
-        slow = self.timing is not None and began is not None and now - began >= self.timing[1]
-        lane = ticket if isinstance(ticket, Lane) else ticket.lane
-        if verdict == "success" and now < lane.until and not slow and not heard:
-            lane.count += 1
-        else:
-            ledger = self._ledger
-            with ledger.lock:
-                opened = circuit.settle(ticket, verdict, now, slow=slow, asked=asked)
-                counted = ledger.count_locked(verdict)
-                lane, opened_count = circuit.lane, circuit.opened_count
-                if lane is not self.passing:  # one that closes for a while lets nothing pass by: see `until`
-                    self._show_lane_locked()
-            if opened:
-                self._hold(lane, now, opened_count)
-            if circuit.changes:
-                self._tell()
-            if heard and counted:
-                self._emitter.emit(CallEnded, verdict=verdict, duration=None if began is None else now - began)
-        if error is not None and self._tells_errors:
-            report(self._emitter, error)
 
     def _refusal(self, retry_after: float | None) -> CircuitOpenError:
         # Refusing must stay cheap when thousands do nothing else: __new__ alone takes half the time of the class.
@@ -354,37 +340,38 @@ class CircuitBreaker(Controls):
         return error
 
     def __enter__(self) -> Permit:
-        return self._enter_block(frame_of_block())
+        permit = self.acquire()
+        self._blocks.enter(permit)
+        return permit
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave_block(frame_of_block(), error)
+        self._left(self._blocks.leave(), error)
 
     async def __aenter__(self) -> Permit:
-        return self._enter_block(frame_of_block())
+        permit = self.acquire()
+        self._blocks.enter(permit)
+        return permit
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave_block(frame_of_block(), error)
+        self._left(self._blocks.leave(), error)
 
-    def _enter_block(self, frame: FrameType) -> Permit:
-        permit = self.acquire()
-        self._blocks.enter(frame, permit)
-        return permit
-
-    def _leave_block(self, frame: FrameType, error: BaseException | None) -> None:
-        permit = self._blocks.leave(frame)
+    def _left(self, permit: Permit | None, error: BaseException | None) -> None:
         if permit is None:
             raise ConfigurationError(f"circuit breaker {self.name!r} was left without having been entered")
         ticket = permit.claim()
         if ticket is None:
             return  # settled inside the block
-        if error is None:
-            self._count(ticket, "success", None, None)
-        else:
+        lane = self.passing
+        if error is not None:
             self.leave(ticket, error, None)
+        elif lane is not None and ticket is lane:
+            lane.count += 1
+        else:
+            self._count(ticket, "success")
 
     def __repr__(self) -> str:
         with self._ledger.lock:

@@ -68,6 +68,11 @@ class BreakLength:
             _log.exception("reset_timeout of circuit breaker %r raised; it opens for %g s", self._name, FALLBACK)
             return FALLBACK
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the dependency itself has a say."""
+        return self._open_for is not None
+
     def asked_by(self, failure: object) -> float | None:
         """Return for how many seconds this error, or failing result, asks to be left alone; None for not at all."""
         if self._open_for is None or failure is None:

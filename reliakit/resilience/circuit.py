@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from reliakit.resilience.snapshot import BreakerSnapshot
     from reliakit.resilience.verdict import Verdict
 
-__all__ = ["Change", "Circuit", "Entry", "State", "Ticket"]
+__all__ = ["DISABLED", "Change", "Circuit", "Entry", "State", "Ticket"]
 
 
 class State(StrEnum):
@@ -47,7 +47,9 @@ class State(StrEnum):
 
 # A call that ends so many changes of state later is missing from the sum of all successes.
 _LANES_KEPT = 16
-_PASSING = frozenset({State.CLOSED, State.DISABLED, State.METRICS_ONLY})
+# Looked up in its class, a member takes longer than most of what is done with it.
+DISABLED, _HALF_OPEN, _METRICS_ONLY = State.DISABLED, State.HALF_OPEN, State.METRICS_ONLY
+_PASSING = frozenset({State.CLOSED, DISABLED, _METRICS_ONLY})
 
 
 class Entry:
@@ -93,6 +95,8 @@ class Circuit:
 
     def __init__(self, triggers: Triggers, window: CountWindow | TimeWindow, half_open_timeout: float | None) -> None:
         self._triggers = triggers
+        self._has_rates = triggers.has_rates
+        self._most_in_a_row = inf if triggers.in_a_row is None else triggers.in_a_row
         self._window = window
         self._half_open_timeout = half_open_timeout
         self.changes: deque[Change] = deque()
@@ -148,7 +152,7 @@ class Circuit:
         self._probes = [*probes, (ticket, now)]
         return ticket
 
-    def settle(self, ticket: Ticket, verdict: Verdict, now: float, *, slow: bool, asked: float | None = None) -> bool:
+    def settle(self, ticket: Ticket, verdict: Verdict, now: float, slow: bool, asked: float | None) -> bool:
         """Count an outcome. Return whether it opened the circuit, which then waits for `hold`.
 
         Args:
@@ -159,31 +163,31 @@ class Circuit:
             asked: For how many seconds the dependency itself asks to be left alone.
         """
         lane = ticket if isinstance(ticket, Lane) else ticket.lane
-        if lane is not self.lane or self.state is State.DISABLED:
+        state, cause = self.state, None
+        if lane is not self.lane or state is DISABLED:
             return False
-        if self.state is State.HALF_OPEN:
+        if state is _HALF_OPEN:
             assert isinstance(ticket, Entry)  # its lane is closed
             was_out, ticket.is_out = ticket.is_out, False
             if not was_out or verdict == "ignored":
                 return False  # it had lost its place to a later caller, or gives it back unused
-            cause = self._count_probe(verdict, slow=slow) if asked is None else None
+            if asked is None:
+                cause = self._count_probe(verdict, slow=slow)
         elif verdict == "ignored":
             return False
         else:
-            cause = self._count(verdict, now, slow=slow)
+            cause = self._count(verdict == "failure", slow, now)
         if asked is not None:
             cause = f"the dependency asked for {asked:g} s"
-        if cause is None or self.state is State.METRICS_ONLY or lane is not self.lane:
+        if cause is None or state is _METRICS_ONLY or lane is not self.lane:
             return False  # the last where collected garbage moved the circuit meanwhile
         self._open(cause)
-        if asked is not None:
-            self.hold(self.lane, now, asked)
-        return asked is None
+        return True
 
     def absorb(self) -> None:
         """Take over what the lane has counted. Successes are in time for this as long as nothing came in between."""
         more = self.lane.count - self._counted
-        if more > 0 and self.state is not State.DISABLED:
+        if more > 0 and self.state is not DISABLED:
             self._counted += more
             self.tally.succeed(more)
             self._in_a_row = 0
@@ -273,29 +277,31 @@ class Circuit:
             self.opened_count = 0
         return cause
 
-    def _count(self, verdict: Verdict, now: float, *, slow: bool) -> str | None:
+    def _count(self, failed: bool, slow: bool, now: float) -> str | None:
         """Count an outcome of a state in which all pass, and return what it means for the circuit."""
-        self.absorb()
-        triggers, tally = self._triggers, self.tally
-        tally.forget(now)
+        if self.lane.count != self._counted:
+            self.absorb()
+        tally = self.tally
         if self._is_exceeded:  # in metrics_only: told once, and again when it was good in between
-            self._is_exceeded = triggers.exceeded(self._in_a_row, tally) is not None
-        failed = verdict == "failure"
+            tally.forget(now)
+            self._is_exceeded = self._triggers.exceeded(self._in_a_row, tally) is not None
         self._in_a_row = self._in_a_row + 1 if failed else 0
-        tally.add(now, 1, int(failed), int(slow))
-        cause = triggers.exceeded(self._in_a_row, tally)
-        if cause is not None and self.state is State.METRICS_ONLY and not self._is_exceeded:
-            self._is_exceeded = True
-            self.changes.append(Change(self.state, self.state, cause))
+        tally.count(now, failed, slow)
         if self.lane.until < inf:  # else it stays open for as long as this generation
             self._open_lane()
+        if self._in_a_row < self._most_in_a_row and not self._has_rates:
+            return None
+        cause = self._triggers.exceeded(self._in_a_row, tally)
+        if cause is not None and self.state is _METRICS_ONLY and not self._is_exceeded:
+            self._is_exceeded = True
+            self.changes.append(Change(self.state, self.state, cause))
         return cause
 
     def _open_lane(self) -> None:
         """Let successes pass by while they only count: the minimum is complete, and nothing leaves the window."""
         triggers, tally = self._triggers, self.tally
         is_open = self.state in _PASSING and GIL and (not triggers.has_rates or tally.calls >= triggers.minimum)
-        self.lane.until = (inf if self.state is State.DISABLED else tally.settled_until) if is_open else -inf
+        self.lane.until = (inf if self.state is DISABLED else tally.settled_until) if is_open else -inf
 
     def _open(self, cause: str) -> None:
         in_a_row, tally = self._in_a_row, self.tally
@@ -312,7 +318,7 @@ class Circuit:
         self.lane.until = -inf
         self.lane = Lane()
         self._in_a_row = self._counted = 0
-        if state is not State.DISABLED:
+        if state is not DISABLED:
             self._lanes.append(self.lane)
         if len(self._lanes) > _LANES_KEPT:
             self._passed += self._lanes.popleft().count

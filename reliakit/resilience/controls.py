@@ -77,12 +77,11 @@ class Controls:
         if not isinstance(snapshot, BreakerSnapshot):
             raise ConfigurationError(f"restore takes a BreakerSnapshot, got {type(snapshot).__name__}")
         with self._ledger.lock:
-            now = self._now()
-            unknown = self._circuit.restore(snapshot, now)
+            unknown = self._circuit.restore(snapshot, self._now())
             lane = self._circuit.lane
             self._show_lane_locked()
         if unknown:
-            self._hold(lane, now, snapshot.opened_count)
+            self._hold(lane, snapshot.opened_count)
         self._tell()
 
     def force_open(self, seconds: float | None = None) -> None:
@@ -136,11 +135,11 @@ class Controls:
             self._show_lane_locked()
         self._tell()
 
-    def _hold(self, lane: Lane, now: float, opened_count: int) -> None:
+    def _hold(self, lane: Lane, opened_count: int, asked: float | None = None) -> None:
         """Give the break its length. Until then everybody is refused, so the caller's code may take its time."""
-        length = FALLBACK
+        now, length = self._now(), FALLBACK
         try:
-            length = self._length.after(max(1, opened_count), self._clock.random)
+            length = self._length.after(max(1, opened_count), self._clock.random) if asked is None else asked
         finally:
             with self._ledger.lock:
                 self._circuit.hold(lane, now, length)

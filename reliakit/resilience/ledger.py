@@ -8,7 +8,6 @@ from weakref import ref
 
 from reliakit.core.events import CircuitFigures
 from reliakit.core.fork import renew_locks_after_fork
-from reliakit.resilience.circuit import State
 
 if TYPE_CHECKING:
     from reliakit.core.clock import Clock
@@ -27,7 +26,7 @@ class Ledger:
         clock: What the window is measured by.
     """
 
-    __slots__ = ("__weakref__", "_breaker", "_clock", "_counts", "circuit", "lock")
+    __slots__ = ("__weakref__", "_breaker", "_clock", "circuit", "counts", "lock")
 
     def __init__(self, circuit: Circuit, breaker: object, clock: Clock) -> None:
         self.circuit: Circuit = circuit
@@ -35,15 +34,9 @@ class Ledger:
         self.lock: threading.RLock = threading.RLock()
         self._breaker = ref(breaker)
         self._clock = clock
-        self._counts: dict[Verdict, int] = {"success": 0, "failure": 0, "ignored": 0}
+        # The outcomes that took the long way; the others are counted by their lane.
+        self.counts: dict[Verdict, int] = {"success": 0, "failure": 0, "ignored": 0}
         renew_locks_after_fork(self, "lock")
-
-    def count_locked(self, verdict: Verdict) -> bool:
-        """Count an outcome that took the long way. Return whether it counts at all."""
-        if self.circuit.state is State.DISABLED:
-            return False
-        self._counts[verdict] += 1
-        return True
 
     def read(self) -> CircuitFigures:
         """Return the sums, and where the breaker stands. Waits for a decision under way at most."""
@@ -52,7 +45,7 @@ class Ledger:
             circuit = self.circuit
             circuit.absorb()
             circuit.tally.forget(now)
-            tally, counts = circuit.tally, self._counts
+            tally, counts = circuit.tally, self.counts
             return CircuitFigures(
                 state=circuit.state.value,
                 success=counts["success"] + circuit.passed,

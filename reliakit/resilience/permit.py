@@ -23,7 +23,7 @@ class Permit:
 
     def __init__(self, breaker: CircuitBreaker, ticket: Ticket) -> None:
         self._breaker = breaker
-        self._ticket = [ticket]  # list.pop is atomic: of two threads that settle at once one finds it empty
+        self._ticket = ticket
 
     def success(self) -> None:
         """The dependency answered."""
@@ -40,9 +40,11 @@ class Permit:
     def claim(self) -> Ticket | None:
         """Take out the ticket, once; for the breaker itself."""
         try:
-            return self._ticket.pop()
-        except IndexError:
+            ticket = self._ticket
+            del self._ticket  # atomic: of two threads that settle at once one finds it gone
+        except AttributeError:
             return None
+        return ticket
 
     def _settle(self, verdict: Verdict, error: BaseException | None) -> None:
         ticket = self.claim()
@@ -50,4 +52,4 @@ class Permit:
             self._breaker.settle(ticket, verdict, error)
 
     def __repr__(self) -> str:
-        return f"<Permit of {self._breaker.name!r}, {'open' if self._ticket else 'settled'}>"
+        return f"<Permit of {self._breaker.name!r}, {'open' if hasattr(self, '_ticket') else 'settled'}>"

@@ -20,7 +20,15 @@ from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import PolicyEnded, PolicyStarted
-from reliakit.core.guard import Colour, Guard, colour_of, guarded, is_awaitable, refuse_awaitable
+from reliakit.core.guard import (
+    Colour,
+    Guard,
+    colour_of,
+    guarded,
+    is_awaitable,
+    refuse_awaitable,
+    refuse_uncallable,
+)
 from reliakit.core.spine import Emitter, watch
 from reliakit.core.tracking import report
 
@@ -299,6 +307,8 @@ class Policy(_Composed):
 
 
 def _invoke(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    if not callable(fn):
+        refuse_uncallable(fn, "call")
     result: Any = fn(*args, **kwargs)
     if type(result) in _GENERATORS and colour_of(fn, by="call") != "plain":
         raise ConfigurationError(
@@ -310,6 +320,8 @@ def _invoke(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
 
 async def _ainvoke(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    if not callable(fn):
+        refuse_uncallable(fn, "acall")
     pending = fn(*args, **kwargs)
     if not is_awaitable(pending):
         from inspect import isawaitable  # noqa: PLC0415 - knows coroutines made of generators, which are rare

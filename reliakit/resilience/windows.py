@@ -59,12 +59,19 @@ class TimeWindow:
 class Tally(Protocol):
     """What is in a window. Not thread-safe, but a garbage collection in the midst of a step may take another one."""
 
-    failures: int
-    slow: int
-
     @property
     def calls(self) -> int:
         """How many outcomes are in it."""
+        ...
+
+    @property
+    def failures(self) -> int:
+        """How many of them were failures."""
+        ...
+
+    @property
+    def slow(self) -> int:
+        """How many of them were slow."""
         ...
 
     @property
@@ -74,6 +81,10 @@ class Tally(Protocol):
 
     def succeed(self, times: int) -> None:
         """Add so many successes that ended before `settled_until`."""
+        ...
+
+    def count(self, now: float, failed: bool, slow: bool) -> None:
+        """Add the outcome of a call that ends now, and let go what is too old."""
         ...
 
     def add(self, at: float, calls: int, failures: int, slow: int) -> None:
@@ -90,20 +101,27 @@ class Tally(Protocol):
 
 
 class _CountTally:
-    """Counts every outcome, and remembers the numbers of those that were failures or slow."""
+    """Counts every outcome, and remembers the numbers of those that were failures or slow, the oldest first."""
 
-    __slots__ = ("_marked", "_numbered", "_size", "failures", "slow")
+    __slots__ = ("_failed", "_numbered", "_size", "_slow")
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._numbered = 0
-        self._marked: deque[tuple[int, int, int]] = deque()
-        self.failures: int = 0
-        self.slow: int = 0
+        self._failed: deque[int] = deque()
+        self._slow: deque[int] = deque()
 
     @property
     def calls(self) -> int:
         return min(self._numbered, self._size)
+
+    @property
+    def failures(self) -> int:
+        return len(self._failed)
+
+    @property
+    def slow(self) -> int:
+        return len(self._slow)
 
     @property
     def settled_until(self) -> float:
@@ -113,35 +131,38 @@ class _CountTally:
         self._numbered += times
         self.forget(0.0)
 
-    def add(self, at: float, calls: int, failures: int, slow: int) -> None:  # noqa: ARG002 - any time is good
+    def count(self, now: float, failed: bool, slow: bool) -> None:  # noqa: ARG002 - any time is good
+        number = self._numbered = self._numbered + 1
+        gone, failures, slow_ones = number - self._size, self._failed, self._slow
+        if failed:
+            failures.append(number)
+        if slow:
+            slow_ones.append(number)
+        # At most one has left the window, for one has come.
+        if failures and failures[0] <= gone:
+            failures.popleft()
+        if slow_ones and slow_ones[0] <= gone:
+            slow_ones.popleft()
+
+    def add(self, at: float, calls: int, failures: int, slow: int) -> None:
         marked = max(slow, failures)
         self._numbered += calls - marked
-        if marked == 1:  # as when one call failed
-            self._numbered += 1
-            self._marked.append((self._numbered, failures, slow))
-            self.failures += failures
-            self.slow += slow
-            marked = 0
+        self.forget(at)
         for left in range(marked, 0, -1):
-            self._numbered += 1
-            failed, was_slow = int(left <= failures), int(left <= slow)
-            self._marked.append((self._numbered, failed, was_slow))
-            self.failures += failed
-            self.slow += was_slow
-        self.forget(0.0)
+            self.count(at, left <= failures, left <= slow)
 
     def forget(self, now: float) -> None:  # noqa: ARG002
-        marked, gone = self._marked, self._numbered - self._size
-        while marked and marked[0][0] <= gone:
-            _, failed, was_slow = marked.popleft()
-            self.failures -= failed
-            self.slow -= was_slow
+        gone = self._numbered - self._size
+        for marked in (self._failed, self._slow):
+            while marked and marked[0] <= gone:
+                marked.popleft()
 
     def runs(self, now: float) -> tuple[Run, ...]:  # noqa: ARG002
         found: list[Run] = []
         last = max(0, self._numbered - self._size)
-        for number, failed, was_slow in self._marked:
-            found.append((0.0, number - last, failed, was_slow))
+        failed, slow = set(self._failed), set(self._slow)
+        for number in sorted(failed | slow):
+            found.append((0.0, number - last, int(number in failed), int(number in slow)))
             last = number
         if self._numbered > last:
             found.append((0.0, self._numbered - last, 0, 0))
@@ -180,6 +201,10 @@ class _TimeTally:
         if self._steps:  # else a thread was interrupted for so long that they are out of the window by now
             self._steps[-1].calls += times
             self.calls += times
+
+    def count(self, now: float, failed: bool, slow: bool) -> None:
+        self.forget(now)
+        self.add(now, 1, failed, slow)
 
     def add(self, at: float, calls: int, failures: int, slow: int) -> None:
         steps = self._steps
