@@ -174,7 +174,7 @@ class ManualClock:
 
     def set_wall(self, at: float) -> None:
         """Step the wall clock to `at`, forwards or backwards, as a correction of the machine's clock would."""
-        at = _instant("at", at)
+        _instant("at", at)
         with self._lock:
             self._wall_offset = at - self._now
 
