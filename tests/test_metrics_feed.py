@@ -57,6 +57,7 @@ from reliakit.core.events import (
 from reliakit.core.spine import Emitter
 from reliakit.core.tracking import report
 from reliakit.metrics import Metrics
+from reliakit.metrics.exposition import pieces
 from reliakit.metrics.readings import Readings
 from reliakit.resilience.breaker import CircuitBreaker
 from reliakit.testing import ManualClock
@@ -201,6 +202,23 @@ class TestTransactions:
         ended(db, "rollback", sqlstate="40P01")
         found = verdict(metrics, "deadlocks")
         assert (found.verdict, found.value, found.target) == ("breached", 1, 0)
+
+    def test_no_scrape_shows_a_retried_deadlock_as_one_that_reached_the_caller(self):
+        metrics = Metrics()
+        db = Emitter("main", [metrics])
+        names = {"reliakit_db_errors_total": "40P01", "reliakit_transaction_retries_total": "deadlock"}
+
+        def shown(families):
+            text = "".join(pieces(families, openmetrics=False))
+            samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
+            return {one.name: one.value for one in samples if names[one.name] in one.labels.values()}
+
+        families = [one for one in metrics.families() if one.name in names]
+        for split in range(3):
+            before = shown(families[:split])
+            ended(db, "retry", sqlstate="40P01")
+            errors, retries = ({**shown(families[split:]), **before}[name] for name in names)
+            assert errors <= retries
 
     def test_the_rollback_rate_judges_what_nobody_asked_for(self, metrics):
         db = Emitter("main")

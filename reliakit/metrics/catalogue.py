@@ -79,6 +79,13 @@ _TRANSACTIONS = (
         _OPERATION,
         born=True,
     ),
+    # Before the retries, which are counted first and shown last: no scrape must show a retried deadlock as one that
+    # reached its caller.
+    _counter(
+        "db_errors_total",
+        "Attempts of transactions that the database ended with an error, by SQLSTATE; retried ones included.",
+        Label("sqlstate", limit=60, born=("40001", "40P01"), fold=fold_sqlstate),
+    ),
     _counter(
         "transaction_retries_total",
         "Attempts that were tried again, by reason.",
@@ -91,11 +98,6 @@ _TRANSACTIONS = (
         "transaction_hook_failures_total", "Hooks after a commit or rollback that raised.", _OPERATION, born=True
     ),
     _gauge("transaction_in_progress", "Transactions that are open now.", _SERVICE, _OPERATION),
-    _counter(
-        "db_errors_total",
-        "Attempts of transactions that the database ended with an error, by SQLSTATE; retried ones included.",
-        Label("sqlstate", limit=60, born=("40001", "40P01"), fold=fold_sqlstate),
-    ),
 )
 
 _POOLS = (
