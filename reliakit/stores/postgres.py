@@ -162,15 +162,12 @@ class _Shape:
         if op is not Op.HIT or not self._plan.is_one_gcra:
             words = (op.encode(), now, b"%d" % cost, b"%d" % (patience // 1000), self._numbers)
             return Request(self._decide, (place, *words))
-        scale, step, rest, tolerance, tolerated = self._plan.numbers[3:]
-        more, over = divmod(cost * rest, scale)
-        numbers = (cost * step + more, over, scale, tolerance + patience // 1000, tolerated)
+        numbers = self._plan.spending(cost, patience // 1000)
         return Request(self._hit, (place, now, *[b"%d" % number for number in numbers]))
 
     def answer(self, reply: Any, op: Op, cost: int, patience: int) -> Answer:
         """Return the answer that goes with the server's."""
-        now, *row = reply
-        return self._plan.answer(op, now, row, cost, patience // 1000)
+        return self._plan.answer(op, reply, cost, patience // 1000)
 
 
 class _Guard:

@@ -9,6 +9,7 @@ ahit(key) × n in one tick of the event loop ──> one pipeline of n ───
 from __future__ import annotations
 
 import hashlib
+import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +17,10 @@ from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError, StoreError
 from reliakit.stores.leasing import Leases
 from reliakit.stores.protocol import Op
+from reliakit.stores.redis_attempts import ATTEMPT
 from reliakit.stores.redis_ballots import FORCE, VOTE, count_of, force_words, vote_words
 from reliakit.stores.redis_clients import ClientBlockingWire, ClientTickWire, is_async
-from reliakit.stores.redis_scripts import ATTEMPT, DECIDE, DECIDE_ONE
+from reliakit.stores.redis_scripts import DECIDE, DECIDE_ONE
 from reliakit.stores.redis_wire import BlockingWire, Call, Library, Request, TickWire
 from reliakit.stores.remote import RemoteStore
 from reliakit.stores.shared import SharedPlan
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["RedisStore"]
 
 # The layout of states; in every key, so that another version starts afresh instead of misreading them.
-_SCHEMA = "1"
+_SCHEMA = "2"
+_SCHEMA_OF_ATTEMPTS = _SCHEMA_OF_CIRCUITS = "1"
 _LONGEST_KEY = 200
 # Costs are few as a rule; whoever makes each call cost something else packs each anew.
 _MOST_CALLS = 64
@@ -170,7 +173,7 @@ class RedisStore(RemoteStore):
         self._ask_circuit(FORCE, circuit, force_words(seconds))
 
     def _ask_circuit(self, script: Script, circuit: str, words: tuple[bytes, ...]) -> Any:
-        key = f"{self._prefix}:{_SCHEMA}:{{{_short(circuit)}}}:circuit".encode("utf-8", "surrogatepass")
+        key = f"{self._prefix}:{_SCHEMA_OF_CIRCUITS}:{{{_short(circuit)}}}:circuit".encode("utf-8", "surrogatepass")
         return self._run(Request(Call(script, 1, words), (key,)))
 
     def close(self) -> None:
@@ -211,12 +214,12 @@ class RedisStore(RemoteStore):
 class _Shape:
     """What all decisions under one plan have in common."""
 
-    __slots__ = ("_calls", "_numbers", "_plan", "_prefix", "_script", "_suffix")
+    __slots__ = ("_calls", "_plan", "_prefix", "_rules", "_script", "_suffix")
 
     def __init__(self, plan: Plan, prefix: str) -> None:
         self._plan = SharedPlan(plan)
         self._script = DECIDE_ONE if self._plan.is_one_gcra else DECIDE
-        self._numbers = tuple(b"%d" % number for number in self._plan.numbers)
+        self._rules = _packed(self._plan.numbers)
         self._calls: dict[tuple[Op, int, int], Call] = {}
         self._prefix = f"{prefix}:{_SCHEMA}:"
         self._suffix = f":{plan.space}"
@@ -224,15 +227,18 @@ class _Shape:
     def request(self, op: Op, key: str, cost: int, patience: int, now: bytes) -> Request:
         call = None if now else self._calls.get((op, cost, patience))
         if call is None:
-            fixed = (op.encode(), now, b"%d" % cost, b"%d" % (patience // 1000))
-            call = Call(self._script, 1, (*fixed, *self._numbers))
+            call = Call(self._script, 1, (op.encode(), now, *self._words(cost, patience // 1000)))
             if not now and not patience and len(self._calls) < _MOST_CALLS:
                 self._calls[op, cost, patience] = call
         return Request(call, (self._place(key),))
 
+    def _words(self, cost: int, patience: int) -> tuple[bytes, ...]:
+        if self._plan.is_one_gcra:
+            return (_packed(self._plan.spending(cost, patience)),)
+        return b"%d" % cost, b"%d" % patience, self._rules
+
     def answer(self, reply: Any, op: Op, cost: int, patience: int) -> Answer:
-        now, before = reply
-        return self._plan.answer(op, now, [int(number) for number in before.split()], cost, patience // 1000)
+        return self._plan.answer(op, reply, cost, patience // 1000)
 
     def _place(self, key: str) -> bytes:
         return f"{self._prefix}{{{_short(key)}}}{self._suffix}".encode("utf-8", "surrogatepass")
@@ -247,7 +253,7 @@ class _Guard:
         self._rules = SharedAttempts(rules)
         self._numbers = tuple(b"%d" % number for number in self._rules.numbers)
         # In braces: the four states of an attempt have to lie in one slot of a cluster.
-        self._place = f"{prefix}:{_SCHEMA}:{{{_short(rules.space)}}}:"
+        self._place = f"{prefix}:{_SCHEMA_OF_ATTEMPTS}:{{{_short(rules.space)}}}:"
 
     def request(self, op: AttemptOp, attempt: Attempt, now: bytes) -> Request:
         keys = tuple(
@@ -268,3 +274,7 @@ def _short(key: str) -> str:
     if len(key) <= _LONGEST_KEY and "}" not in key:
         return key
     return "#" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _packed(numbers: tuple[int, ...]) -> bytes:
+    return struct.pack(f"<{len(numbers)}q", *numbers)

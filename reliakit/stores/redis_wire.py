@@ -53,6 +53,9 @@ class Call:
 
     def packed(self, keys: tuple[bytes, ...]) -> bytes:
         """Return it as it goes over the wire, with the script's digest."""
+        if len(keys) == 1:
+            key = keys[0]
+            return b"%b$%d\r\n%b\r\n%b" % (self._head, len(key), key, self._tail)
         return b"%b%b%b" % (self._head, _packed(*keys), self._tail)
 
     def whole(self, keys: tuple[bytes, ...]) -> bytes:
@@ -262,7 +265,8 @@ def _hurry(connection: Any, seconds: float) -> None:
     """Give a connection so many seconds, for connecting if it has to and for each answer."""
     socket = getattr(connection, "_sock", None)
     if socket is not None:
-        socket.settimeout(seconds)
+        if not seconds <= (socket.gettimeout() or 0.0) <= seconds + _SHORTEST:  # else spare the system call
+            socket.settimeout(seconds)
     else:
         connection.socket_timeout = connection.socket_connect_timeout = seconds
         connection.connect()
