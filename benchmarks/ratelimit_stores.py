@@ -4,7 +4,9 @@
 
 What a decision costs is the processor time of this thread and of its server together, so that other programs on the
 machine weigh less than on the clock; on Linux only, elsewhere it is the time on the clock. Rounds are shuffled anew.
-One case stands in twice; the second is the control. Beside the speeds stands whether exactly N are admitted.
+One case stands in twice; the second is the control. Floors show what is attainable: a bare PING for Redis, a prepared
+SELECT 1 and a prepared UPDATE of one row for PostgreSQL, over the same kind of socket and nothing around them. Beside
+the speeds stands whether exactly N are admitted.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import asyncio
 import itertools
 import logging
 import multiprocessing
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from interleave import interleave, python, report, skipped
 
@@ -127,6 +131,8 @@ class Redis:
             other = RateLimiter(Limit(10**6, algorithm=algorithm), name=algorithm, **settings)
             self.one[f"reliakit {algorithm}"] = other.hit
         self.three: dict[str, Hit] = {"reliakit": three.hit}
+        for cases in (self.one, self.three):
+            cases["floor: PING"] = self._ping()
         self.tasks: dict[str, Callable[[str], Awaitable[Any]]] = {
             "reliakit": one.ahit,
             "reliakit (again)": again.ahit,
@@ -134,6 +140,18 @@ class Redis:
         for add in (self._limits, self._throttled, self._pyrate):
             with peer(add.__name__.strip("_")):
                 add()
+
+    def _ping(self) -> Hit:
+        """Return the least that a round trip can cost: no library, no deadline, nothing to decide."""
+        address = urlsplit(self.url)
+        connection = socket.create_connection((str(address.hostname), address.port or 6379))
+
+        def ask(words: bytes) -> bytes:
+            connection.sendall(words)
+            return connection.recv(4096)
+
+        assert ask(f"AUTH {address.password}\r\n".encode()) == b"+OK\r\n"
+        return lambda _: ask(b"*1\r\n$4\r\nPING\r\n")
 
     def _limits(self) -> None:
         import limits
@@ -212,12 +230,37 @@ class Redis:
                 f"Redis, {title} ({rounds} rounds; ns, ratio to 'reliakit')", interleave(cases, rounds), "reliakit"
             )
             for name, median in medians.items():
-                if not name.startswith("reliakit"):
+                if not name.startswith(("reliakit", "floor")):
                     checks[f"Redis, {title}: {name} takes at least {target:g}x"] = (
                         median >= target * medians["reliakit"]
                     )
         assert not self.check.peek("k").degraded  # else a memory store was measured
         return checks
+
+
+def floors(connection: Any) -> dict[str, Hit]:
+    """Return the least that a round trip to PostgreSQL can cost, and one that writes a row without a disk."""
+    from psycopg import generators, waiting
+
+    connection.execute("SET synchronous_commit = off")
+    connection.execute("CREATE UNLOGGED TABLE floor (id int PRIMARY KEY, n bigint) WITH (fillfactor = 50)")
+    connection.execute("INSERT INTO floor SELECT n, 0 FROM generate_series(0, %s) AS n", (len(KEYS) - 1,))
+    pgconn = connection.pgconn
+    places = {key: [b"%d" % place] for place, key in enumerate(KEYS)}
+
+    def results() -> Any:
+        return waiting.wait(generators.execute(pgconn), pgconn.socket, 0.1)
+
+    pgconn.send_prepare(b"one", b"SELECT 1")
+    results()
+    pgconn.send_prepare(b"row", b"UPDATE floor SET n = n + 1 WHERE id = $1::int RETURNING n")
+    results()
+
+    def ask(name: bytes, params: list[bytes] | None) -> Any:
+        pgconn.send_query_prepared(name, params)
+        return results()
+
+    return {"floor: SELECT 1": lambda _: ask(b"one", None), "floor: UPDATE": lambda key: ask(b"row", places[key])}
 
 
 def compare_postgres(conninfo: str, quick: bool) -> dict[str, bool]:
@@ -243,7 +286,7 @@ def compare_postgres(conninfo: str, quick: bool) -> dict[str, bool]:
             import psycopg
 
             connection = stack.enter_context(psycopg.connect(conninfo, autocommit=True))
-            cases["SELECT 1"] = lambda _: connection.execute("SELECT 1").fetchone()
+            cases |= floors(connection)
             row = connection.execute("SELECT pg_read_file('postmaster.pid')").fetchone()
             meter = Meter(int(str(row[0]).split()[0]) if row else 0)
         samples = {name: over_keys(meter, hit, batch) for name, hit in cases.items()}
