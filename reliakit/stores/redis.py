@@ -71,7 +71,8 @@ class RedisStore(RemoteStore):
             that differ then admit too much or too little by as much. Tests give a `Clock`.
 
     Raises:
-        ConfigurationError: A setting is wrong, or there is no client library.
+        ConfigurationError: A setting is wrong, or there is no client library. From a decision: the address is that of
+            one node of a cluster, which does not have the key.
     """
 
     _address, _given = "an address", "client"
@@ -196,6 +197,14 @@ class RedisStore(RemoteStore):
                 self._decide(Op.REFUND, plan, key, left, 0)
             except StoreError:
                 return  # what is not given back expires
+
+    def _failed(self, error: Exception) -> Exception:
+        if type(error).__name__ not in {"MovedError", "AskError"}:
+            return super()._failed(error)
+        return ConfigurationError(
+            f"{self!r} has the address of one node of a cluster, where not all keys are ({error}): give it a client "
+            "of the cluster, such as redis.RedisCluster.from_url(...) or, for tasks, redis.asyncio.RedisCluster"
+        )
 
     def _now(self) -> bytes:
         return b"" if self._clock is None else b"%d" % round(self._clock.time() * 1e6)

@@ -182,7 +182,7 @@ class BlockingWire:
                 reply = connection.read_response()
         except BaseException as error:
             # A server's refusal is an answer like any other; after all else there may be one still to come.
-            if _is_refusal(error) and type(error).__name__ != "ReadOnlyError":
+            if _is_refusal(error) and not _is_of_a_replica(error):
                 self._keep(connection)
             else:
                 connection.disconnect()
@@ -246,7 +246,7 @@ class _Pipe:
             try:
                 replies.append(await connection.read_response())
             except Exception as error:
-                if not _is_refusal(error):
+                if not _is_refusal(error) or _is_of_a_replica(error):
                     raise
                 replies.append(error)
         return replies
@@ -280,6 +280,11 @@ def is_unknown(reply: object) -> bool:
 def _is_refusal(error: BaseException) -> bool:
     """Return whether the server itself said no, on a connection that is as good as before."""
     return any(kind.__name__ == "ResponseError" for kind in type(error).__mro__)
+
+
+def _is_of_a_replica(error: BaseException) -> bool:
+    """Return whether the server may not write any more: a new connection leads to the one that may."""
+    return "READONLY" in str(error) or type(error).__name__ == "ReadOnlyError"
 
 
 def _is_lost(error: BaseException) -> bool:

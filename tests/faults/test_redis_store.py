@@ -120,6 +120,34 @@ def test_a_restarted_server_is_found_again_without_an_error(store: RedisStore, s
     asyncio.run(through_a_restart())
 
 
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_connection_to_a_server_that_became_a_replica_is_given_up(
+    server: EmbeddedRedis, fault_proxy: Any, colour: str
+) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    store = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"), timeout=30.0)
+
+    async def decide() -> None:
+        async def hit() -> int:
+            blocking = colour == "sync"
+            answer = store.apply(Op.HIT, TEN, "k", 1) if blocking else await store.aapply(Op.HIT, TEN, "k", 1)
+            return answer.remaining
+
+        with redis.Redis.from_url(server.url) as client:
+            assert await hit() == 9
+            try:
+                client.replicaof("127.0.0.1", 1)
+                with pytest.raises(StoreError, match=r"(?i)read.?only"):
+                    await hit()
+            finally:
+                client.replicaof("NO", "ONE")
+            assert await hit() == 8
+            assert proxy.stats().connections == 2
+
+    asyncio.run(decide())
+    store.close()
+
+
 @pytest.mark.parametrize("how", ["stalled", "killed", "black hole", "refused"])
 def test_while_the_server_is_away_others_decide_and_its_return_is_noticed(
     how: str, server: EmbeddedRedis, fault_proxy: Any
@@ -273,30 +301,111 @@ def free_pair() -> int:
             return port
 
 
-def test_a_cluster_keeps_all_states_of_a_decision_in_one_slot() -> None:
-    with EmbeddedRedis(port=free_pair(), settings={"cluster-enabled": True}) as server:
-        with redis.Redis.from_url(server.url) as client:
-            client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-            moment = threading.Event()
-            while client.cluster("INFO")["cluster_state"] != "ok":
-                moment.wait(0.01)
-        with redis.RedisCluster.from_url(server.tcp_url) as cluster:
-            store = RedisStore(cluster)
-            for key in ("k", "a}b", "}", "{}", "{"):
-                limiter = RateLimiter(
-                    "5/h", Limit(3, per=3600.0, algorithm="sliding_log"), store=store, store_timeout=9.0
-                )
-                assert [limiter.hit(key).allowed for _ in range(4)] == [True] * 3 + [False]
-            guard = LoginGuard(store=store, secret="s" * 32, name="a{}b")
-            with guard.attempt(account="a", source="192.0.2.1", device="d") as attempt:
-                attempt.success("a")
+class Cluster:
+    """Three nodes of which each has every third slot."""
 
-        async def in_tasks() -> list[bool]:
-            async with redis.asyncio.RedisCluster.from_url(server.tcp_url) as cluster:
-                limiter = RateLimiter("3/h", name="tasks", store=RedisStore(cluster), store_timeout=9.0)
-                return [decision.allowed for decision in await asyncio.gather(*[limiter.ahit("k") for _ in range(5)])]
+    def __init__(self, servers: list[EmbeddedRedis]) -> None:
+        self.nodes = [redis.Redis.from_url(server.url) for server in servers]
+        self.url = f"redis://:secret@127.0.0.1:{servers[0].port}"
+        for at, node in enumerate(self.nodes):
+            node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", at + 1)
+            node.execute_command("CLUSTER", "ADDSLOTS", *range(at, 16384, 3))
+            node.config_set("requirepass", "secret")
+            for server in servers[:at]:
+                node.execute_command("CLUSTER", "MEET", "127.0.0.1", server.port)
+        moment = threading.Event()
+        while not all(self.is_fine(node) for node in self.nodes):
+            moment.wait(0.01)
+        self.ids = [node.execute_command("CLUSTER", "MYID") for node in self.nodes]
 
-        assert sum(asyncio.run(in_tasks())) == 3
+    @staticmethod
+    def is_fine(node: Any) -> bool:
+        facts = node.cluster("INFO")
+        return (facts["cluster_state"], facts["cluster_known_nodes"]) == ("ok", "3")
+
+    def slot(self, key: str) -> int:
+        slot = self.nodes[0].execute_command("CLUSTER", "KEYSLOT", f"reliakit:2:{{{key}}}:ten")
+        assert isinstance(slot, int)
+        return slot
+
+    def begin_moving(self, slot: int) -> None:
+        """Have what asks a node for new keys of its slot sent to the next one, as while slots are moved."""
+        source, target = slot % 3, (slot + 1) % 3
+        self.nodes[target].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self.ids[source])
+        self.nodes[source].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self.ids[target])
+
+    def end_moving(self, slot: int) -> None:
+        source, target = slot % 3, (slot + 1) % 3
+        for at in (target, source, (target + 1) % 3):  # who has it now has to know it first
+            self.nodes[at].execute_command("CLUSTER", "SETSLOT", slot, "NODE", self.ids[target])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with contextlib.ExitStack() as stack:
+        servers = [EmbeddedRedis(port=free_pair(), settings={"cluster-enabled": True}) for _ in range(3)]
+        for server in servers:
+            stack.enter_context(server)
+        cluster = Cluster(servers)
+        yield cluster
+        for node in cluster.nodes:
+            node.close()
+
+
+def test_a_cluster_keeps_all_states_of_a_decision_in_one_slot(cluster: Cluster) -> None:
+    with redis.RedisCluster.from_url(cluster.url) as client:
+        store = RedisStore(client)
+        for key in ("k", "a}b", "}", "{}", "{"):
+            limiter = RateLimiter(
+                "5/h", Limit(3, per=3600.0, algorithm="sliding_log"), store=store, store_timeout=9.0
+            )
+            assert [limiter.hit(key).allowed for _ in range(4)] == [True] * 3 + [False]
+        guard = LoginGuard(store=store, secret="s" * 32, name="a{}b")
+        with guard.attempt(account="a", source="192.0.2.1", device="d") as attempt:
+            attempt.success("a")
+
+    async def in_tasks() -> list[bool]:
+        async with redis.asyncio.RedisCluster.from_url(cluster.url) as client:
+            limiter = RateLimiter("3/h", name="tasks", store=RedisStore(client), store_timeout=9.0)
+            return [decision.allowed for decision in await asyncio.gather(*[limiter.ahit("k") for _ in range(5)])]
+
+    assert sum(asyncio.run(in_tasks())) == 3
+
+
+def test_a_cluster_s_client_finds_keys_on_every_node_and_those_that_move(cluster: Cluster) -> None:
+    keys = [f"moving:{number}" for number in range(12)]  # of no other test: a slot that is moved must be empty
+    assert {cluster.slot(key) % 3 for key in keys} == {0, 1, 2}
+    moving = keys[0]
+
+    async def in_tasks() -> list[int]:
+        async with redis.asyncio.RedisCluster.from_url(cluster.url) as client:
+            store = RedisStore(client)
+            # One after the other: redis-py says ASKING on a connection that another task may take meanwhile.
+            return [(await store.aapply(Op.HIT, TEN, key, 1)).remaining for key in keys]
+
+    with redis.RedisCluster.from_url(cluster.url) as client:
+        store = RedisStore(client)
+        cluster.begin_moving(cluster.slot(moving))
+        assert [store.apply(Op.HIT, TEN, key, 1).remaining for key in keys] == [9] * 12
+        assert asyncio.run(in_tasks()) == [8] * 12
+        cluster.end_moving(cluster.slot(moving))
+        assert [store.apply(Op.HIT, TEN, key, 1).remaining for key in keys] == [7] * 12
+    assert asyncio.run(in_tasks()) == [6] * 12
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_the_address_of_one_node_of_a_cluster_is_refused_with_the_way_out(cluster: Cluster, colour: str) -> None:
+    limiter = RateLimiter("5/h", name="ten", store=RedisStore(cluster.url), store_timeout=9.0)
+
+    async def decide(key: str) -> bool:
+        return bool(limiter.hit(key) if colour == "sync" else await limiter.ahit(key))
+
+    async def all_of_them() -> None:
+        for number in range(12):
+            await decide(f"user:{number}")
+
+    with pytest.raises(ConfigurationError, match=r"one node of a cluster.*RedisCluster"):
+        asyncio.run(all_of_them())
 
 
 def test_processes_with_clocks_that_differ_get_exactly_what_there_is(server: EmbeddedRedis) -> None:
