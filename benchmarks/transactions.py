@@ -3,6 +3,9 @@
     python benchmarks/transactions.py            about six minutes
     python benchmarks/transactions.py --quick    a smoke test, below 25 seconds
 
+What it costs to be seen stands in tables of its own: one SELECT by `run()` while nobody listens, with a `Metrics`
+attached, with a log at INFO, and with both.
+
 A transaction is one SELECT by key, or that and an UPDATE of the row; the latter also by 16 workers at once. `near` is
 a Unix socket, `far` the same server behind a proxy that adds 2 ms to each round trip. The proxy is a process of its
 own and serves all alike; what it costs by itself is printed. Round trips are counted there, at the wire, with
@@ -29,15 +32,17 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from interleave import interleave, python, report
 from transaction_cases import RAW, ROWS, WORKERS, Tasks, Threads
 
+from reliakit import Metrics, configure_logging
 from reliakit.testing import EmbeddedPostgres, FaultProxy
 
 ROUND_TRIP = 0.002
@@ -159,6 +164,45 @@ def one_by_one(cases: Threads | Tasks, rounds: int, batch: int, watch: Passing |
     return interleave({name: taking(one) for name, one in cases.ones.items()}, rounds)
 
 
+ALONE = "reliakit run()"
+
+
+@contextmanager
+def listening(*, metrics: Metrics | None = None, logs: bool = False) -> Iterator[None]:
+    """Attach metrics, and log to nowhere as in production, or do neither."""
+    with ExitStack() as stack:
+        if metrics is not None:
+            stack.enter_context(metrics)
+        if logs:
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(configure_logging(service="bench", env="production", stream=nowhere))
+        yield
+
+
+def listened_to(cases: Threads | Tasks, rounds: int, batch: int, watch: Passing | Working) -> dict[str, list[float]]:
+    """Return microseconds a transaction of `run()`, by who listens."""
+    one, metrics = cases.ones[ALONE], Metrics()
+    listeners: dict[str, dict[str, Any]] = {
+        ALONE: {},
+        "reliakit run() again (A/A)": {},
+        "with Metrics": {"metrics": metrics},
+        "with a log at INFO": {"logs": True},
+        "with both": {"metrics": metrics, "logs": True},
+    }
+
+    def taking(who: dict[str, Any]) -> Callable[[], float]:
+        def sample() -> float:
+            with listening(**who):
+                cases.repeat(one, 5)  # to meet the first one of its kind is another matter
+                watch.start()
+                cases.repeat(one, batch)
+                return watch.stop() / batch / 1000
+
+        return sample
+
+    return interleave({name: taking(who) for name, who in listeners.items()}, rounds)
+
+
 def crowded(cases: Threads | Tasks, rounds: int, each: int) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Return the 95th percentile of a transaction while many run at once, in microseconds, and asides, by variant."""
     slowest: dict[str, list[float]] = {name: [] for name in cases.ones}
@@ -205,6 +249,11 @@ def measure(
             if cases is near and local:
                 title = f"{kind}, {where} ({rounds} rounds of {batch}; us of processor time on both sides)"
                 report(title, one_by_one(cases, rounds, batch, Working(dsn)), RAW, asides)
+            if cases is near and not write:
+                watch = Working(dsn) if local else Passing()
+                what = "of processor time on both sides" if local else "a transaction"
+                title = f"{kind}, {where}, by who listens ({rounds} rounds of {batch}; us {what}, ratio to {ALONE!r})"
+                report(title, listened_to(cases, rounds, batch, watch), ALONE)
             if write:
                 rounds, batch = sizes[f"{where}, crowded"]
                 title = f"{kind}, {where}, {WORKERS} workers ({rounds} rounds of {batch}; us, 95th percentile)"

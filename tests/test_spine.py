@@ -465,7 +465,14 @@ def test_only_the_class_s_own_call_decides_and_a_plain_answer_is_ignored(caplog:
 
 def test_every_event_is_a_frozen_value_with_slots() -> None:
     kinds = [getattr(events, name) for name in events.__all__]
-    parts = (events.CircuitFigures, events.LimitFigures, events.LogFigures, events.StatementTimed)
+    parts = (
+        events.CircuitFigures,
+        events.LimitFigures,
+        events.LogFigures,
+        events.PoolFigures,
+        events.PoolMeter,
+        events.StatementTimed,
+    )
     assert [kind for kind in kinds if not issubclass(kind, Event)] == [*parts]
     for kind in kinds:
         if kind in parts:
@@ -479,7 +486,42 @@ def test_every_event_is_a_frozen_value_with_slots() -> None:
 def test_an_introduction_is_heard_by_who_named_it_alone() -> None:
     everything, named, own = RecordingListener(), RecordingListener(), RecordingListener()
     emitter = Emitter("main", listeners=[own])
-    with subscribe(everything), subscribe(named, CircuitPresent):
+    with subscribe(everything), subscribe(named, CircuitPresent), subscribe(named, CircuitPresent):
         emitter.introduce(CircuitPresent, read=lambda: None)
     mine = [[event for event in heard.events if event.name == "main"] for heard in (everything, named, own)]
     assert [len(events) for events in mine] == [0, 1, 0]
+
+
+def test_whoever_is_told_otherwise_hears_nothing_from_that_mouth() -> None:
+    first: list[Event] = []
+    second, own = RecordingListener(), RecordingListener()
+    emitter = Emitter("x", listeners=[own, first.append])
+    apart = emitter.apart_from([second, first.append])
+    with subscribe(first.append, DeadlineOverrun), subscribe(second):
+        overrun(apart)
+        overrun(emitter)
+    assert [len(first), len(second.events), len(own.events)] == [1, 1, 2]
+    assert [event.sequence for event in own.events] == [1, 2]  # one component, whichever mouth
+    assert apart.hears(DeadlineOverrun)
+    assert not Emitter("x", listeners=[second]).apart_from([second]).hears(DeadlineOverrun)
+
+
+class Choosy(RecordingListener):
+    """Does not want to hear of what is usual, or raises when it is asked."""
+
+    def is_deaf_to(self, kind: type[Event], status: str) -> bool:
+        if status == "odd":
+            raise ValueError(status)
+        return kind is DeadlineOverrun and status == "usual"
+
+
+def test_an_event_need_not_be_built_for_a_listener_that_is_deaf_to_it() -> None:
+    emitter = Emitter("x", listeners=[Choosy()])
+    assert [emitter.hears(DeadlineOverrun, status) for status in ("usual", "rare", "odd", "")] == [
+        False, True, True, True,
+    ]  # fmt: skip
+    assert emitter.hears(CallRejected, "usual")
+    assert emitter.reaches(DeadlineOverrun)
+    assert Emitter("x", listeners=[mock.Mock()]).hears(DeadlineOverrun, "usual")
+    with subscribe(RecordingListener(), DeadlineOverrun):
+        assert emitter.hears(DeadlineOverrun, "usual")

@@ -42,11 +42,16 @@ _log = logging.getLogger("reliakit")
 class _Route:
     """One listener, the types it wants, and how often it has raised."""
 
-    __slots__ = ("_failures", "listener", "types")
+    __slots__ = ("_failures", "is_deaf_to", "listener", "types")
 
     def __init__(self, listener: Listener, types: tuple[type[Event], ...]) -> None:
         self.listener: Listener = listener
         self.types: tuple[type[Event], ...] = types
+        # Looked for on the class: a mock has every attribute that it is asked for.
+        can_be_deaf = hasattr(type(listener), "is_deaf_to")
+        self.is_deaf_to: Callable[[type[Event], str], bool] | None = (
+            cast("Any", listener).is_deaf_to if can_be_deaf else None
+        )
         self._failures = itertools.count().__next__
 
     def deliver(self, event: Event) -> None:
@@ -207,22 +212,51 @@ class Emitter:
         ConfigurationError: `listeners` is no list of plain callables, or `clock` no clock.
     """
 
-    __slots__ = ("_clock", "_next", "_own", "_table", "name")
+    __slots__ = ("_apart", "_clock", "_next", "_own", "_table", "name")
 
     def __init__(self, name: str, listeners: Iterable[Listener] = (), clock: Clock = SYSTEM_CLOCK) -> None:
         self.name: str = name
         self._clock = checks.clock("clock", clock)
         self._own = _own_routes(listeners)
+        self._apart: tuple[Listener, ...] = ()  # who is told otherwise
         self._next = itertools.count(1).__next__
         # The process-wide routes that the table was made from, and who of all wants which type.
         self._table: tuple[tuple[_Route, ...], dict[type[Event], tuple[_Route, ...]]] = ((), {})
 
-    def hears(self, kind: type[Event]) -> bool:
-        """Return whether anybody listens for this type. Two attribute reads and a lookup, no lock."""
+    def apart_from(self, listeners: Iterable[Listener]) -> Emitter:
+        """Return a mouth of the same component that does not speak to these listeners: they learn it otherwise."""
+        other = Emitter(self.name, clock=self._clock)
+        other._own, other._next, other._apart = self._own, self._next, (*self._apart, *listeners)
+        return other
+
+    def hears(self, kind: type[Event], status: str = "") -> bool:
+        """Return whether anybody listens for this type. Two attribute reads and a lookup, no lock.
+
+        A listener that has a method `is_deaf_to(kind, status)` is asked, for it may know that it would only throw
+        the event away, such as a log whose level leaves it out.
+
+        Args:
+            kind: The type of event.
+            status: What it is going to say happened, where it says so.
+        """
         made_from, table = self._table
-        if made_from is _everybody.routes and kind in table:
-            return bool(table[kind])
+        routes = table[kind] if made_from is _everybody.routes and kind in table else self._routes(kind)
+        for route in routes:
+            try:
+                if route.is_deaf_to is None or not route.is_deaf_to(kind, status):
+                    return True
+            except Exception:  # noqa: BLE001 - it hears the event then; what it raises there is told and contained
+                return True
+        return False
+
+    def reaches(self, kind: type[Event]) -> bool:
+        """Return whether anybody listens for this type, be it deaf at the moment."""
         return bool(self._routes(kind))
+
+    @property
+    def listeners(self) -> object:
+        """What is another object as soon as somebody begins or stops to listen."""
+        return _everybody.routes
 
     @property
     def is_heard(self) -> bool:
@@ -240,7 +274,8 @@ class Emitter:
 
         For what is told again and again to whom it may concern, and happens to nobody.
         """
-        routes = tuple(route for route in _everybody.routes if kind in route.types)
+        named = tuple(route for route in _everybody.routes if kind in route.types)
+        routes = _interested(kind, (), named, ()) if named else ()
         if routes:
             self._deliver(routes, kind, fields)
 
@@ -258,19 +293,22 @@ class Emitter:
         try:
             return table[kind]
         except KeyError:
-            routes = table[kind] = _interested(kind, self._own, everybody)
+            routes = table[kind] = _interested(kind, self._own, everybody, self._apart)
             return routes
 
     def __repr__(self) -> str:
         return f"<Emitter {self.name!r}>"
 
 
-def _interested(kind: type[Event], own: tuple[_Route, ...], everybody: tuple[_Route, ...]) -> tuple[_Route, ...]:
+def _interested(
+    kind: type[Event], own: tuple[_Route, ...], everybody: tuple[_Route, ...], apart: tuple[Listener, ...]
+) -> tuple[_Route, ...]:
     """Return who wants this type, each listener once, however often it was given."""
     chosen: list[_Route] = []
     for route in (*own, *everybody):
         wanted = not route.types or issubclass(kind, route.types)
-        if wanted and not any(_is_same(route.listener, known.listener) for known in chosen):
+        known = (*apart, *(other.listener for other in chosen))
+        if wanted and not any(_is_same(route.listener, listener) for listener in known):
             chosen.append(route)
     return tuple(chosen)
 

@@ -94,6 +94,7 @@ class DatabaseBase:
                 leak_after=checks.seconds("leak_after", leak_after),
                 clock=clock,
                 emitter=Emitter(place, listeners, clock),
+                service=service,
             )
 
         checkouts = connect_to(name, conninfo, pool)

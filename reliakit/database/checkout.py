@@ -23,6 +23,8 @@ from reliakit.core.events import (
     PoolWaited,
 )
 from reliakit.core.fork import tell_after_fork
+from reliakit.core.spine import watch
+from reliakit.database.audience import Audience, Reader, audience_of
 from reliakit.database.gate import Gate, Lease, Slot
 from reliakit.database.places import owner_here, place_here
 from reliakit.database.settings import DatabaseStats
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkouts"]
 
+_RARE = frozenset({ConnectionOpened, ConnectionClosed})
+
 
 class Checkouts:
     """The connections of one database.
@@ -47,6 +51,7 @@ class Checkouts:
         max_lifetime: Seconds after which a connection is replaced.
         max_idle: Seconds after which one that nobody used is closed.
         leak_after: Seconds after which a checkout is reported.
+        service: The service it belongs to.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Checkouts:
         leak_after: float,
         clock: Clock,
         emitter: Emitter,
+        service: str | None = None,
     ) -> None:
         self.source = source
         self.name = name
@@ -78,7 +84,20 @@ class Checkouts:
         self._used = False
         self.is_parents: bool = False  # in a child of the process that used it
         self.next_sweep: float = 0.0
+        self._service = service
+        self._read = Reader(self._identity, service, self, self._revisions, clock).read
+        self.audience: Audience = Audience(emitter, ())
         tell_after_fork(self, "disown")
+        watch(self)
+
+    def listeners_changed(self) -> None:
+        """Find out who listens now; see `reliakit.core.spine.watch`."""
+        while True:
+            listeners = self.emitter.listeners
+            is_seen = self._used and not self.gate.closed
+            self.audience = audience_of(self.emitter, self._service, self._read if is_seen else None)
+            if self.emitter.listeners is listeners:  # else another thread may have been faster, and knows more
+                return
 
     async def take(self, work: Work, until: float, seconds: float) -> None:
         """Give this work a connection within its time. Errors as `claim` and `fetch`."""
@@ -110,8 +129,7 @@ class Checkouts:
             return False
         session.reset(until, seconds)
         work.session = session
-        if self.emitter.is_heard:
-            self.tell_granted(work)
+        self.tell_granted(work)
         return True
 
     async def fetch(self, work: Work, until: float, seconds: float) -> None:
@@ -143,7 +161,13 @@ class Checkouts:
 
     def tell_granted(self, work: Work) -> None:
         """Tell that the work has its connection."""
-        self._tell(PoolWaited, wait=work.waited, granted=True)
+        work.timed = True
+        self._tell_waited(work, granted=True)
+
+    def _tell_waited(self, work: Work, *, granted: bool) -> None:
+        audience = self.audience
+        audience.waited(work.waited, granted=granted)
+        self._tell_to(audience.emitter, PoolWaited, wait=work.waited, granted=granted)
 
     async def _queue(self, gate: Gate, lease: Lease, work: Work, until: float, seconds: float) -> None:
         self._tell(PoolChanged)
@@ -155,7 +179,7 @@ class Checkouts:
                     self._report_overdue()
                     refusal = self._no_connection(seconds)
                     lease.leave()
-                    self._tell(PoolWaited, wait=work.waited, granted=False)
+                    self._tell_waited(work, granted=False)
                     raise refusal
                 await self.source.io.park(lease.bell, left)
         finally:
@@ -198,10 +222,14 @@ class Checkouts:
         return self._clock.monotonic() - session.born if session.owned else None
 
     def _tell(self, kind: type[PoolChanged], **fields: Any) -> None:
+        # Whoever has a meter hears of what is rare by events, too.
+        self._tell_to(self.emitter if kind in _RARE else self.audience.emitter, kind, **fields)
+
+    def _tell_to(self, emitter: Emitter, kind: type[PoolChanged], **fields: Any) -> None:
         """Emit an event with the figures of this moment, if anybody listens for it."""
-        if self.emitter.hears(kind):
+        if emitter.hears(kind):
             found = self.gate.figures()
-            self.emitter.emit(
+            emitter.emit(
                 kind,
                 pool=self._identity,
                 revision=found.revision,
@@ -225,13 +253,22 @@ class Checkouts:
         lease.leave()
         work.session = None
         work.lease = work.attempt.lease = None
-        if self.emitter.is_heard:
-            self.tell_returned(work, session)
+        self.tell_returned(work, session)
         return True
 
     def tell_returned(self, work: Work, session: Session) -> None:
         """Tell that the work's connection is back."""
-        self._tell(PoolReturned, used=work.held, age=self._age_of(session))
+        audience, held = self.audience, work.held or 0.0
+        if audience.is_empty:
+            return
+        if not work.timed:
+            audience.waited(work.waited, granted=True)
+        audience.returned(held)
+        self.tell_back(audience.emitter, session, held)
+
+    def tell_back(self, emitter: Emitter, session: Session, held: float) -> None:
+        """Tell it by the event alone."""
+        self._tell_to(emitter, PoolReturned, used=held, age=self._age_of(session))
 
     async def give_back(self, work: Work) -> None:
         """Take the work's connection back, in whatever state. Called again, it goes on where it was interrupted."""
@@ -270,7 +307,9 @@ class Checkouts:
                 "shared with the parent: open the database after the fork, or close() and open() it in the child",
                 name=self.name,
             )
-        self._used = True
+        if not self._used:
+            self._used = True
+            self.listeners_changed()
         return self.gate
 
     async def open(self, seconds: float) -> None:
@@ -328,6 +367,7 @@ class Checkouts:
             leak_after=self.leak_after,
             clock=self._clock,
             emitter=self.emitter,
+            service=self._service,
         )
 
     def disown(self) -> None:

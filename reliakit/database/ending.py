@@ -15,7 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reliakit.core.categories import sqlstate_of
-from reliakit.core.errors import CommitUnknownError, TransactionRolledBackError, TransactionUsageError
+from reliakit.core.errors import (
+    CommitUnknownError,
+    TransactionError,
+    TransactionRolledBackError,
+    TransactionUsageError,
+)
 from reliakit.database import machine
 from reliakit.database.session import GRACE, Session
 
@@ -33,6 +38,7 @@ __all__ = [
     "objection_to_commit",
     "rollback",
     "rolled_back",
+    "sqlstate_behind",
     "tell_out_of_hand",
     "with_verdict",
 ]
@@ -106,6 +112,8 @@ def judge(work: Work, session: Session, answer: Answer, *, gone: bool) -> BaseEx
     if answer.tag == b"COMMIT" and answer.error is None and answer.interrupt is None:
         work.verdict = "committed"
         return None
+    if answer.error is not None:
+        work.sqlstate = answer.error.sqlstate
     work.verdict = machine.judge_commit(
         answer.tag if answer.error is None else None,
         sent=answer.sent and not gone,
@@ -183,6 +191,18 @@ def as_timeout(session: Session, error: BaseException | None) -> BaseException |
     late = session.timed_out()
     late.__cause__ = error
     return late
+
+
+def sqlstate_behind(work: Work, error: BaseException) -> str | None:
+    """Return the code of the error with which the server ended a transaction, whatever has become of it since.
+
+    The code of the block may have swallowed it or raised another one for it. One that this side asked for counts as
+    well: to a request to cancel the server answers with an error like any other.
+    """
+    if work.sqlstate:
+        return work.sqlstate
+    behind = error.__cause__ if isinstance(error, TransactionError) else None
+    return sqlstate_of(error) or (None if behind is None else sqlstate_of(behind))
 
 
 def is_interrupt(error: BaseException | None) -> bool:

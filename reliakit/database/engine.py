@@ -247,7 +247,7 @@ class Engine:
         try:
             if error is None and answer is None:
                 error = self._objection(work, transaction, session)
-            out_of_hand = session.ended
+            work.sqlstate, out_of_hand = session.cut_with, session.ended
             if out_of_hand and error is not None:
                 ending.tell_out_of_hand(work, error)
             if answer is not None:

@@ -45,7 +45,7 @@ class Bell(Protocol):
 class Slot:
     """The right to one connection. `holder` is the number of the lease that has it, 0 when it is free."""
 
-    __slots__ = ("holder", "owner", "place", "reported", "session", "since", "told")
+    __slots__ = ("holder", "owner", "place", "reported", "running", "session", "since", "told")
 
     def __init__(self) -> None:
         self.holder: int = 0
@@ -55,6 +55,7 @@ class Slot:
         self.place: Place = (None, 0)
         self.reported: bool = False  # that it is held for long
         self.told: bool = False  # that it is lost
+        self.running: str | None = None  # the operation of the transaction that is open on it
 
     @property
     def line(self) -> str:
@@ -125,6 +126,7 @@ class Figures(NamedTuple):
     in_use: int
     waiting: int
     oldest: float | None  # when the oldest checkout was taken
+    running: tuple[str, ...]  # the operations of the transactions that are open
 
 
 def _write_down(slot: Slot, lease: Lease) -> None:
@@ -132,6 +134,7 @@ def _write_down(slot: Slot, lease: Lease) -> None:
     slot.since = lease.since
     slot.place = lease.place
     slot.reported = slot.told = False
+    slot.running = None
 
 
 class Gate:
@@ -205,6 +208,7 @@ class Gate:
                         slot.holder = lease.number
                         slot.owner, slot.since, slot.place = lease.owner, lease.since, lease.place
                         slot.reported = slot.told = False
+                        slot.running = None
                         if free and free[-1] is slot:
                             free.pop()  # `remove` would look at all the others first
                         else:
@@ -293,6 +297,7 @@ class Gate:
         """Return the state of all slots, numbered under the lock so that listeners can put it in order. O(slots)."""
         size = in_use = 0
         oldest = inf
+        running: list[str] = []
         with self._lock:
             self._sweep_locked()
             for slot in self._slots:
@@ -301,7 +306,10 @@ class Gate:
                 if slot.holder:
                     in_use += 1
                     oldest = min(oldest, slot.since)
-            return Figures(next(self._revisions), size, in_use, len(self._queue), oldest if in_use else None)
+                    if slot.running is not None:
+                        running.append(slot.running)
+            taken = oldest if in_use else None
+            return Figures(next(self._revisions), size, in_use, len(self._queue), taken, tuple(running))
 
     def disown(self) -> None:
         """Leave all connections to the parent process; called in its child."""

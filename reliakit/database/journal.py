@@ -8,10 +8,8 @@ are seen as well. Parameters are arguments too, and are not touched.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Awaitable, Callable
-from inspect import getgeneratorlocals
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -19,13 +17,11 @@ from reliakit.core.events import StatementTimed
 from reliakit.database.statements import NOT_KNOWN, WITHHELD, excerpt, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Mapping
 
-    from reliakit.core.clock import Clock
+__all__ = ["MOST_STATEMENTS", "Journal", "Note"]
 
-__all__ = ["MOST_STATEMENTS", "Journal", "noting", "noting_async"]
-
-T = TypeVar("T")
+Note = tuple[Any, Any]  # the query and the cursor of an exchange, as far as they are known
 
 # How many statements are kept: the slowest ones.
 MOST_STATEMENTS = 20
@@ -34,7 +30,10 @@ _NOT_UNDERSTOOD = ("26", "34", "3B", "3D", "3F", "42")
 
 
 class Journal:
-    """The slowest statements of one transaction. Belongs to whoever has the connection."""
+    """The slowest statements of one transaction. Belongs to whoever has the connection.
+
+    `begin` and `end` are called around each exchange with the server, by whatever waits for it.
+    """
 
     __slots__ = ("_kept", "_number")
 
@@ -42,6 +41,22 @@ class Journal:
         # A heap: duration, number, query, whether the server understood it, rows.
         self._kept: list[tuple[float, int, Any, bool, int]] = []
         self._number = 0
+
+    @staticmethod
+    def begin(exchange: object) -> Note:
+        """Return what is to be known of an exchange that has not begun: one that is over has forgotten it."""
+        if type(exchange) is not GeneratorType:
+            return None, None
+        # The frame itself: `inspect.getgeneratorlocals` looks at it no closer and costs twice as much.
+        frame = exchange.gi_frame
+        given: Mapping[str, Any] = {} if frame is None else frame.f_locals
+        return given.get("query", given.get("statement")), given.get("self")
+
+    def end(self, note: Note, duration: float, error: BaseException | None = None) -> None:
+        """Note an exchange that is over, and the error with which it leaves."""
+        query, cursor = note
+        sqlstate = (error.sqlstate or "") if isinstance(error, psycopg.Error) else None
+        self.note(query, duration, max(0, getattr(cursor, "rowcount", 0)), sqlstate)
 
     def note(self, query: Any, duration: float, rows: int, sqlstate: str | None) -> None:
         """Note a statement that was run. O(log of those kept).
@@ -71,61 +86,6 @@ class Journal:
     def left_out(self) -> int:
         """How many were too many to be kept."""
         return self._number - len(self._kept)
-
-
-def noting(wait: Callable[..., T], journal: Journal, clock: Clock) -> Callable[..., T]:
-    """Return a `Connection.wait` that notes in the journal what it waits for."""
-
-    def wait_noting(exchange: object, *more: Any, **others: Any) -> T:
-        note = _Note(journal, clock, exchange)
-        try:
-            return wait(exchange, *more, **others)
-        except BaseException as error:
-            note.error = error
-            raise
-        finally:
-            note.write()
-
-    return wait_noting
-
-
-def noting_async(wait: Callable[..., Awaitable[T]], journal: Journal, clock: Clock) -> Callable[..., Awaitable[T]]:
-    """Return an `AsyncConnection.wait` that notes in the journal what it waits for."""
-
-    async def wait_noting(exchange: object, *more: Any, **others: Any) -> T:
-        note = _Note(journal, clock, exchange)
-        try:
-            return await wait(exchange, *more, **others)
-        except BaseException as error:
-            note.error = error
-            raise
-        finally:
-            note.write()
-
-    return wait_noting
-
-
-class _Note:
-    """One exchange that is being waited for."""
-
-    __slots__ = ("_began", "_clock", "_cursor", "_journal", "_query", "error")
-
-    def __init__(self, journal: Journal, clock: Clock, exchange: object) -> None:
-        self._journal = journal
-        self._clock = clock
-        # Read before it begins: an exchange that is over has forgotten them.
-        given: dict[str, Any] = {}
-        if isinstance(exchange, GeneratorType):
-            given = getgeneratorlocals(cast("Generator[Any, Any, Any]", exchange))
-        self._query: Any = given.get("query", given.get("statement"))
-        self._cursor: Any = given.get("self")
-        self._began = clock.monotonic()
-        self.error: BaseException | None = None
-
-    def write(self) -> None:
-        sqlstate = (self.error.sqlstate or "") if isinstance(self.error, psycopg.Error) else None
-        rows = max(0, getattr(self._cursor, "rowcount", 0))
-        self._journal.note(self._query, self._clock.monotonic() - self._began, rows, sqlstate)
 
 
 def _text(query: Any, *, understood: bool) -> str:

@@ -111,7 +111,6 @@ class Session:
         self._manual = False
         self.poll: select.poll | None = None
         self.cursor: Any = None  # one that is used again and again, see `lend_cursor`
-        self.journal: Journal | None = None  # where statements are noted, if they are
         self.reset(self.born, 0.0)
 
     def reset(self, until: float, seconds: float) -> None:
@@ -126,13 +125,7 @@ class Session:
         self.ended: bool = False  # the caller's code ended it, or it is over
         self.failed: str | None = None  # SQLSTATE of the last statement that failed
         self.shared: bool = False  # the caller has had the connection in hand, and may change what its cursors do
-        if self.journal is not None:
-            self.note_in(None)
-
-    def note_in(self, journal: Journal | None) -> None:
-        """Note the statements of this transaction in a journal; who does not want that pays nothing for it."""
-        self.journal = journal
-        self._io.install(self)
+        self.journal: Journal | None = None  # where statements are noted, if they are
 
     async def adopt(self) -> None:
         """Take the connection over: no BEGIN of psycopg's own, every wait through this session."""
@@ -200,6 +193,11 @@ class Session:
     def in_failed_transaction(self) -> bool:
         """Whether the server will refuse everything but a rollback."""
         return bool(self.pgconn.transaction_status == _FAILED)
+
+    @property
+    def cut_with(self) -> str | None:
+        """SQLSTATE of the error since which the server refuses everything but a rollback, None if it does not."""
+        return self.failed if self.in_failed_transaction else None
 
     def hung_up(self) -> bool:
         """Return whether the server has closed its end. Takes nothing from the socket; one system call."""
@@ -393,8 +391,8 @@ class Session:
                     break
                 # A request that overtakes its statement finds the server idle, and is lost.
                 self.broken = not await self._io.cancel(self.connection, left)
-        except psycopg.Error:
-            pass  # QueryCanceled as asked for, or silence; the status below tells which
+        except psycopg.Error as answer:
+            self.failed = answer.sqlstate or self.failed  # QueryCanceled as asked for, or silence
         except BaseException:
             self.abandon()  # interrupted twice: nobody wants to wait any more
             raise

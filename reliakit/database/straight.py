@@ -84,10 +84,8 @@ async def enter(engine: Engine, options: TransactionOptions, attempt: Attempt) -
     # As `reset`: the rest was left as it is to be when the last one ended.
     session.until, session.seconds, session.statements, session.failed = until, seconds, 0, None
     session.ended = session.shared = False
-    if session.journal is not None:
-        session.note_in(None)
-    is_heard = checkouts.emitter.is_heard
-    if is_heard:
+    session.journal = None
+    if checkouts.audience.hears_pool:
         checkouts.tell_granted(work)
     pgconn = session.pgconn
     mark = OTHER_MARK.get(pgconn.parameter_status(MARKER))
@@ -110,8 +108,11 @@ async def enter(engine: Engine, options: TransactionOptions, attempt: Attempt) -
     frame = entered.frame = Frame(transaction)  # as `push`, where no other is
     frame.realm, frame.owner, frame.outer = engine, owner, None
     enter_frame(frame)
-    if is_heard:
-        engine.teller.started(work)
+    audience = checkouts.audience
+    if attempt.told and lease.slot is not None:
+        lease.slot.running = options.operation or "transaction"
+        if not audience.is_empty:
+            engine.teller.began(work, audience)
     return entered
 
 
@@ -164,7 +165,7 @@ async def leave(engine: Engine, entered: Entered, error: BaseException | None) -
         return await engine.leave_after(entered, await session.answer_to(results, until, GRACE))
     work.verdict = "committed"
     transaction.finished = session.ended = True
-    is_heard, statements = checkouts.emitter.is_heard, session.statements
+    is_heard, statements = not checkouts.audience.is_empty, session.statements
     if is_heard or now - lease.since > checkouts.leak_after:
         checkouts.note_return(work, session, lease)
     else:
@@ -172,6 +173,5 @@ async def leave(engine: Engine, entered: Entered, error: BaseException | None) -
     lease.gate.leave(lease)
     work.session = work.lease = work.attempt.lease = None
     if is_heard:
-        checkouts.tell_returned(work, session)
-        engine.teller.ended(work, None, "committed", statements=statements)
+        engine.teller.committed(work, session, statements)
     return None

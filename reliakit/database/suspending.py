@@ -17,7 +17,6 @@ from reliakit.core.flow import Outcome
 from reliakit.database import driver
 from reliakit.database.adapters import OPEN, Connection, cursor_of, whole
 from reliakit.database.driver import INTERVAL, Late
-from reliakit.database.journal import noting_async
 from reliakit.database.machine import MARKER
 
 if TYPE_CHECKING:
@@ -214,27 +213,33 @@ class SuspendingIo:
         ) -> T:
             if session.held is not None:
                 await session.held.begin(session, in_wait=True)
-            left = session.until - monotonic()
+            began = monotonic()
+            left = session.until - began
             if session.ended or left <= 0:
                 raise session.refusal()
             session.statements += 1
             if timeout is not None and timeout < left:
                 left = timeout
+            journal = session.journal
+            note = None if journal is None else journal.begin(exchange)
             try:
                 result = await waiting.wait_async(exchange, pgconn.socket, interval, left)
             except BaseException as error:
                 leaving = await session.recover(exchange, error, timeout)
+                if journal is not None and note is not None:
+                    journal.end(note, monotonic() - began, leaving)
                 if leaving is error:
                     raise
                 raise leaving from None
+            if journal is not None and note is not None:
+                journal.end(note, monotonic() - began)
             if session.inside and (
                 pgconn.transaction_status != OPEN or pgconn.parameter_status(MARKER) != session.mark
             ):
                 session.notice_end()
             return result
 
-        journal = session.journal
-        session.connection.wait = wait if journal is None else noting_async(wait, journal, session.clock)
+        session.connection.wait = wait
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)

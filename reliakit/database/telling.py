@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reliakit.core import tracking
 from reliakit.core.categories import sqlstate_of
 from reliakit.core.errors import TransactionTimeoutError
 from reliakit.core.events import AttemptFailed, HookFailed, TransactionEnded, TransactionSlow, TransactionStarted
+from reliakit.database import ending
 from reliakit.database.journal import Journal
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from reliakit.core.clock import Clock
     from reliakit.core.spine import Emitter
     from reliakit.database.adapters import Io
+    from reliakit.database.audience import Audience
     from reliakit.database.machine import Verdict
+    from reliakit.database.session import Session
     from reliakit.database.work import Work
 
 __all__ = ["Teller"]
@@ -41,14 +44,20 @@ class Teller:
 
     def started(self, work: Work) -> None:
         """Tell that BEGIN was answered, and have statements noted if somebody wants to hear of slow transactions."""
-        emitter = work.checkouts.emitter
-        if not emitter.is_heard or not work.attempt.told:
+        slot = None if work.lease is None else work.lease.slot
+        if not work.attempt.told or slot is None:
             return
-        if self._slow_after < inf and work.session is not None and emitter.hears(TransactionSlow):
-            work.journal = Journal()
-            work.session.note_in(work.journal)
-        if emitter.hears(TransactionStarted):
-            emitter.emit(
+        slot.running = work.options.operation or "transaction"
+        audience = work.checkouts.audience
+        if not audience.is_empty:
+            self.began(work, audience)
+
+    def began(self, work: Work, audience: Audience) -> None:
+        """Tell these listeners of a transaction that the pool's figures show already."""
+        if audience.wants_statements and self._slow_after < inf and work.session is not None:
+            work.journal = work.session.journal = Journal()
+        if audience.hears_start and audience.emitter.hears(TransactionStarted):
+            audience.emitter.emit(
                 TransactionStarted,
                 service=self._service,
                 operation=work.operation,
@@ -57,6 +66,26 @@ class Teller:
                 read_only=work.options.read_only,
                 wait=work.waited,
             )
+
+    def committed(self, work: Work, session: Session, statements: int) -> None:
+        """Tell that a transaction went the straight way: its connection is back, and then as `ended`."""
+        checkouts = work.checkouts
+        if not work.attempt.told:
+            checkouts.tell_returned(work, session)
+            return
+        audience, operation, held = checkouts.audience, work.options.operation or "transaction", work.held or 0.0
+        duration = session.idle_since - work.asked
+        for meter in audience.meters:
+            try:
+                meter.committed(operation, duration, held, at_once=not work.timed)
+            except Exception as error:  # noqa: BLE001 - as the spine contains its listeners
+                audience.contain(meter, error)
+        if audience.hears_pool:
+            checkouts.tell_back(audience.emitter, session, held)
+        if audience.hears_end and audience.emitter.hears(TransactionEnded, "commit"):
+            self._tell_end(audience.emitter, work, "commit", duration, statements=statements)
+        if duration > self._slow_after:
+            self._slow(work, "commit", duration)
 
     def ended(
         self,
@@ -69,39 +98,48 @@ class Teller:
         began: bool = True,
     ) -> None:
         """Tell that an attempt is over, and report its error unless another attempt follows."""
-        emitter = work.checkouts.emitter
+        audience = work.checkouts.audience
         again = work.attempt.pause is not None
-        if error is None and not emitter.is_heard:
-            return
-        is_told = work.attempt.told and not work.bare
-        if is_told and (emitter.hears(TransactionEnded) or emitter.hears(TransactionSlow)):
+        if work.attempt.told and not work.bare and not audience.is_empty:
             status = _STATUS[verdict]
             if again and verdict != "unknown":  # an unknown outcome is told, whatever follows
                 status = "retry"
             elif isinstance(error, TransactionTimeoutError):
                 status = "timeout"
             duration = self._clock.monotonic() - work.asked
-            emitter.emit(
-                TransactionEnded,
-                service=self._service,
-                operation=work.operation,
-                attempt=work.attempt.number,
-                status=status,
-                duration=duration,
-                wait=work.waited,
-                statements=statements,
-                rows=work.rows,
-                sqlstate=None if error is None else sqlstate_of(error),
-                error_type=None if error is None else type(error).__name__,
-                deliberate=deliberate,
-                began=began,
-                transaction_id=work.transaction_id,
-                hold=work.held,
-            )
+            sqlstate = None if error is None else ending.sqlstate_behind(work, error)
+            audience.ended(work.operation, status, duration, sqlstate=sqlstate, deliberate=deliberate)
+            if audience.hears_end and audience.emitter.hears(TransactionEnded, status):
+                self._tell_end(
+                    audience.emitter,
+                    work,
+                    status,
+                    duration,
+                    statements=statements,
+                    sqlstate=sqlstate,
+                    error_type=None if error is None else type(error).__name__,
+                    deliberate=deliberate,
+                    began=began,
+                )
             if duration > self._slow_after:
                 self._slow(work, status, duration)
         if error is not None and not again:
-            tracking.report(emitter, error, service=self._service)
+            tracking.report(work.checkouts.emitter, error, service=self._service)
+
+    def _tell_end(self, emitter: Emitter, work: Work, status: str, duration: float, **found: Any) -> None:
+        emitter.emit(
+            TransactionEnded,
+            service=self._service,
+            operation=work.operation,
+            attempt=work.attempt.number,
+            status=status,
+            duration=duration,
+            wait=work.waited,
+            rows=work.rows,
+            transaction_id=work.transaction_id,
+            hold=work.held,
+            **found,
+        )
 
     def _slow(self, work: Work, status: str, duration: float) -> None:
         emitter = work.checkouts.emitter

@@ -73,6 +73,8 @@ class Work:
     rows: int = 0
     savepoints: int = 0
     session: Session | None = None
+    sqlstate: str | None = None  # of the error with which the server ended it
+    timed: bool = False  # how long it waited was told
     transaction_id: str | None = None
     verdict: Verdict = "rolled_back"  # as far as is known: nothing is committed before COMMIT is sent
     waited: float = 0.0

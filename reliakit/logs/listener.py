@@ -64,13 +64,18 @@ class LogListener:
         _tell_calls(calls)
         _tell_noticed(noticed)
 
+    def is_deaf_to(self, kind: type[events.Event], status: str) -> bool:
+        """Return whether an event would only be thrown away: most transactions are told at DEBUG."""
+        is_quiet = kind is events.TransactionStarted or (status == "commit" and kind is events.TransactionEnded)
+        return is_quiet and not _TRANSACTIONS.isEnabledFor(logging.DEBUG)
+
     def __call__(self, event: events.Event) -> None:
         """Write the record of one event."""
         if isinstance(event, events.LimitDecided):
             self._limit(event)
         elif isinstance(event, events.SecurityNoticed):
             self._notice(event)
-        else:
+        elif not self.is_deaf_to(type(event), getattr(event, "status", "")):
             logger, tell = _RECORDS[type(event)]
             level, message, fields, error = tell(event)
             if logger.isEnabledFor(level) and self._is_told(event, fields):
@@ -330,18 +335,19 @@ def _resolved(event: events.ErrorResolved) -> Told:
     return logging.INFO, "error resolved", fields, None
 
 
+_TRANSACTIONS = logging.getLogger("reliakit.transaction")
 _CALLS = logging.getLogger("reliakit.calls")
 _LIMITS = logging.getLogger("reliakit.ratelimit")
 _SECURITY = logging.getLogger("reliakit.security")
 _RECORDS: dict[type[events.Event], tuple[logging.Logger, Callable[[Any], Told]]] = {
-    events.TransactionStarted: (logging.getLogger("reliakit.transaction"), _began),
-    events.TransactionEnded: (logging.getLogger("reliakit.transaction"), _transaction),
-    events.TransactionSlow: (logging.getLogger("reliakit.transaction"), _slow),
+    events.TransactionStarted: (_TRANSACTIONS, _began),
+    events.TransactionEnded: (_TRANSACTIONS, _transaction),
+    events.TransactionSlow: (_TRANSACTIONS, _slow),
     events.CheckoutOverdue: (logging.getLogger("reliakit.database"), _overdue),
     events.ConnectionLeaked: (logging.getLogger("reliakit.database"), _leaked),
     events.ReplicaFailed: (logging.getLogger("reliakit.database"), _replica_failed),
     events.OutboxFailed: (logging.getLogger("reliakit.outbox"), _outbox_failed),
-    events.HookFailed: (logging.getLogger("reliakit.transaction"), _hook),
+    events.HookFailed: (_TRANSACTIONS, _hook),
     events.CircuitChanged: (logging.getLogger("reliakit.breaker"), _circuit),
     events.DeadlineOverrun: (logging.getLogger("reliakit.deadline"), _overrun),
     **RECORDS,

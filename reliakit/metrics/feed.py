@@ -39,6 +39,7 @@ from reliakit.core.events import (
     OutboxFailed,
     OutboxRelayed,
     PoolChanged,
+    PoolPresent,
     PoolReturned,
     PoolWaited,
     ReplicaFailed,
@@ -57,20 +58,18 @@ from reliakit.core.events import (
     WebsocketPassed,
 )
 from reliakit.metrics.circuits import Circuits
-from reliakit.metrics.inflight import InFlight
-from reliakit.metrics.pools import Pools
 from reliakit.metrics.readings import Readings
 from reliakit.metrics.requests import Requests
+from reliakit.metrics.transactions import Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reliakit.core.clock import Clock
+    from reliakit.core.spine import Listener
     from reliakit.metrics.family import Counter, Gauge, Histogram
 
 __all__ = ["Feed"]
-
-_REASONS = {"40001": "serialization", "40P01": "deadlock"}
 
 
 class Feed:
@@ -81,6 +80,8 @@ class Feed:
         gauge: for gauges, and
         histogram: for histograms.
         clock: What the age of a checkout grows by between two events.
+        listener: What `take` is called by.
+        asked: Whether the numbers are asked for, and not read where they were written.
     """
 
     def __init__(
@@ -89,25 +90,27 @@ class Feed:
         gauge: Callable[[str], Gauge],
         histogram: Callable[[str], Histogram],
         clock: Clock,
+        listener: Listener,
+        *,
+        asked: bool,
     ) -> None:
         self._counter = counter
         self._gauge = gauge
         self._histogram = histogram
-        self._open: dict[tuple[str | None, str], InFlight] = {}
+        self._asked = asked
         self._requests = Requests(counter, gauge, histogram)
-        self._pools = Pools(gauge, clock)
+        self._transactions = transactions = Transactions(counter, gauge, histogram, clock, listener)
         self._circuits = Circuits(counter, gauge)
         self._logs: Readings[LogFigures] = Readings(self._written)
         self._limiters: Readings[LimitFigures] = Readings(self._limited)
         self._trackers: dict[str, ErrorsOpen] = {}
-        self._attempts = counter("transaction_total")
-        self._durations = histogram("transaction_duration_seconds")
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
-            TransactionStarted: self._transaction_started,
-            TransactionEnded: self._transaction_ended,
-            PoolChanged: self._pools.changed,
-            PoolWaited: self._pool_waited,
-            PoolReturned: self._pool_returned,
+            TransactionStarted: transactions.started,
+            TransactionEnded: transactions.ended,
+            PoolPresent: transactions.present,
+            PoolChanged: transactions.pools.changed,
+            PoolWaited: transactions.waited,
+            PoolReturned: transactions.returned,
             ConnectionOpened: self._connection_opened,
             ConnectionClosed: self._connection_closed,
             ReplicaFailed: self._replica_failed,
@@ -160,7 +163,11 @@ class Feed:
         call itself, and its sums are read instead. Who wants the time of each call too subscribes to that event
         besides.
         """
-        return tuple(kind for kind in self._handlers if kind not in {CallEnded, LimitDecided})
+        left_out: set[type[Event]] = {CallEnded, LimitDecided}
+        if not self._asked:
+            # Other processes read what was written last, so each change of a pool has to be written.
+            left_out.add(PoolPresent)
+        return tuple(kind for kind in self._handlers if kind not in left_out)
 
     def take(self, event: Event) -> None:
         """Count one event; one of an unknown type counts nothing."""
@@ -170,12 +177,14 @@ class Feed:
 
     def refresh(self) -> None:
         """Bring up to date what is only read when somebody looks."""
+        self._transactions.refresh()
         self._circuits.refresh()
         self._logs.refresh()
         self._limiters.refresh()
 
     def leave(self) -> None:
         """Nothing is heard any more: read a last time what is only read when somebody looks."""
+        self._transactions.leave()
         self._circuits.leave()
         self._logs.leave()
         self._limiters.leave()
@@ -183,64 +192,12 @@ class Feed:
     def _inherited(self, kind: type[Event]) -> Callable[[Any], None] | None:
         return next((self._handlers[base] for base in kind.__mro__ if base in self._handlers), None)
 
-    def _transaction_started(self, event: TransactionStarted) -> None:
-        labels = (event.service, event.operation)
-        running = self._open.get(labels)
-        if running is None:
-            running = self._open_for(labels)
-        running.enter()
-        self._born(event.name)
-        # Exists before its first outcome, whichever that is.
-        self._attempts.labels(*labels, "commit")
-
-    def _open_for(self, labels: tuple[str | None, str]) -> InFlight:
-        gauge = self._gauge("transaction_in_progress").labels(*labels)
-        # Operations beyond the label's bound share the overflow series, so they must share its count.
-        shared = (gauge.values[0], gauge.values[1])
-        running = self._open.setdefault(shared, InFlight(gauge))
-        gauge.set_function(running.count)
-        if len(self._open) < 2000:
-            self._open[labels] = running
-        return running
-
-    def _transaction_ended(self, event: TransactionEnded) -> None:
-        labels = (event.service, event.operation)
-        running = self._open.get(labels)
-        if event.began:
-            (running or self._open_for(labels)).leave()
-        self._attempts.labels(*labels, event.status).inc()
-        self._durations.labels(*labels, event.status).observe(event.duration)
-        if event.deliberate and event.status == "rollback":
-            self._counter("transaction_deliberate_rollbacks_total").labels(*labels).inc()
-        if event.status == "retry":
-            self._counter("transaction_retries_total").labels(*labels, _retry_reason(event.sqlstate)).inc()
-        if event.sqlstate is not None:
-            self._counter("db_errors_total").labels(event.sqlstate).inc()
-
-    def _born(self, pool: str) -> None:
-        """Let the counters of a pool that alerts look at exist at 0."""
-        self._counter("db_pool_timeouts_total").labels(pool)
-        self._counter("db_pool_leaked_connections_total").labels(pool)
-        self._counter("db_pool_overdue_checkouts_total").labels(pool)
-        self._counter("db_replica_fallbacks_total").labels(pool)
-
-    def _pool_waited(self, event: PoolWaited) -> None:
-        self._born(event.name)
-        self._pools.changed(event)
-        self._histogram("db_pool_wait_seconds").labels(event.name).observe(event.wait)
-        if not event.granted:
-            self._counter("db_pool_timeouts_total").labels(event.name).inc()
-
-    def _pool_returned(self, event: PoolReturned) -> None:
-        self._pools.changed(event)
-        self._histogram("db_pool_use_seconds").labels(event.name).observe(event.used)
-
     def _connection_opened(self, event: ConnectionOpened) -> None:
-        self._pools.changed(event)
+        self._transactions.pools.changed(event)
         self._histogram("db_pool_create_seconds").labels(event.name).observe(event.duration)
 
     def _connection_closed(self, event: ConnectionClosed) -> None:
-        self._pools.changed(event)
+        self._transactions.pools.changed(event)
         self._counter("db_pool_discarded_total").labels(event.name, event.reason).inc()
 
     def _replica_failed(self, event: ReplicaFailed) -> None:
@@ -389,9 +346,3 @@ class Feed:
 
     def _log_dropped(self, event: LogDropped) -> None:
         self._counter("log_dropped_total").labels(event.reason).inc(event.count)
-
-
-def _retry_reason(sqlstate: str | None) -> str:
-    if sqlstate is None or sqlstate.startswith(("08", "57P")):
-        return "connection"
-    return _REASONS.get(sqlstate, "other")

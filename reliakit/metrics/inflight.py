@@ -18,25 +18,26 @@ class InFlight:
     count is right again as soon as nothing is in flight.
     """
 
-    __slots__ = ("_shown", "_tokens")
+    __slots__ = ("_shown", "read", "tokens")
 
     def __init__(self, shown: GaugeSeries) -> None:
-        self._tokens: deque[None] = deque()
+        self.tokens: deque[None] = deque()
+        self.read: int = 0  # how many more there were at the last look at those who count themselves
         self._shown = shown
 
     def count(self) -> int:
         """Return how many are in flight."""
-        return len(self._tokens)
+        return len(self.tokens) + self.read
 
     def enter(self) -> None:
         """One has begun."""
-        self._tokens.append(None)
+        self.tokens.append(None)
         self._shown.refresh()
 
     def leave(self) -> None:
         """One has ended."""
         try:
-            self._tokens.pop()
+            self.tokens.pop()
         except IndexError:
             return
         self._shown.refresh()

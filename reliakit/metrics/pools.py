@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reliakit.core.clock import Clock
-    from reliakit.core.events import PoolChanged
+    from reliakit.core.events import PoolChanged, PoolFigures
     from reliakit.metrics.family import Gauge
     from reliakit.metrics.series import GaugeSeries
 
@@ -78,28 +78,31 @@ class Pools:
         self._shown: dict[tuple[str, str], tuple[GaugeSeries, ...]] = {}
 
     def changed(self, event: PoolChanged) -> None:
+        """Take note of a pool's figures, as an event tells them."""
+        if event.revision != 0:
+            self.note(event.name, event)
+
+    def note(self, name: str, figures: PoolChanged | PoolFigures) -> None:
         """Take note of a pool's figures."""
-        if event.revision == 0:
-            return
-        states = self._known.get((event.name, event.pool))
+        key = (name, figures.pool)
+        states = self._known.get(key)
         if states is None:
-            states = self._begin(event)
-        oldest = event.oldest_checkout
+            states = self._begin(key)
+        oldest = figures.oldest_checkout
         if oldest is not None:
             oldest = self._clock.monotonic() - oldest
-        idle = max(0, event.size - event.in_use)
-        states.append(_State(event.revision, event.max_size, idle, event.in_use, event.waiting, oldest))
-        for gauge in self._shown.get((event.name, event.pool), ()):
+        idle = max(0, figures.size - figures.in_use)
+        states.append(_State(figures.revision, figures.max_size, idle, figures.in_use, figures.waiting, oldest))
+        for gauge in self._shown.get(key, ()):
             gauge.refresh()
 
-    def _begin(self, event: PoolChanged) -> deque[_State]:
+    def _begin(self, key: tuple[str, str]) -> deque[_State]:
         if len(self._known) >= _MOST:
             self._forget_closed()
         if len(self._known) >= _MOST:
             return deque(maxlen=1)
-        key = (event.name, event.pool)
         states = self._known.setdefault(key, deque(maxlen=_LATEST))
-        shown = self._gauge("db_pool_max").labels(event.name).values[0]
+        shown = self._gauge("db_pool_max").labels(key[0]).values[0]
         series = self._series.get(shown)
         if series is None:
             series = self._series.setdefault(shown, _Series())

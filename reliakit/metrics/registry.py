@@ -127,6 +127,8 @@ class Metrics:
             lambda name: self._own(name, Gauge),
             lambda name: self._own(name, Histogram),
             clock,
+            self,
+            asked=self._files is None,
         )
         self._board = Scoreboard(shelf.find, self._observed.get, clock)
         for objective in wanted:

@@ -109,7 +109,7 @@ async def rollback(db: Any, proxy: FaultProxy) -> None:
         raise LookupError
 
 
-@phase(CommitUnknownError)
+@phase(CommitUnknownError, TransactionTimeoutError)  # its time may be spent before, where all else takes long
 async def commit(db: Any, proxy: FaultProxy) -> None:
     async with block(db):
         proxy.black_hole()

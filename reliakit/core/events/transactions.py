@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from reliakit.core.events.base import Event
 
@@ -16,6 +17,9 @@ __all__ = [
     "OutboxFailed",
     "OutboxRelayed",
     "PoolChanged",
+    "PoolFigures",
+    "PoolMeter",
+    "PoolPresent",
     "PoolReturned",
     "PoolWaited",
     "ReplicaFailed",
@@ -108,6 +112,87 @@ class TransactionSlow(Event):
     slow_after: float
     statements: tuple[StatementTimed, ...]
     left_out: int = 0
+
+
+class PoolFigures(NamedTuple):
+    """A pool at one moment; see `PoolChanged` for the figures that it tells, too.
+
+    Attributes:
+        pool: Tells databases of one name apart within this process.
+        service: The service it belongs to.
+        revision: See there, and so are the next ones.
+        max_size: See there.
+        size: See there.
+        in_use: See there.
+        waiting: See there.
+        oldest_checkout: See there.
+        running: The operation of each transaction that is open.
+        is_gone: Whether the pool itself is no more, so that these are its last figures.
+    """
+
+    pool: str
+    service: str | None
+    revision: int
+    max_size: int = 0
+    size: int = 0
+    in_use: int = 0
+    waiting: int = 0
+    oldest_checkout: float | None = None
+    running: tuple[str, ...] = ()
+    is_gone: bool = False
+
+
+class PoolMeter(Protocol):
+    """Takes what a pool measures, at once, in the thread or task that it happens in. Must neither wait nor raise.
+
+    Who hands one in is told of `TransactionStarted`, `TransactionEnded`, `PoolChanged`, `PoolWaited` and
+    `PoolReturned` in no other way: building one of these events costs more than counting what it says.
+    """
+
+    def waited(self, wait: float, /, *, granted: bool) -> object:
+        """Take in how long a connection was waited for, in seconds, and whether it was got."""
+        ...
+
+    def returned(self, used: float, /) -> object:
+        """Take in for how many seconds a connection was held that came back."""
+        ...
+
+    def ended(
+        self, operation: str, status: str, duration: float, /, *, sqlstate: str | None, deliberate: bool
+    ) -> object:
+        """Take in the end of an attempt, as `TransactionEnded` would tell it."""
+        ...
+
+    def committed(self, operation: str, duration: float, used: float, /, *, at_once: bool) -> object:
+        """Take in the end of an ordinary one in a single call: its connection came back, and it has committed.
+
+        Args:
+            operation: What it is called.
+            duration: Its seconds in all.
+            used: The seconds for which it held its connection.
+            at_once: That connection was had without waiting, which `waited` was not called for.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPresent(Event):
+    """A database's pool exists. Told to who names this event, at its first use and whenever the listeners change.
+
+    So a listener that counts every transaction asks for figures when it is asked itself, and is handed the rest
+    without an event.
+
+    Attributes:
+        service: The service it belongs to.
+        read: Returns its figures, from any thread, without a wait. The same object each time; it does not keep the
+            pool alive.
+        measure: Takes the listener that this event was told to, and what measures for it from now on until the
+            listeners change again.
+    """
+
+    service: str | None
+    read: Callable[[], PoolFigures]
+    measure: Callable[[Callable[[Event], object], PoolMeter], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
