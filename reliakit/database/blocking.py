@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from reliakit.core import guard
 from reliakit.core.flow import Outcome, run_blocking
-from reliakit.database import driver
+from reliakit.database import borrowing, driver
 from reliakit.database.adapters import OPEN, Connection, cursor_of, whole
 from reliakit.database.borrowing import Loan, Return
 from reliakit.database.driver import INTERVAL
@@ -95,7 +95,7 @@ class BlockingIo:
 
     def give_back_later(self, pool: Any, connection: Any) -> None:
         """Have a thread of its own do it: the collector may run while this thread holds the pool's lock."""
-        threading.Thread(target=pool.putconn, args=(connection,), name="reliakit-putconn", daemon=True).start()
+        borrowing.give_back_later(pool, connection)
 
     async def execute(
         self, connection: Any, query: Any, params: Any, options: Mapping[str, Any], row_factory: Any

@@ -6,16 +6,17 @@ would lose a connection for good, so the main thread lets others do it and can b
 
 from __future__ import annotations
 
-import threading
-from contextlib import suppress
+from _thread import TIMEOUT_MAX, RLock, allocate_lock, start_new_thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reliakit.core.flow import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import psycopg
 
-__all__ = ["AsyncPool", "Loan", "Pool", "Return"]
+__all__ = ["AsyncPool", "Loan", "Pool", "Return", "give_back_later"]
 
 
 class Pool(Protocol):
@@ -65,36 +66,61 @@ class AsyncPool(Protocol):
         ...
 
 
+class _Errand:
+    """A call in a thread of its own, for one thread that waits for it and may be interrupted meanwhile.
+
+    By plain locks alone: what `threading` starts and awaits threads with is Python, and a Ctrl-C between two lines of
+    it leaves its lock held for good (bpo-29988), on which the thread would then wait for ever.
+    """
+
+    __slots__ = ("_call", "_ended", "_over")
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = [call]
+        self._over = False
+        self._ended = allocate_lock()
+        self._ended.acquire()
+
+    def begin(self) -> None:
+        """Start it, unless it runs or has run."""
+        if self._call:
+            start_new_thread(self._run, ())
+
+    def wait(self, bound: float | None = None) -> bool:
+        """Wait for its end, at most so long; return whether it came."""
+        if not self._over:
+            self._ended.acquire(timeout=-1 if bound is None else min(bound, TIMEOUT_MAX))
+        return self._over
+
+    def _run(self) -> None:
+        try:
+            call = self._call.pop()
+        except IndexError:  # a Ctrl-C came between its start and the next line, so it was started twice
+            return
+        try:
+            call()
+        finally:
+            self._over = True
+            self._ended.release()
+
+
 class Loan:
     """One connection on its way from a pool to a thread that may have been interrupted meanwhile."""
 
     def __init__(self, pool: Any, seconds: float) -> None:
         self._pool = pool
         self._seconds = seconds
-        self._done = threading.Event()
+        self._errand = _Errand(self._fetch)
         # Re-entrant, as the pool's own is: garbage that is collected while it is held may be a block that ends.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._abandoned = False
         self._outcome: Outcome[Any] = Outcome()
 
-    def fetch(self) -> None:
-        """Ask the pool; runs in a thread of its own."""
-        try:
-            outcome: Outcome[Any] = Outcome(self._pool.getconn(timeout=self._seconds))
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            outcome = Outcome(error=error)
-        with self._lock:
-            self._outcome = outcome
-            abandoned = self._abandoned
-        self._done.set()
-        if abandoned and outcome.error is None:
-            self._pool.putconn(outcome.value)
-
     def get(self, bound: float | None = None) -> Any:
-        """Start that thread and wait for what it brings, at most so long; what comes later goes straight back."""
+        """Have the pool asked and wait for what it lends, at most so long; what comes later goes straight back."""
         try:
-            threading.Thread(target=self.fetch, name="reliakit-getconn", daemon=True).start()
-            if not self._done.wait(bound):
+            self._errand.begin()
+            if not self._errand.wait(bound):
                 from psycopg_pool import PoolTimeout  # noqa: PLC0415 - whoever has no pool need not load it
 
                 raise PoolTimeout(f"the pool had no connection within {bound:g} s")
@@ -107,6 +133,17 @@ class Loan:
                 self._pool.putconn(late)
             raise
 
+    def _fetch(self) -> None:
+        try:
+            outcome: Outcome[Any] = Outcome(self._pool.getconn(timeout=self._seconds))
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            outcome = Outcome(error=error)
+        with self._lock:
+            self._outcome = outcome
+            abandoned = self._abandoned
+        if abandoned and outcome.error is None:
+            self._pool.putconn(outcome.value)
+
 
 class Return:
     """One connection on its way back to a pool, in a thread where no Ctrl-C can stop it."""
@@ -115,14 +152,12 @@ class Return:
         self._pool = pool
         self._connection = connection
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._put, name="reliakit-putconn")
+        self._errand = _Errand(self._put)
 
     def finish(self) -> None:
         """Start it unless that was done before, wait for its end, and raise what the pool raised."""
-        if self._thread.ident is None:
-            with suppress(RuntimeError):  # a Ctrl-C came while it started
-                self._thread.start()
-        self._thread.join()
+        self._errand.begin()
+        self._errand.wait()
         if self._error is not None:
             raise self._error
 
@@ -131,3 +166,8 @@ class Return:
             self._pool.putconn(self._connection)
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             self._error = error
+
+
+def give_back_later(pool: Any, connection: Any) -> None:
+    """Have a thread of its own do it, for which nobody waits."""
+    start_new_thread(pool.putconn, (connection,))

@@ -27,7 +27,7 @@ from database_drivers import async_engine_of, engine_of
 import reliakit.database
 from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.errors import CommitUnknownError
-from reliakit.database import AsyncDatabase, Database, Propagation
+from reliakit.database import AsyncDatabase, Database, Propagation, borrowing
 from reliakit.integrations.sqlalchemy import AsyncEnginePool, EnginePool
 
 SIZE = 2
@@ -337,6 +337,24 @@ def test_ctrl_c_at_any_line_of_a_transaction_loses_no_connection(db: Database, p
     assert {item for item, word in said.items() if word in ("committed", "done")} <= rows
     assert rows <= {item for item, word in said.items() if word in ("committed", "done", "unknown")}
     assert {"interrupted", "committed"} <= set(said.values())
+
+
+def test_the_main_thread_waits_for_a_pool_by_plain_locks_which_no_ctrl_c_leaves_held(db: Database) -> None:
+    entered: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        caller = frame.f_back.f_code.co_filename if frame.f_back is not None else ""
+        if frame.f_code.co_filename == threading.__file__ and caller == borrowing.__file__:
+            entered.append(frame.f_code.co_name)
+
+    db.execute("SELECT 1")
+    previous = sys.gettrace()
+    sys.settrace(note)
+    try:
+        work(db, 1, pipeline=False)
+    finally:
+        sys.settrace(previous)
+    assert entered == []
 
 
 def test_ctrl_c_while_queued_loses_no_connection(db: Database) -> None:
