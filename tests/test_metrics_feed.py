@@ -356,12 +356,32 @@ class TestResilience:
         readings.refresh()
         assert sum(counted) == 8
 
+    def test_a_name_is_followed_until_the_last_of_that_name_is_gone(self):
+        gone = set()
+        readings = Readings(lambda name, now, last: None)
+
+        def component(number):
+            return lambda: CircuitFigures("closed", 0, 0, 0, is_gone=number in gone)
+
+        for number, name in enumerate(("fed db", "fed db", "fed mail")):
+            readings.follow(name, component(number))
+        for number, names in ((0, {"fed db", "fed mail"}), (2, {"fed db"}), (1, set())):
+            gone.add(number)
+            readings.refresh()
+            assert {name for name in ("fed db", "fed mail") if readings.follows(name)} == names
+        readings.follow("fed db", component(3))
+        assert readings.follows("fed db")
+        readings.leave()
+        assert not readings.follows("fed db")
+
     def test_what_makes_itself_known_while_the_others_are_looked_at_disturbs_nobody(self):
         figures = CircuitFigures("closed", 1, 0, 0)
         readings = Readings(lambda name, now, last: None)
 
+        late = itertools.count()
+
         def follow_another(_phase, _info):
-            readings.follow(f"fed late {len(readings.names())}", lambda: figures)
+            readings.follow(f"fed late {next(late)}", lambda: figures)
 
         for number in range(200):
             readings.follow(f"fed {number}", lambda: figures)

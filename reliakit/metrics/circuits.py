@@ -42,7 +42,7 @@ class Circuits:
 
     def follows(self, name: str) -> bool:
         """Return whether a breaker of this name is read, so that its calls are not to be counted one by one."""
-        return name in self._readings.names()
+        return self._readings.follows(name)
 
     def refresh(self) -> None:
         """Count what happened since the last look, and show where each breaker stands."""

@@ -266,7 +266,7 @@ class Feed:
         self._counter("transaction_hook_failures_total").labels(event.operation).inc()
 
     def _limit_decided(self, event: LimitDecided) -> None:
-        if event.name in self._limiters.names():
+        if self._limiters.follows(event.name):
             return
         decision = "limited" if not event.allowed else "shadow" if event.denied else "allowed"
         self._counter("rate_limit_decisions_total").labels(event.name, decision).inc()

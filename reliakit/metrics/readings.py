@@ -38,6 +38,7 @@ class Readings(Generic[F]):
     def __init__(self, count: Callable[[str, F, F], None]) -> None:
         self._count = count
         self._last: dict[tuple[str, Callable[[], F]], F] = {}
+        self._names: set[str] = set()
         # Two looks at once would both count what came since the last one.
         self._lock = Lock()
         renew_locks_after_fork(self, "_lock")
@@ -51,11 +52,12 @@ class Readings(Generic[F]):
         if len(self._last) >= _MOST:
             return False
         self._last.setdefault((name, read), read())
+        self._names.add(name)
         return True
 
-    def names(self) -> set[str]:
-        """Return the names of those that are followed."""
-        return {name for name, _ in self._last.copy()}
+    def follows(self, name: str) -> bool:
+        """Return whether a component of this name is followed. O(1)."""
+        return name in self._names
 
     def refresh(self) -> list[tuple[str, F]]:
         """Count what came on top, and return everybody's figures; nothing while another thread is at it."""
@@ -71,11 +73,19 @@ class Readings(Generic[F]):
                 found.append((key[0], figures))
                 if figures.is_gone:
                     self._last.pop(key, None)
+            if any(figures.is_gone for _, figures in found):
+                self._forget_names()
         finally:
             self._lock.release()
         return found
+
+    def _forget_names(self) -> None:
+        self._names = {name for name, _ in self._last.copy()}
+        # Somebody may have come in between, and have left his name with the set before.
+        self._names.update([name for name, _ in self._last.copy()])
 
     def leave(self) -> None:
         """Count a last time and follow nobody any more: what happens from now on is not ours."""
         self.refresh()
         self._last.clear()
+        self._forget_names()
