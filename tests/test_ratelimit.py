@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from garbage import CollectingKey, abandon, in_time
+from garbage import CollectingKey, abandon, held_elsewhere, in_time
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -243,19 +244,114 @@ def test_threads_and_tasks_get_the_same_answers(history: list[tuple[str, str, in
     assert play(ManualClock()) == asyncio.run(aplay(ManualClock()))
 
 
-def test_eight_threads_get_exactly_the_limit(clock: ManualClock) -> None:
-    limiter = RateLimiter("1000/s", clock=clock)
+@pytest.fixture
+def hasty_threads() -> Generator[None, None, None]:
+    """Let threads take turns so often that whatever is not atomic shows."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+EVERY_WAY = [
+    ("500/h",),  # a limit that divides its period, and one that does not
+    ("499/h",),
+    ("500/h", "700/h"),
+    (Limit(500, 3600, algorithm="sliding_counter"),),
+]
+
+
+@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.parametrize("limits", EVERY_WAY)
+def test_eight_threads_get_exactly_the_limit(limits: tuple[Any, ...], clock: ManualClock) -> None:
+    limiter = RateLimiter(*limits, clock=clock)
     allowed: list[bool] = []
 
     def work() -> None:
-        allowed.extend([limiter.hit("k").allowed for _ in range(250)])
+        allowed.extend([limiter.hit("k").allowed for _ in range(150)])
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(allowed), sum(allowed)) == (2000, 1000)
+    assert (len(allowed), sum(allowed)) == (1200, limiter.limits[0].amount)
+    stats = limiter.stats()
+    assert (stats.admitted, stats.denied) == (sum(allowed), 1200 - sum(allowed))
+
+
+class Meanwhile(ManualClock):
+    """A clock that lets something happen while it is read: what another thread may do, or garbage."""
+
+    happens: Callable[[], object] | None = None
+
+    def monotonic(self) -> float:
+        happens, self.happens = self.happens, None
+        if happens is not None:
+            happens()
+        return super().monotonic()
+
+
+@pytest.mark.parametrize("limits", EVERY_WAY)
+@pytest.mark.parametrize(
+    ("method", "arguments", "left"), [("hit", ("k",), 2), ("refund", ("k", 1), 0), ("reset", ("k",), -1)]
+)
+def test_what_happens_in_the_midst_of_a_hit_is_not_lost(
+    limits: tuple[Any, ...], method: str, arguments: tuple[Any, ...], left: int
+) -> None:
+    clock = Meanwhile()
+    limiter = RateLimiter(*limits, clock=clock)
+    before = limiter.hit("k", 10).remaining
+    clock.happens = lambda: getattr(limiter, method)(*arguments)
+    decision = limiter.hit("k")
+    expected = before - left if left >= 0 else before + 9
+    assert decision.remaining == limiter.peek("k").remaining == expected
+
+
+class Interrupted:
+    """A lock whose acquisition is interrupted as by a signal: while it waits for the lock, or when it has it."""
+
+    def __init__(self, lock: Any, *, once_acquired: bool) -> None:
+        self._lock = lock
+        self._is_late = once_acquired
+
+    def acquire(self) -> None:
+        if self._is_late:
+            self._lock.acquire()
+        raise KeyboardInterrupt
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("once_acquired", [True, False])
+@pytest.mark.parametrize("limits", EVERY_WAY)
+def test_an_interrupted_hit_spends_nothing_and_leaves_nothing_locked(
+    limits: tuple[Any, ...], once_acquired: bool, clock: ManualClock
+) -> None:
+    store = MemoryStore()
+    limiter = RateLimiter(*limits, store=store, clock=clock)
+    before = limiter.hit("k")
+    lock = store._lock
+    store._lock = cast("Any", Interrupted(lock, once_acquired=once_acquired))
+    with pytest.raises(KeyboardInterrupt):
+        limiter.hit("k")
+    store._lock = lock
+    assert in_time(lambda: limiter.hit("k")).remaining == before.remaining - 1
+    assert limiter.stats().admitted == 2
+
+
+@pytest.mark.parametrize("limits", EVERY_WAY)
+def test_a_denial_waits_for_nobody(limits: tuple[Any, ...], clock: ManualClock) -> None:
+    store = MemoryStore()
+    limiter = RateLimiter(*limits, store=store, clock=clock)
+    while limiter.hit("k"):
+        pass
+    let_go = held_elsewhere(store._lock)
+    try:
+        assert not in_time(lambda: limiter.hit("k"))
+    finally:
+        let_go()
 
 
 def test_shadow_mode_allows_everybody_counts_and_tells(clock: ManualClock) -> None:
@@ -288,6 +384,10 @@ def test_decisions_are_told_from_the_moment_that_somebody_listens(clock: ManualC
     (event,) = heard
     assert (event.name, event.key, event.allowed, event.denied, event.cost) == ("search", "k", False, True, 1)
     assert (event.retry_after, event.degraded, event.enforced) == (1.0, False, True)
+    clock.advance(1.0)
+    with subscribe(heard.append, LimitDecided):
+        assert limiter.hit("k")
+    assert (heard[-1].allowed, heard[-1].denied, heard[-1].retry_after) == (True, False, 0.0)
 
 
 def test_acquire_waits_its_turn() -> None:
@@ -748,7 +848,7 @@ def test_counts_of_many_threads_add_up(clock: ManualClock) -> None:
 @pytest.mark.parametrize("limits", [("3/s",), ("7/s",), ("3/s", "5/min"), (Limit(3, algorithm="sliding_log"),)])
 def test_the_short_way_of_a_hit_decides_as_the_long_one(limits: tuple[Any, ...], clock: ManualClock) -> None:
     short, long = RateLimiter(*limits, clock=clock), RateLimiter(*limits, clock=clock)
-    long._spend = long._checked
+    long._spend = lambda _: None
     for number in range(60):
         for _ in range(2):
             assert short.hit("k") == long.hit("k")
@@ -756,13 +856,25 @@ def test_the_short_way_of_a_hit_decides_as_the_long_one(limits: tuple[Any, ...],
         clock.advance([0.0, 0.05, 0.4, 3.0, 61.0, 500.0][number % 6])
 
 
-@pytest.mark.parametrize("key", [[], {}, 7, b"k", None, ""])
-def test_what_cannot_be_a_key_is_refused_on_the_short_way_too(key: Any, clock: ManualClock) -> None:
-    limiter = RateLimiter("3/s", clock=clock)
+class LooksLikeK:
+    """No text, but equal to one."""
+
+    def __eq__(self, other: object) -> bool:
+        return other == "k"
+
+    def __hash__(self) -> int:
+        return hash("k")
+
+
+@pytest.mark.parametrize("limit", ["3/h", "5/h", "7/h"])
+@pytest.mark.parametrize("key", [[], {}, 7, b"k", None, "", LooksLikeK()])
+def test_what_cannot_be_a_key_is_refused_on_the_short_way_too(key: Any, limit: str, clock: ManualClock) -> None:
+    limiter = RateLimiter(limit, clock=clock)
     for _ in range(2):
         limiter.hit("k")
         with pytest.raises(ConfigurationError, match="key"):
             limiter.hit(key)
+    assert limiter.stats().admitted == 2
 
 
 @pytest.mark.anyio
@@ -884,7 +996,7 @@ def test_metrics_read_what_limiters_have_counted_and_cost_a_decision_nothing(clo
     before.hit("k")
     with Metrics() as metrics:
         later = RateLimiter("1/h", name="later", enforce=False, clock=clock)
-        assert not before._is_watched
+        assert before._is_short
         for _ in range(3):
             before.hit("k")
             later.hit("k")

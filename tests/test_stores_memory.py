@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import os
@@ -16,7 +17,7 @@ from garbage import CollectingCost, CollectingKey, abandon, held_elsewhere, in_t
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reliakit import SYSTEM_CLOCK, ConfigurationError
+from reliakit import SYSTEM_CLOCK, ConfigurationError, Limit, RateLimiter
 from reliakit.stores import MemoryStore
 from reliakit.stores.algorithms import machine_for
 from reliakit.stores.protocol import ALGORITHMS, FOREVER, Algorithm, Op, Plan, Rule
@@ -94,6 +95,15 @@ def rules(algorithms: tuple[Algorithm, ...] = ALGORITHMS) -> st.SearchStrategy[R
 PAUSES = st.one_of(st.just(0), st.integers(0, 20), st.integers(0, 2000))
 
 
+class Nanoseconds(ManualClock):
+    """A clock that is set to whole nanoseconds."""
+
+    at = 1
+
+    def monotonic(self) -> float:
+        return self.at / 1e9
+
+
 @given(rules(), st.lists(st.tuples(PAUSES, st.integers(1, 4)), max_size=60))
 def test_each_machine_admits_exactly_what_its_definition_does(rule: Rule, history: list[tuple[int, int]]) -> None:
     machine, reference = machine_for((rule,)), Reference(rule)
@@ -121,6 +131,52 @@ def test_each_machine_admits_exactly_what_its_definition_does(rule: Rule, histor
         )
         if full <= now:
             assert machine.hit(None, now, cost, 0) == (answer, after)
+
+
+@given(
+    st.one_of(
+        st.tuples(st.lists(rules(), min_size=1, max_size=2), st.just(1)),
+        st.tuples(st.lists(rules(("gcra",)), min_size=1, max_size=1), st.just(420)),  # all that are drawn divide it
+    ),
+    st.lists(st.tuples(st.integers(0, 20), st.sampled_from("aaab"), st.booleans()), min_size=10, max_size=50),
+)
+def test_a_limiter_admits_exactly_what_the_definitions_do(
+    drawn: tuple[list[Rule], int], history: list[tuple[int, str, bool]]
+) -> None:
+    together, unit = drawn
+    clock = Nanoseconds()
+    limits = [Limit(rule.limit, rule.period * unit / 1e9, rule.burst, rule.algorithm) for rule in together]
+    limiter = RateLimiter(*limits, clock=clock)
+    references = {key: [Reference(limit.rule) for limit in limits] for key in "ab"}
+
+    def left(key: str) -> int:
+        counts = range(1, min(rule.burst for rule in together) + 1)
+        return max((n for n in counts if all(each.admits(clock.at, n) for each in references[key])), default=0)
+
+    async def play() -> None:
+        for pause, key, is_task in history:
+            clock.at += pause * unit
+            is_due = left(key) > 0
+            decision = await limiter.ahit(key) if is_task else limiter.hit(key)
+            assert decision.allowed == is_due
+            if decision:
+                for reference in references[key]:
+                    reference.spend(clock.at, 1)
+                assert decision.retry_after == 0.0
+            else:
+                # The wait is the true one: it fits then, and not a nanosecond before.
+                due = clock.at + round(decision.retry_after * 1e9)
+                assert all(each.admits(due, 1) for each in references[key])
+                assert not all(each.admits(due - 1, 1) for each in references[key])
+            assert decision.remaining == left(key)
+            assert decision.reset_after == limiter.peek(key).reset_after
+            assert decision.rule in limits
+            assert decision.limit == decision.rule.amount
+
+    asyncio.run(play())
+    stats = limiter.stats()
+    assert stats.admitted + stats.denied == len(history)
+    assert stats.admitted == sum(len(reference.spent) for reference in (each[0] for each in references.values()))
 
 
 @given(rules(), st.lists(st.tuples(PAUSES, st.integers(1, 4)), max_size=40))

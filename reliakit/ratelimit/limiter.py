@@ -27,7 +27,7 @@ from reliakit.ratelimit.limit import Decision, Limit, limit_of
 from reliakit.ratelimit.outage import GuardedStore, OnStoreError, StandInAnswer
 from reliakit.ratelimit.tally import LimiterStats, Tally
 from reliakit.ratelimit.waiting import Line, Slot, Waiting
-from reliakit.stores.memory import Fields, MemoryStore, Spender
+from reliakit.stores.memory import MemoryStore, Spender, Terms
 from reliakit.stores.protocol import FOREVER, Answer, Op, Plan, Store
 
 if TYPE_CHECKING:
@@ -126,11 +126,9 @@ class RateLimiter:
             asked = BreachLimited(self._guard or self._store, denials, len(self.limits))
             self._shown += ((breaches, breaches.amount),)
         self._apply, self._aapply = asked.apply, asked.aapply
-        self._spend: Spender = self._checked
-        if asked is self._store:
-            self._spend = self._spent_first
+        self._is_asked_in_memory = asked is self._store
+        self._spend: Spender[Decision] = self._begin
         self._tally = Tally(self)
-        self._admitted_so_far, self._denied_so_far = self._tally.admitted, self._tally.denied
         self._heard = False
         self._waiting = Waiting(checks.count("max_waiters", max_waiters))
         watch(self)
@@ -146,31 +144,22 @@ class RateLimiter:
         Raises:
             ConfigurationError: The key or the cost is none.
         """
-        answer: Fields
-        if cost is _ONE:
+        if self._is_short and cost is _ONE:
             spend = self._spend  # called by its attribute, what is no method costs twice as much
-            answer = spend(key)
-        else:
-            answer = self._checked(key, cost)
-        if self._is_watched:
-            return self._decided(key, cost, answer)
-        admitted, binding, left, wait, reset = answer
-        limit, amount = self._shown[binding]
-        if admitted:
-            next(self._admitted_so_far)
-            return _new(Decision, (True, amount, left, 0.0, reset / 1e9, False, limit))
-        before = next(self._denied_so_far)
-        tally = self._tally
-        if not before % tally.every:
-            tally.note(key)
-        if self._hears_denials:
-            self._tell(key, cost, Answer(admitted, binding, left, wait, reset), allowed=False, degraded=False)
-        return _new(Decision, (False, amount, left, wait / 1e9, reset / 1e9, False, limit))
+            decision = spend(key)
+            if decision is not None:
+                return decision
+        return self._decided(key, cost, self._checked(key, cost))
 
     async def ahit(self, key: str, cost: int = 1) -> Decision:
         """Spend `cost` if the limits allow it; the twin of `hit` for tasks."""
+        if self._is_short and cost is _ONE:  # a call of `hit` would cost a task a tenth more
+            spend = self._spend
+            decision = spend(key)
+            if decision is not None:
+                return decision
         if self._guard is None:
-            return self.hit(key, cost)
+            return self._decided(key, cost, self._checked(key, cost))
         self._check(key, cost)
         return self._decided(key, cost, await self._aapply(_HIT, self._plan, key, cost, 0))
 
@@ -284,18 +273,23 @@ class RateLimiter:
         """Remember whether anybody listens to decisions; see `reliakit.core.spine.watch`."""
         self._heard = self._emitter.hears(LimitDecided)
         self._hears_denials = self._emitter.hears(LimitDenied)
-        self._is_watched = self._heard or self._shadow or self._guard is not None
+        self._is_short = self._is_asked_in_memory and not self._heard and not self._shadow
         self._emitter.introduce(LimiterPresent, read=self._tally.read)
 
     def _checked(self, key: str, cost: int = 1) -> Answer:
         self._check(key, cost)
         return self._apply(_HIT, self._plan, key, cost, 0)
 
-    def _spent_first(self, key: str) -> Answer:
-        """Decide for the first key; the next ones take the short way, once the store's clock is settled."""
-        answer = self._checked(key)
-        self._spend = cast("MemoryStore", self._store).spender(self._plan, self._checked)
-        return answer
+    def _begin(self, _: str) -> None:
+        """Leave the first key to the long way; the next ones take the short one, as the store's clock is settled."""
+        terms = Terms(Decision, self._shown, self._tally.admitted, self._denied)
+        self._spend = cast("MemoryStore", self._store).spender(self._plan, terms)
+
+    def _denied(self, key: str, wait: int) -> None:
+        """Count and tell a denial of the short way."""
+        self._tally.deny(key)
+        if self._hears_denials:
+            self._tell(LimitDenied, key, 1, wait, allowed=False, degraded=False)
 
     def _check(self, key: object, cost: object) -> None:
         if not isinstance(key, str) or not key:
@@ -350,36 +344,33 @@ class RateLimiter:
         guard = self._guard
         return self._store if guard is None else guard.local if slot.line.is_stand_in else guard
 
-    def _decided(self, key: str, cost: int, fields: Fields) -> Decision:
-        answer = fields if isinstance(fields, Answer) else Answer(*fields)
+    def _decided(self, key: str, cost: int, answer: Answer) -> Decision:
         decision = self._decision(answer)
-        self._count(key, answer, degraded=decision.degraded)
-        if self._heard or (self._hears_denials and not answer.admitted):
-            self._tell(key, cost, answer, allowed=decision.allowed, degraded=decision.degraded)
-        return decision
-
-    def _tell(self, key: str, cost: int, answer: Answer, *, allowed: bool, degraded: bool) -> None:
-        self._emitter.emit(
-            LimitDecided if answer.admitted else LimitDenied,
-            key=key,
-            allowed=allowed,
-            denied=not answer.admitted,
-            enforced=not self._shadow,
-            degraded=degraded,
-            cost=cost,
-            retry_after=0.0 if answer.admitted else answer.wait / 1e9,
-        )
-
-    def _count(self, key: str, answer: Answer, *, degraded: bool) -> None:
         tally = self._tally
-        if degraded:
+        if decision.degraded:
             next(tally.degraded)
         if answer.admitted:
             next(tally.admitted)
         else:
-            before = next(tally.shadow_denied if self._shadow else tally.denied)
-            if not before % tally.every:
-                tally.note(key)
+            tally.deny(key, is_shadow=self._shadow)
+        if self._heard or (self._hears_denials and not answer.admitted):
+            kind, wait = (LimitDecided, 0) if answer.admitted else (LimitDenied, answer.wait)
+            self._tell(kind, key, cost, wait, allowed=decision.allowed, degraded=decision.degraded)
+        return decision
+
+    def _tell(
+        self, kind: type[LimitDecided], key: str, cost: int, wait: int, *, allowed: bool, degraded: bool
+    ) -> None:
+        self._emitter.emit(
+            kind,
+            key=key,
+            allowed=allowed,
+            denied=kind is LimitDenied,
+            enforced=not self._shadow,
+            degraded=degraded,
+            cost=cost,
+            retry_after=wait / 1e9,
+        )
 
     def _decision(self, answer: Answer) -> Decision:
         admitted, binding, left, wait, reset = answer

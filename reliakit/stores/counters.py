@@ -76,7 +76,8 @@ class Gcra(Counter):
     def due(self, state: int | None, at: int, cost: int, /) -> int:
         """See `Counter`."""
         # Rounded up, to the first nanosecond at which it fits.
-        return max(at, -((self.tolerance - self.spend(state, at, cost)) // self.scale))
+        arrival = max(state or 0, at * self.scale) + self.increment * cost
+        return max(at, -((self.tolerance - arrival) // self.scale))
 
     def spend(self, state: int | None, at: int, cost: int, /) -> int:
         """See `Counter`."""
@@ -135,6 +136,12 @@ class SlidingLog(Counter):
         """See `Counter`."""
         return self._since(state, at)[:-cost] or None
 
+    def fit(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> tuple[int, int, tuple[int, ...]] | None:
+        """See `Counter`."""
+        spent = self._since(state, at)
+        room = self._limit - len(spent) - cost
+        return None if room < 0 else (room, at + self._period, spent + (at,) * cost)
+
     def _since(self, state: tuple[int, ...] | None, at: int) -> tuple[int, ...]:
         return () if state is None else state[bisect_right(state, at - self._period) :]
 
@@ -182,6 +189,14 @@ class SlidingCounter(Counter):
         before, here = max(0, before + min(0, here - cost)), max(0, here - cost)
         return (start, before, here) if before or here else None
 
+    def fit(self, state: _Sums | None, at: int, cost: int, /) -> tuple[int, int, _Sums] | None:
+        """See `Counter`."""
+        start, before, here = self._rolled(state, at)
+        here += cost
+        period = self._period
+        room = (self._limit - here) * period - before * (start + period - at)
+        return None if room < 0 else (room // period, start + 2 * period, (start, before, here))
+
     def _rolled(self, state: _Sums | None, at: int) -> _Sums:
         if state is None:
             return at, 0, 0
@@ -225,6 +240,12 @@ class FixedWindow(Counter):
         """See `Counter`."""
         start, spent = self._rolled(state, at)
         return (start, spent - cost) if spent > cost else None
+
+    def fit(self, state: tuple[int, int] | None, at: int, cost: int, /) -> tuple[int, int, tuple[int, int]] | None:
+        """See `Counter`."""
+        start, spent = self._rolled(state, at)
+        spent += cost
+        return None if spent > self._limit else (self._limit - spent, start + self._period, (start, spent))
 
     def _rolled(self, state: tuple[int, int] | None, at: int) -> tuple[int, int]:
         return (at, 0) if state is None or at >= state[0] + self._period else state

@@ -12,8 +12,11 @@ choose with whom a key shares.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock, nanoseconds_of
@@ -26,19 +29,35 @@ from reliakit.stores.protocol import Answer, Op
 from reliakit.stores.shelf import Place, Shelf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptRules
     from reliakit.stores.protocol import Plan
 
-__all__ = ["Fields", "MemoryStore", "Spender"]
+__all__ = ["MemoryStore", "Spender", "Terms"]
 
-# The fields of an `Answer` in a plain tuple, which is made in half the time.
-Fields: TypeAlias = tuple[bool, int, int, int, int]
-Spender: TypeAlias = "Callable[[str], Fields]"
+T = TypeVar("T", bound="tuple[Any, ...]")
+Spender: TypeAlias = "Callable[[str], T | None]"
 
 _HIT = Op.HIT
 _SHARED_STATES = 2**16
+# A named tuple's own constructor takes three times as long.
+_new: Callable[..., Any] = cast("Any", tuple).__new__
+
+
+class Terms(NamedTuple, Generic[T]):
+    """What a spender answers, and who counts it.
+
+    Attributes:
+        kind: The type of a decision, a named tuple of allowed, limit, remaining, retry_after, reset_after, degraded
+            and rule.
+        shown: For each rule of the plan, what a decision shows as rule and as limit.
+        admitted: Counts what was admitted.
+        denied: Told of what was not: a callable(key, nanoseconds to wait).
+    """
+
+    kind: type[T]
+    shown: tuple[tuple[object, int], ...]
+    admitted: count[int]
+    denied: Callable[[str, int], None]
 
 
 class MemoryStore:
@@ -68,79 +87,95 @@ class MemoryStore:
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one atomic step; see `Store.apply`."""
         now = self._now()
+        machine, shelf = self._plans.get(plan.space) or self._plan(plan)
+        state = shelf.young.get(key)
+        if state is not None and op is _HIT and now < shelf.due:
+            answer, after = machine.hit(state, now, cost, patience)
+            if after is state or self._swap(shelf, key, state, after):
+                return answer
         with self._lock:
-            machine, shelf = self._plans.get(plan.space) or self._plan(plan)
             if now >= shelf.due:
                 shelf.drain(now)
-            young = shelf.young
-            state = young.get(key)
-            if state is not None and op is _HIT:
-                answer, after = machine.hit(state, now, cost, patience)
-                if young.get(key) is state:  # else garbage was collected that changed it: decide anew
-                    young[key] = after
-                    return answer
             place = self._place(shelf, key, now)
             while True:
                 known = shelf.find(place)
                 answer, after = machine.decide(op, known, now, cost, patience)
-                if shelf.find(place) is known:
+                if shelf.find(place) is known:  # else garbage was collected that changed it: decide anew
                     shelf.put(place, known, after)
                     return answer
 
-    def spender(self, plan: Plan, otherwise: Spender) -> Spender:
-        """Return what spends 1 for a key now or not at all: `apply` with all that can be looked up beforehand.
+    def spender(self, plan: Plan, terms: Terms[T]) -> Spender[T]:
+        """Return what spends 1 for a key the short way: `apply` with all that can be looked up beforehand.
+
+        It decides for keys that are found at once, and takes the lock only to write: states are immutable, so the
+        sums are done before, and done anew by `apply` if another was faster. A denial writes nothing and takes none.
 
         Args:
             plan: The limiter's rules.
-            otherwise: Decides for a key that is not known, and is given whatever the caller calls a key.
+            terms: What to answer, and who counts it.
 
         Returns:
-            A callable(key) -> the fields of an `Answer`.
+            A callable(key) -> the decision, or None for what `apply` is to decide. It may be given anything as a key.
         """
         machine, shelf = self._plans.get(plan.space) or self._plan(plan)
         if isinstance(machine, OneGcra) and machine.scale == 1:
-            return self._gcra_spender(machine, shelf, otherwise)
-        hit, clock = machine.hit, self._now
+            return self._gcra_spender(machine, shelf, terms)
+        fit, defer, clock, swap = machine.fit, machine.defer, self._now, self._swap
+        kind, shown, admitted, denied = terms
 
-        def spend(key: str) -> Fields:
-            with self._lock:
-                now = clock()
-                try:
-                    state = shelf.young[key]
-                except (KeyError, TypeError):
-                    state = None
-                if state is not None and now < shelf.due:
-                    answer, after = hit(state, now, 1, 0)
-                    if shelf.young.get(key) is state:  # else garbage was collected that changed it
-                        shelf.young[key] = after
-                        return answer
-            return otherwise(key)
+        def spend(key: str) -> T | None:
+            try:
+                state = shelf.young[key]
+            except (KeyError, TypeError):
+                return None
+            now = clock()
+            if now >= shelf.due or type(key) is not str:
+                return None
+            (is_admitted, binding, left, wait, reset), after = fit(state, now, 1) or defer(state, now, 1, 0)
+            limit, amount = shown[binding]
+            decision: T = _new(kind, (is_admitted, amount, left, wait / 1e9, reset / 1e9, False, limit))
+            if not is_admitted:
+                denied(key, wait)
+                return decision
+            if not swap(shelf, key, state, after):
+                return None
+            next(admitted)
+            return decision
 
         return spend
 
-    def _gcra_spender(self, machine: OneGcra, shelf: Shelf, otherwise: Spender) -> Spender:
-        """Do the sums of `OneGcra.hit` in place where nothing needs rounding, in half the time."""
+    def _gcra_spender(self, machine: OneGcra, shelf: Shelf, terms: Terms[T]) -> Spender[T]:
+        """Do the sums of `OneGcra` in place where nothing needs rounding, in half the time."""
         increment, most = machine.increment, machine.tolerance - machine.increment
-        clock = self._now
+        clock, swap = self._now, self._swap
+        kind, ((limit, amount),), admitted, denied = terms
+        # What all keys are told that come when they are as good as new, the commonest decision.
+        first: T = _new(kind, (True, amount, most // increment, 0.0, increment / 1e9, False, limit))
 
-        def spend(key: str) -> Fields:
-            with self._lock:
-                now = clock()
-                try:
-                    backlog = shelf.young[key] - now
-                    # From here to the end nothing runs that could collect garbage, so nothing changes it.
-                    if now < shelf.due and key.__class__ is str:
-                        if backlog < 0:  # noqa: PLR1730 - max() costs as much as all the rest of the sums
-                            backlog = 0
-                        room = most - backlog
-                        if room < 0:
-                            return False, 0, 0, -room, backlog
-                        backlog += increment
-                        shelf.young[key] = now + backlog
-                        return True, 0, room // increment, 0, backlog
-                except (KeyError, TypeError):
-                    pass
-            return otherwise(key)
+        def spend(key: str) -> T | None:
+            try:
+                arrival = shelf.young[key]
+            except (KeyError, TypeError):
+                return None
+            now = clock()
+            if now >= shelf.due or type(key) is not str:
+                return None
+            if arrival <= now:
+                after, decision = now + increment, first
+            else:
+                backlog = arrival - now
+                if backlog > most:
+                    wait = backlog - most
+                    denied(key, wait)
+                    refusal: T = _new(kind, (False, amount, 0, wait / 1e9, backlog / 1e9, False, limit))
+                    return refusal
+                after = arrival + increment
+                left, reset = (most - backlog) // increment, (backlog + increment) / 1e9
+                decision = _new(kind, (True, amount, left, 0.0, reset, False, limit))
+            if not swap(shelf, key, arrival, after):
+                return None
+            next(admitted)
+            return decision
 
         return spend
 
@@ -202,6 +237,27 @@ class MemoryStore:
         """Return how many states are kept, those that may be forgotten by now included."""
         with self._lock:
             return sum([shelf.own + shelf.shared for shelf in list(self._shelves.values())])
+
+    def _swap(self, shelf: Shelf, key: str, known: object, state: object) -> bool:
+        """Write a state if `known` still is what is known of the key, and return whether it is.
+
+        Between the look and the writing nothing is called, so no garbage is collected there and no signal handled
+        that could spend or give back in this very thread.
+        """
+        lock = self._lock
+        try:  # what `with` does too, in 150 of the 500 ns of a decision instead of 70
+            lock.acquire()
+            young = shelf.young
+            is_mine = key in young and young[key] is known
+            if is_mine:
+                young[key] = state
+        except BaseException:
+            # A signal's handler has raised. There is nothing to release if it did so while this thread waited.
+            with contextlib.suppress(RuntimeError):
+                lock.release()
+            raise
+        lock.release()
+        return is_mine
 
     def _plan(self, plan: Plan) -> tuple[Machine, Shelf]:
         machine = machine_for(plan.rules)
