@@ -123,6 +123,8 @@ class TestTransactions:
         started(Emitter("main"))
         for status in ("commit", "rollback", "timeout", "unknown", "retry"):
             assert value(metrics, "transaction_total", **LOGIN, status=status) == 0
+        assert value(metrics, "transaction_deliberate_rollbacks_total", **LOGIN) == 0
+        assert value(metrics, "transaction_retries_total", **LOGIN, reason="deadlock") == 0
         for name in ("db_pool_leaked_connections_total", "db_pool_timeouts_total", "db_replica_fallbacks_total"):
             assert value(metrics, name, pool="main") == 0
 
