@@ -78,17 +78,33 @@ def _marker(_secret: str, _name: str = "", /) -> str:
 
 _DEFAULT_RULES = KeyRules()
 
-_PEM_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
-_PEM_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+# What stands around a private key: PEM, and the file format of PuTTY.
+_FRAMES = (
+    (
+        "-----BEGIN ",
+        re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"),
+        re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"),
+    ),
+    (
+        "Private-Lines:",
+        re.compile(r"Private-Lines: [0-9]{1,3}(?=[\r\n\\])"),
+        re.compile(r"Private-MAC: [0-9a-f]{0,64}"),
+    ),
+)
 
 
-def _pem(text: str, hide: Hide, _rules: KeyRules) -> str:
-    if "-----BEGIN " not in text:
-        return text
+def _private_keys(text: str, hide: Hide, _rules: KeyRules) -> str:
+    for sign, begin, end in _FRAMES:
+        if sign in text:
+            text = _framed(text, hide, begin, end)
+    return text
+
+
+def _framed(text: str, hide: Hide, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
     parts: list[str] = []
     at = 0
-    while (begin := _PEM_BEGIN.search(text, at)) is not None:
-        end = _PEM_END.search(text, begin.end())
+    while (begin := opening.search(text, at)) is not None:
+        end = closing.search(text, begin.end())
         # A key that was cut off in the middle is still a key.
         stop = end.start() if end else len(text)
         parts += (text[at : begin.end()], hide(text[begin.end() : stop]), end.group() if end else "")
@@ -227,7 +243,7 @@ def _ip_addresses(text: str, hide: Hide, _rules: KeyRules) -> str:
 
 
 DEFAULT: tuple[Detector, ...] = (
-    Detector("private_key", _pem),
+    Detector("private_key", _private_keys),
     Detector("userinfo", _userinfo),
     Detector("field", bodies.mask_fields),
     Detector("authorization", _scheme),

@@ -23,13 +23,21 @@ _NAMED = re.compile(
     r"|tax(?:payer)? id|passport|nhs|medicare|pesel|bsn|burgerservicenummer|rijksregisternummer|personnummer"
     r"|f[o?]dselsnummer|cpr|hetu|henkil[o?]tunnus|(?:personal)?ausweis(?:nummer)?|steuer-?id(?:entifikationsnummer)?"
     r"|sozialversicherungsnummer|ahv|cpf|cnpj|curp|dni|nif|cuit|cuil|c[e?]dula|tckn|t\.?c\.? k[i?]ml[i?]k|egn|oib"
+    r"|imei|my number|(?:south african|rsa|sa) id|t\.c\.(?=[ ]?[0-9]{11})|ein(?=[ :#]{1,3}[0-9]{2}-[0-9]{7})"
+    r"|(?:sin|tfn)(?=[ :#]{1,3}[0-9]{3}[ \-][0-9]{3}[ \-][0-9]{3})"
     r"|jmbg|em[s?]o|cnp|isikukood|asmens kodas|personas kods|amka|aadhaa?r|nric|mykad|codice fiscale)"
     r"(?: (?:number|num|no|nr|nummer|numaras[i?]|code|id)\b\.?)?(?: (?:is|was|of|for))?[ \t]{0,2}[:=#]?[ \t]{0,2}"
     r"(?!(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9](?![0-9\-]))([0-9][0-9 .\-/]{5,20}[0-9])(?![\w\-/])"
 )
+# Numbers with letters among them, told by the name in front of them.
+_LETTERED = re.compile(
+    r"\b(?:passport|driv(?:er'?s?|ing) licen[cs]e|pan(?: card)?|mbi|voter id|identity card|id card)"
+    r"(?: (?:number|num|no|nr)\b\.?)?(?: (?:is|was|of))?[ \t]{0,2}[:=#]?[ \t]{0,2}"
+    r"(?=[a-z]{1,6}[0-9]{2}|[0-9][a-z])([a-z0-9]{7,16})(?![\w\-/])"
+)
 _BEFORE = 48
 # Where one can stand at all: most texts have no such run of capitals, digits and separators.
-_RUN = re.compile(r"(?<![\w.\-/])[A-Z0-9][A-Z0-9kx.\-/+ ]{7,}+")
+_RUN = re.compile(r"(?<![\w.\-/])[A-Z0-9][A-Z0-9kx.\-/+ ]{6,}+")
 
 
 def mask_national_ids(text: str, hide: Hide, _rules: KeyRules) -> str:
@@ -41,8 +49,8 @@ def mask_national_ids(text: str, hide: Hide, _rules: KeyRules) -> str:
             if start >= at:
                 parts += (text[at:start], hide(text[start:end]))
                 at = end
-        # What follows a number decides, too: two characters more are enough to see that it goes on.
-        for found in _ANY.finditer(text, run.start(), run.end() + 2):
+        # What follows a number decides, too: a bracketed digit, and two characters to see that it goes on.
+        for found in _ANY.finditer(text, run.start(), run.end() + 5):
             end = _end_of(found)
             if end and found.start() >= at:
                 parts += (text[at : found.start()], hide(text[found.start() : end]))
@@ -54,8 +62,9 @@ def _named(text: str, run: re.Match[str]) -> Iterator[tuple[int, int]]:
     """Yield where the numbers stand that have a name in front of them."""
     first = max(0, run.start() - _BEFORE)
     plain = text[first : run.end() + 2].encode("ascii", "replace").decode("ascii").lower()
-    for found in _NAMED.finditer(plain):
-        yield first + found.start(1), first + found.end(1)
+    for pattern in (_NAMED, _LETTERED):
+        for found in pattern.finditer(plain):
+            yield first + found.start(1), first + found.end(1)
 
 
 def _end_of(found: re.Match[str]) -> int:
@@ -195,6 +204,19 @@ def _singapore(number: str) -> bool:
     return ("JZIHGFEDCBA" if number[0] in "ST" else "XWUTRQPNMLK")[total % 11] == number[-1]
 
 
+def _hong_kong(number: str) -> bool:
+    letters = [ord(char) - 55 for char in number if char.isalpha()][: -1 if number[-2].isalpha() else None]
+    check = 10 if number[-2] == "A" else int(number[-2])
+    digits = [int(char) for char in number if char.isdigit()][:6]
+    padded = [36, *letters] if len(letters) == 1 else letters
+    return (_weighted([*padded, *digits], (9, 8, 7, 6, 5, 4, 3, 2)) + check) % 11 == 0
+
+
+def _russia(number: str) -> bool:
+    digits = _digits(number)
+    return _weighted(digits[:9], (9, 8, 7, 6, 5, 4, 3, 2, 1)) % 101 % 100 == digits[9] * 10 + digits[10]
+
+
 def _ireland(number: str) -> bool:
     total = _weighted(_digits(number[:7]), (8, 7, 6, 5, 4, 3, 2))
     total += (ord(number[8]) - 64) * 9 if len(number) > 8 and number[8] != "W" else 0
@@ -212,6 +234,7 @@ _FORMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     (r"(?:[12][0-9])?[0-9]{6}[-+][0-9]{4}", _sweden),
     (rf"{_DAYS}{_MONTHS}[0-9]{{2}}[-+A-FU-Y][0-9]{{3}}[0-9A-Y]", _finland),
     (r"[0-9]{6}/[0-9]{4}", _czechia),
+    (r"[0-9]{3}-[0-9]{3}-[0-9]{3}[ -][0-9]{2}", _russia),
     (r"756\.[0-9]{4}\.[0-9]{4}\.[0-9]{2}", _switzerland),
     (r"[0-9]{2}\.[0-9]{2}\.[0-9]{2}-[0-9]{3}\.[0-9]{2}", _belgium),
     (r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", _brazil_person),
@@ -229,6 +252,7 @@ _FORMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     (r"(?:[0-9]{8}|[XYZ][0-9]{7})-?[A-HJ-NP-TV-Z]", _spain),
     (r"[A-Z]{6}[0-9L-NP-V]{2}[A-EHLMPR-T][0-9L-NP-V]{2}[A-Z][0-9L-NP-V]{3}[A-Z]", _italy),
     (r"[STFG][0-9]{7}[A-Z]", _singapore),
+    (r"[A-Z]{1,2}[0-9]{6}\([0-9A]\)", _hong_kong),
     (r"[0-9]{7}[A-W][A-IW]?", _ireland),
     (
         rf"[A-Z][AEIOUX][A-Z]{{2}}[0-9]{{2}}{_MONTHS}{_DAYS}[HMX][A-Z]{{2}}[B-DF-HJ-NP-TV-Z]{{3}}[0-9A-Z][0-9]",

@@ -150,6 +150,7 @@ _COUNTRIES = """
     RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30
 """
 _IBAN_LENGTHS = {entry[:2]: int(entry[2:]) for entry in _COUNTRIES.split()}
+_NO_CHECK_DIGITS = ("00", "01", "99")
 _IBAN = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[0-9]{2}(?:[ \-]?[A-Za-z0-9]){11,30}")
 
 
@@ -171,7 +172,7 @@ def mask_ibans(text: str, hide: Hide, _rules: KeyRules) -> str:
 def _iban_end(found: re.Match[str]) -> int:
     """Return where the number ends, or 0 when it is none: what follows may have been taken along."""
     length = _IBAN_LENGTHS.get(found[1].upper(), 0)
-    if not length:
+    if not length or found[0][2:4] in _NO_CHECK_DIGITS:
         return 0
     taken, compact = 0, ""
     for char in found[0]:
@@ -188,17 +189,28 @@ def _iban_end(found: re.Match[str]) -> int:
 
 
 _INTERNATIONAL = re.compile(r"\+(?<![\w+]\+)[1-9](?:[ ().\-]{0,2}[0-9]){7,14}(?![0-9])")
+# An area code in brackets, as in Brazil, Russia and Germany; four digits would be a year.
+_BRACKETED = re.compile(
+    r"\((?<![\w.+\-]\()(?:0[1-9][0-9]{1,3}|[1-9][0-9]{1,2})\)[ ]?[0-9]{3,5}(?:[ \-][0-9]{2,4}){1,2}(?![\w\-])"
+)
+_LEAST_DIGITS = 10
 # The end is searched first, because it begins with a digit: that is several times as fast as a lookbehind.
 _AMERICAN_END = re.compile(r"[2-9][0-9]{2}[ .\-][0-9]{4}(?![\w\-]|\.[0-9])")
 _AMERICAN_BEGIN = re.compile(r"(?<![\w.+\-])(?:1[ .\-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .\-])\Z")
 
 
 def mask_phones(text: str, hide: Hide, _rules: KeyRules) -> str:
-    """Hide phone numbers in international form, and in the form of North America."""
+    """Hide phone numbers in international form, in the form of North America, and with an area code in brackets."""
     if "+" in text:
         text = _INTERNATIONAL.sub(lambda found: hide(found[0]), text)
     found = _AMERICAN_END.search(text)
-    return text if found is None else _mask_american(text, found, hide)
+    if found is not None:
+        text = _mask_american(text, found, hide)
+    return _BRACKETED.sub(lambda found: _bracketed(found[0], hide), text) if "(" in text else text
+
+
+def _bracketed(number: str, hide: Hide) -> str:
+    return hide(number) if sum(map(str.isdigit, number)) >= _LEAST_DIGITS else number
 
 
 def _mask_american(text: str, found: re.Match[str] | None, hide: Hide) -> str:

@@ -26,7 +26,7 @@ TOO_SLOW = "[too slow to scan]"
 _WORTH = re.compile(
     r"[=@$<:：＝'\"%]|[A-Za-z0-9_.+/~\-]{16}|[0-9][0-9 ().\-/]{7}|[A-Z]{0,6}[0-9]{6}|--|\+[0-9]"
     r"|earer|EARER|asic |ASIC |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey |Failing|ENTIF|entified "
-    r"|AUTH |OTP|[Oo]tp |[Cc]ode |[Ii][dD] [0-9a-f]| -[apPuwUXA]"
+    r"|AUTH |PAN |OTP|[Oo]tp |[Cc]ode |[Ii][dD] [0-9a-f]| -[apPuwUXA]"
 )
 REMEMBERED = 4096
 _LONGEST_REMEMBERED = 80

@@ -77,7 +77,7 @@ def _tree(tokens: list[VendorToken]) -> str:
 
 
 _TOKEN = re.compile(rf"(?<![A-Za-z0-9])(?:{_tree(list(table()))})")
-_LONG_WORD = re.compile(r"[A-Za-z0-9_.\-+/=:~$|]{16,}+")
+_LONG_WORD = re.compile(r"[A-Za-z0-9_.\-+/=:~$|@!]{16,}+")
 _HARMLESS = re.compile(r"[0-9a-f\-]++|[0-9A-F\-]++|[a-z_.\-/]++")
 # Tokens that are told by something else than their beginning.
 _OTHERS = re.compile(
@@ -98,8 +98,28 @@ _OTHERS = re.compile(
     r"|(?<![A-Za-z0-9_])pk_[0-9]{8,9}_[A-Z0-9]{32}(?![A-Za-z0-9])"  # ClickUp
     r"|(?<![\w.])s\.(?=[A-Za-z]{0,23}[0-9])[A-Za-z0-9]{24}(?![A-Za-z0-9])"  # Vault, before 1.10
     r"|(?<![\w/])[0-9]/[0-9]{12,20}(?:/[0-9]{12,20})?:[0-9a-f]{32}(?![0-9a-f])"  # Asana
+    r"|(?<![A-Za-z0-9_])access_token\$(?:production|sandbox)\$[a-z0-9]{8,32}\$[0-9a-f]{32}"  # Braintree
+    r"|(?<![A-Za-z0-9])00D[A-Za-z0-9]{12}![A-Za-z0-9._]{80,}+"  # Salesforce session
+    r"|(?<![\w\-])00(?=[^A-Z]{0,39}[A-Z])(?=[^a-z]{0,39}[a-z])[A-Za-z0-9_\-]{40}(?![\w\-])"  # Okta
+    r"|(?<![\w.])t1\.[A-Za-z0-9_\-]{20,}+={0,2}\.[A-Za-z0-9_\-]{80,}+"  # Yandex access token
+    r"|(?<![\w.\-])live_(?=[a-z_\-]{0,39}[A-Z0-9])[A-Za-z0-9_\-]{40}(?![\w\-])"  # GoCardless
+    r"|(?<![\w.\-])pa-(?=[a-z0-9_\-]{0,42}[A-Z])[A-Za-z0-9_\-]{43}(?![\w\-])"  # Voyage AI
+    r"|(?<![\w.\-])(?:live|test)_(?=[A-Za-z]{0,29}[0-9])[A-Za-z0-9]{30}(?![\w\-])"  # Mollie
+    r"|(?<![A-Za-z0-9])[rs]k_(?:live|prod|test)_[A-Za-z0-9_\-]{24,}+"  # with letters that Stripe's keys have not
+    r"|(?<![A-Za-z0-9+/_\-])[A-Za-z0-9+/_\-]{33,80}(?:A[zI](?:Fu|Se|Ca|oT)|ACDb|APIM|AZDO|\+A(?:Ba|MC|St|Sb|Eh|Rm)|ACR[A-D])"
+    r"[A-Za-z0-9+/_\-]{4,12}(?![A-Za-z0-9+/_\-])={0,2}"  # Microsoft Azure keys that name their service
+    r"|(?<![A-Za-z0-9_])2[A-Za-z0-9]{26}_[A-Za-z0-9]{20,21}(?![A-Za-z0-9_])"  # ngrok
+    r"|(?<![A-Za-z0-9_])at_[A-Za-z0-9]{10}_[A-Za-z0-9]{60,}+"  # HashiCorp Boundary
+    r"|(?<![\w.])v[1-4]\.(?:local|public)\.[A-Za-z0-9_\-]{40,}+(?:\.[A-Za-z0-9_\-]{1,200})?"  # PASETO
+    r"|(?<![A-Za-z0-9])MDAx[A-Za-z0-9]{2}xvY2F0aW9u[A-Za-z0-9_\-]{30,}+"  # macaroon
+    r"|(?<![A-Z0-9])S[AUOCNX][A-Z2-7]{56}(?![A-Z0-9])"  # NATS seed
+    r"|(?<![A-Za-z0-9_])(?:pi|seti|cs|src|pst)_[A-Za-z0-9_]{10,80}_secret_[A-Za-z0-9]{10,}+"  # Stripe client secret
     r"|(?<![0-9])[0-9]{15,16}\|[A-Za-z0-9_\-]{27,40}(?![A-Za-z0-9])"  # Facebook app
 )
+
+
+def _first_and_longest(found: re.Match[str]) -> tuple[int, int]:
+    return found.start(), -found.end()
 
 
 def mask_tokens(text: str, hide: Hide, _rules: KeyRules) -> str:
@@ -109,9 +129,10 @@ def mask_tokens(text: str, hide: Hide, _rules: KeyRules) -> str:
     for word in _LONG_WORD.finditer(text):
         if _HARMLESS.fullmatch(word[0]):
             continue
-        for pattern in (_TOKEN, _OTHERS):
-            for found in pattern.finditer(text, word.start(), word.end()):
-                if found.start() >= at:
-                    parts += (text[at : found.start()], hide(found[0]))
-                    at = found.end()
+        first, last = word.span()
+        several = [*_TOKEN.finditer(text, first, last), *_OTHERS.finditer(text, first, last)]
+        for found in sorted(several, key=_first_and_longest) if several else ():
+            if found.start() >= at:
+                parts += (text[at : found.start()], hide(found[0]))
+                at = found.end()
     return "".join((*parts, text[at:])) if parts else text

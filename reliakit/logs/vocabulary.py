@@ -100,6 +100,19 @@ COMPOUNDS = frozenset(
     maps key
     server key
     wep key
+    fernet key
+    pem key
+    rapidapi key
+    preshared key
+    signature key
+    conn str
+    two factor code
+    birth date
+    date of birth
+    fecha de nacimiento
+    date de naissance
+    data de nascimento
+    data di nascita
     wpa key
     sas key
     shared access signature
@@ -239,7 +252,7 @@ FIRST_WORDS = frozenset(words[0] for words in COMPOUNDS if len(words) == 2)
 # At the end of a name only: what comes after decides what the name is about. `KeyRules` says what each set means.
 WEAK_TAILS = word_set(
     "auth session sessions sid email emails mail phone telephone mobile msisdn iban clave passport mnemonic"
-    " telefon telefono"
+    " telefon telefono dob birthdate birthday geburtsdatum pan снилс инн паспорт"
 )
 WEAK_PAIRS = frozenset(
     {("email", "address"), ("mail", "address"), ("phone", "number"), ("mobile", "number"), ("telephone", "number")}
@@ -263,7 +276,7 @@ AFTER = word_set(
     parameter url uri endpoint path file filename dir directory folder location host port provider issuer
     iss audience aud scope scopes role class model family group category store manager bucket ring index position
     offset level match matches matched mismatch consent banner domain samesite httponly secure same site
-    supported support page link form input placeholder ref refs reference
+    supported support page link form input placeholder ref refs reference requested hasher
     """
 )
 # Before a sensitive word, directly.

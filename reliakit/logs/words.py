@@ -69,7 +69,7 @@ _ALL_PARTS = SECRETS | PARTS | AFTER | BEFORE | WEAK_TAILS
 _SHORTEST_JOINED, _LONGEST_JOINED = 6, 40
 # Shorter words are found by chance in longer ones.
 _SHORTEST_PART = 3
-_SHORT_PARTS = frozenset({"id", "db", "pg", "my", "x"})
+_SHORT_PARTS = frozenset({"id", "db", "pg", "my", "x", "pw"})
 _LONGEST_PART = 16
 
 _LONGEST_NAME = 256
