@@ -23,6 +23,7 @@ from reliakit.core.errors import CircuitOpenError
 from reliakit.core.events import ErrorSeen
 from reliakit.core.spine import subscribe
 from reliakit.logs import configure_logging, encode, get_logger, log_context
+from reliakit.logs.records import extras_of
 
 log = get_logger("app")
 
@@ -535,3 +536,32 @@ def test_a_level_that_is_set_later_holds_at_once():
         logger.error("no")
     plain.setLevel("NOTSET")
     assert [line["message"] for line in stream.records()] == ["yes", "yes"]
+
+
+def test_what_was_given_as_extra_is_found_wherever_it_stands_in_the_record():
+    def made(**extra):
+        return logging.getLogger("x").makeRecord("x", 20, "f.py", 1, "m", (), None, "f", extra)
+
+    class Own(logging.LogRecord):
+        def __init__(self, *args, **options):
+            self.first = 1
+            super().__init__(*args, **options)
+
+    plain, formatted, moved, less, own = (
+        made(a=1, b=2),
+        made(a=1),
+        made(a=1),
+        made(a=1),
+        Own("x", 20, "", 1, "m", (), None),
+    )
+    logging.Formatter("%(asctime)s %(message)s").format(formatted)
+    moved.__dict__["args"] = moved.__dict__.pop("args")
+    moved.late = 2
+    del less.process
+    own.last = 2
+    assert list(extras_of(plain.__dict__).items()) == [("a", 1), ("b", 2)]
+    assert extras_of(formatted.__dict__) == {"a": 1}
+    assert extras_of(moved.__dict__) == {"a": 1, "late": 2}
+    assert extras_of(less.__dict__) == {"a": 1}
+    assert extras_of(own.__dict__) == {"first": 1, "last": 2}
+    assert extras_of(made().__dict__) == {}

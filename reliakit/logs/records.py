@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -35,6 +36,10 @@ REQUEST_ID = "_reliakit_event"
 KEPT = "_reliakit_kept"
 RESERVED = frozenset({*RESERVED_ATTRS, "taskName"})
 _NO_FIELDS = RESERVED | {FIELDS, ERROR, FOUND, REQUEST_ID, KEPT}
+# The attributes of a record as the standard library makes it, in their order.
+_OWN = tuple(logging.LogRecord("", 0, "", 0, "", (), None).__dict__)
+_LAST_OWN = len(_OWN) - 1
+_NOTHING: tuple[str, Any] = ("", None)
 
 # `%s` right behind a sensitive word: once formatted, nothing tells the word and the secret apart.
 _NAMED_ARGUMENT = re.compile(r"(?<![\w.\-])([\w.\-]++)[\"']?[ \t]*+(?:=>|[:=]|is |was |to )?[ \t]*+[\"']?\Z")
@@ -76,6 +81,12 @@ def error_of(record: logging.LogRecord) -> object:
 
 def extras_of(attributes: dict[str, Any]) -> dict[str, Any]:
     """Return what a plain logging call gave as `extra`."""
+    # A record has its own attributes first, and what was given behind them: then the first need not be looked at.
+    items = islice(attributes.items(), _LAST_OWN, None)
+    if next(items, _NOTHING)[0] == _OWN[_LAST_OWN]:
+        extras = dict(items)
+        if _NO_FIELDS.isdisjoint(extras):
+            return extras
     return {key: value for key, value in attributes.items() if key not in _NO_FIELDS}
 
 
