@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,8 +18,10 @@ from hypothesis import strategies as st
 from naps import nap
 
 from reliakit import Bulkhead, BulkheadFullError, ConfigurationError, DeadlineExceededError, deadline, request_context
+from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.events import CallRejected, CallWaited
 from reliakit.resilience.places import Places, Ticket
+from reliakit.resilience.waiter import ThreadWaiter
 from reliakit.testing import ManualClock, RecordingListener
 
 
@@ -136,6 +140,28 @@ async def test_a_wait_ends_after_its_time_or_with_the_deadline(clock: ManualCloc
         (5.0, False),
     ]
     assert (guard.running, guard.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("seconds", [None, 5.0])
+def test_a_thread_waits_by_a_plain_lock_which_no_ctrl_c_leaves_held(seconds: float | None) -> None:
+    entered: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code.co_filename == threading.__file__:
+            entered.append(frame.f_code.co_name)
+
+    waiter = ThreadWaiter()
+    previous = sys.gettrace()
+    sys.settrace(note)
+    try:
+        waiter.wake()
+        waiter.wake()
+        waiter.wait(seconds, SYSTEM_CLOCK)
+    finally:
+        sys.settrace(previous)
+    waiter.wait(None, SYSTEM_CLOCK)
+    ThreadWaiter().wait(-1.0, SYSTEM_CLOCK)
+    assert entered == []
 
 
 def test_a_thread_waits_for_its_time(clock: ManualClock) -> None:
