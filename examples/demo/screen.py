@@ -105,7 +105,7 @@ class Screen:
 
     def save(self, file: Path) -> None:
         """Write what was on the screen as an SVG that asks nobody for fonts."""
-        console = Console(file=io.StringIO(), record=True, width=112, force_terminal=True, color_system="truecolor")
+        console = Console(file=io.StringIO(), record=True, width=118, force_terminal=True, color_system="truecolor")
         console.print(*self._said, self._picture, self._table, sep="\n")
         drawn = console.export_svg(title="python -m examples.demo", unique_id="reliakit-demo")
         drawn = re.sub(r"@font-face\s*\{.*?\}", "", drawn, flags=re.DOTALL)
