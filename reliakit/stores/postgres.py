@@ -35,6 +35,8 @@ __all__ = ["PostgresStore"]
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,40}(?:\.[a-z_][a-z0-9_]{0,40})?")
 _CIRCUITS = b"circuit\0"
+# Costs are few as a rule; whoever makes each call cost something else writes each anew.
+_MOST_COSTS = 64
 
 
 class PostgresStore(RemoteStore):
@@ -147,12 +149,13 @@ class PostgresStore(RemoteStore):
 class _Shape:
     """What all decisions under one plan have in common."""
 
-    __slots__ = ("_decide", "_hit", "_numbers", "_plan", "_space")
+    __slots__ = ("_decide", "_hit", "_numbers", "_plan", "_space", "_spent")
 
     def __init__(self, plan: Plan, names: dict[str, str]) -> None:
         self._plan = SharedPlan(plan)
         self._space = plan.space.encode("utf-8", "surrogatepass") + b"\0"
         self._numbers = _array(self._plan.numbers)
+        self._spent: dict[int, tuple[bytes, ...]] = {}
         self._hit = _call(names["hit"], "bytea bigint bigint bigint bigint bigint bigint")
         self._decide = _call(names["decide"], "bytea text bigint bigint bigint bigint[]")
 
@@ -162,8 +165,14 @@ class _Shape:
         if op is not Op.HIT or not self._plan.is_one_gcra:
             words = (op.encode(), now, b"%d" % cost, b"%d" % (patience // 1000), self._numbers)
             return Request(self._decide, (place, *words))
-        numbers = self._plan.spending(cost, patience // 1000)
-        return Request(self._hit, (place, now, *[b"%d" % number for number in numbers]))
+        spent = None if patience else self._spent.get(cost)
+        return Request(self._hit, (place, now, *(spent or self._spending(cost, patience))))
+
+    def _spending(self, cost: int, patience: int) -> tuple[bytes, ...]:
+        words = tuple([b"%d" % number for number in self._plan.spending(cost, patience // 1000)])
+        if not patience and len(self._spent) < _MOST_COSTS:
+            self._spent[cost] = words
+        return words
 
     def answer(self, reply: Any, op: Op, cost: int, patience: int) -> Answer:
         """Return the answer that goes with the server's."""

@@ -29,6 +29,8 @@ __all__ = ["Lane", "Pipe", "PooledTicks", "Ticks", "Waiting"]
 
 # An event loop's timer may be this early, in seconds.
 _MOMENT: Final = 0.001
+# Requests in a round trip: the first of a thousand are not to wait for the last.
+_AT_ONCE: Final = 256
 
 
 class Pipe(Protocol):
@@ -215,12 +217,10 @@ class PooledTicks(Ticks):
     def _go_on(self, lane: Lane) -> None:
         """Send what waits, if a connection is idle; else see that there will be one."""
         lane.waiting = [one for one in lane.waiting if not one.answer.done()]
-        if not lane.waiting:
-            return
-        if lane.idle:
-            batch, lane.waiting = lane.waiting, []
+        while lane.waiting and lane.idle:
+            batch, lane.waiting = lane.waiting[:_AT_ONCE], lane.waiting[_AT_ONCE:]
             lane.begin(self._served(lane, lane.idle.pop(), batch))
-        elif lane.size < self._most and lane.loop.time() >= lane.young_until:
+        if lane.waiting and lane.size < self._most and lane.loop.time() >= lane.young_until:
             # One at a time: a hundred tasks that come first must not make a hundred connections.
             self._claim(lane)
             lane.begin(self._grow(lane, lane.waiting[:]))

@@ -335,6 +335,48 @@ def test_a_pool_may_give_its_rows_in_any_shape(reliakit_dsn: str) -> None:
     assert asyncio.run(in_tasks()) == 9
 
 
+def test_a_pool_may_forget_what_was_prepared(reliakit_dsn: str) -> None:
+    with psycopg_pool.ConnectionPool(reliakit_dsn, min_size=1, max_size=1, reset=discard) as pool:
+        store = PostgresStore(pool, timeout=30.0)
+        assert [store.apply(Op.HIT, TEN, "k", 1).remaining for _ in range(3)] == [9, 8, 7]
+
+    async def in_tasks() -> list[int]:
+        async def adiscard(connection: Any) -> None:
+            await connection.set_autocommit(True)
+            await connection.execute("DISCARD ALL")
+            await connection.set_autocommit(False)
+
+        async with psycopg_pool.AsyncConnectionPool(
+            reliakit_dsn, min_size=1, max_size=1, open=False, reset=adiscard
+        ) as pool:
+            store = PostgresStore(pool, timeout=30.0)
+            return [(await store.aapply(Op.HIT, TEN, "k", 1)).remaining for _ in range(3)]
+
+    assert asyncio.run(in_tasks()) == [6, 5, 4]
+
+
+def discard(connection: Any) -> None:
+    connection.autocommit = True
+    connection.execute("DISCARD ALL")
+    connection.autocommit = False
+
+
+def test_what_the_server_refuses_one_task_it_does_not_refuse_the_others(
+    store: PostgresStore, reliakit_dsn: str
+) -> None:
+    store.apply(Op.HIT, TEN, "k", 1)
+    with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
+        connection.execute(
+            "ALTER TABLE reliakit_limits ADD CHECK (numbers[2] IS NULL OR numbers[1] < 0 OR cardinality(numbers) = 2)"
+        )
+
+    async def decide() -> list[str]:
+        several = [store.aapply(Op.HIT, plan, str(number), 1) for number in range(4) for plan in (TEN, SEVERAL)]
+        return [type(answer).__name__ for answer in await asyncio.gather(*several, return_exceptions=True)]
+
+    assert asyncio.run(decide()) == ["Answer", "StoreError"] * 4
+
+
 def test_what_is_as_good_as_new_is_purged(store: PostgresStore, reliakit_dsn: str) -> None:
     for number in range(20):
         store.apply(Op.HIT, TEN, str(number), 1)
