@@ -13,6 +13,7 @@ import pytest
 from reliakit import (
     CircuitBreaker,
     CircuitOpenError,
+    ConfigurationError,
     DeadlineExceededError,
     Policy,
     Retry,
@@ -21,6 +22,7 @@ from reliakit import (
     remaining,
     request_context,
 )
+from reliakit.core.context import current_priority
 from reliakit.integrations.grpc import (
     AsyncServerContext,
     ServerContext,
@@ -32,6 +34,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 GET, SEND, LIST = "/Stock/Get", "/Stock/Send", "/Stock/List"
 CODE = grpc.StatusCode
+HERE = ["127.0.0.0/8", "::1/128"]
 
 pytestmark = pytest.mark.anyio
 
@@ -46,10 +49,11 @@ class Script:
     """What the handlers answer with, and what they saw."""
 
     def __init__(self):
-        self.codes, self.seen = [], []
+        self.codes, self.seen, self.priorities = [], [], []
 
     def note(self):
         request = current_request()
+        self.priorities.append(current_priority())
         self.seen.append((request and request.request_id, request and request.trace_id, remaining()))
         return self.codes.pop(0) if self.codes else None
 
@@ -99,7 +103,7 @@ def async_handlers(script):
 @contextlib.contextmanager
 def served(script):
     with ThreadPoolExecutor(4) as pool:
-        server = grpc.server(pool, handlers=(handlers(script),), interceptors=[ServerContext()])
+        server = grpc.server(pool, handlers=(handlers(script),), interceptors=[ServerContext(trusted=HERE)])
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
@@ -110,7 +114,7 @@ def served(script):
 
 @contextlib.asynccontextmanager
 async def async_served(script):
-    server = grpc.aio.server(interceptors=[AsyncServerContext()])
+    server = grpc.aio.server(interceptors=[AsyncServerContext(trusted=HERE)])
     server.add_generic_rpc_handlers((async_handlers(script),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -184,6 +188,50 @@ async def test_deadline_request_id_and_trace_reach_the_handler(stock, method):
     for request_id, trace_id, left in script.seen:
         assert (request_id, trace_id) == ("r1", TRACE)
         assert 0 < left < 25.0
+
+
+@pytest.mark.parametrize("method", [GET, LIST])
+async def test_a_priority_reaches_the_handlers_of_a_service_that_trusts_the_caller(stock, method):
+    script, call = stock
+    with request_context(priority="sheddable"):
+        await call(method)
+    assert set(script.priorities) == {"sheddable"}
+    script.priorities.clear()
+    await call(method, metadata=(("x-request-priority", "urgent"),))
+    assert set(script.priorities) == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("trusted", "peer", "believed"),
+    [
+        ((), "ipv4:10.0.0.1:5", "default"),
+        (["10.0.0.0/8"], "ipv4:10.0.0.1:5", "critical"),
+        (["10.0.0.0/8"], "ipv4:203.0.113.9:5", "default"),
+        (["fd00::/8"], "ipv6:%5Bfd00::1%5D:5", "critical"),
+        (["fd00::/8"], "ipv6:[2001:db8::1]:5", "default"),
+        (["10.0.0.0/8"], "unix:", "default"),
+        (["unix"], "unix:/run/stock", "critical"),
+    ],
+)
+async def test_nobody_else_says_how_important_he_is(trusted, peer, believed):
+    class Context:
+        def peer(self):
+            return peer
+
+        def invocation_metadata(self):
+            return (("x-request-priority", "critical"),)
+
+        def time_remaining(self):
+            return None
+
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: current_priority())
+    within = ServerContext(trusted=trusted).intercept_service(lambda details: handler, None)
+    assert within.unary_unary(b"", Context()) == believed
+
+
+async def test_trusted_networks_are_checked():
+    with pytest.raises(ConfigurationError, match="trusted must hold networks"):
+        AsyncServerContext(trusted=["here"])
 
 
 async def test_without_a_deadline_the_handler_has_none(stock):

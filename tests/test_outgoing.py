@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest.mock import AsyncMock
+from wsgiref.util import setup_testing_defaults
+
 import pytest
 
-from reliakit import deadline, outgoing_headers, request_context
+from reliakit import current_request, deadline, outgoing_headers, request_context
 from reliakit.testing import ManualClock
-from reliakit.web import asgi
+from reliakit.web import asgi, wsgi
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -26,6 +29,62 @@ def test_id_trace_and_time_are_carried():
             "tracestate": "k=v",
             "X-Request-Deadline-Ms": "1400",
         }
+
+
+@pytest.mark.parametrize("priority", ["critical", "sheddable"])
+def test_a_priority_is_carried_that_is_not_the_default(priority):
+    with request_context(priority=priority):
+        assert outgoing_headers()["X-Request-Priority"] == priority
+        with request_context(priority="default"):
+            assert "X-Request-Priority" not in outgoing_headers()
+
+
+OURS = ("10.0.0.0/8", "fd00::/8")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("make", ["asgi", "wsgi"])
+@pytest.mark.parametrize(
+    ("told", "peer", "forwarded", "believed"),
+    [
+        ("critical", "10.0.0.1", None, "critical"),  # a service of ours
+        ("sheddable", "10.0.0.1", "10.7.0.1", "sheddable"),  # one of ours through a proxy of ours
+        ("critical", "fd00::1", None, "critical"),
+        ("critical", "203.0.113.9", None, "default"),  # a stranger
+        ("critical", "10.0.0.1", "203.0.113.9", "default"),  # a stranger through a proxy of ours
+        ("critical", "10.0.0.1", "10.7.0.1, 203.0.113.9", "default"),  # who says that he comes from within
+        ("urgent", "10.0.0.1", None, "default"),
+        ("critical, critical", "10.0.0.1", None, "default"),
+    ],
+)
+async def test_a_priority_is_believed_where_every_hop_is_ours(make, told, peer, forwarded, believed):
+    seen = []
+    if make == "asgi":
+
+        async def app(scope, receive, send):
+            seen.append(current_request().priority)
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        fields = [(b"x-request-priority", told.encode())]
+        fields += [(b"x-forwarded-for", forwarded.encode())] if forwarded else []
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": fields, "client": (peer, 1)}
+        await asgi.protect(app, service="s", trusted=OURS)(scope, AsyncMock(), AsyncMock())
+    else:
+
+        def pages(environ, start):
+            seen.append(current_request().priority)
+            start("204 No Content", [])
+            return []
+
+        environ = {"REMOTE_ADDR": peer, "HTTP_X_REQUEST_PRIORITY": told}
+        setup_testing_defaults(environ)
+        if forwarded:
+            environ["HTTP_X_FORWARDED_FOR"] = forwarded
+        body = wsgi.protect(pages, service="s", trusted=OURS)(environ, lambda *_: None)
+        list(body)
+        body.close()
+    assert seen == [believed]
 
 
 def test_a_trace_set_by_hand_gets_a_parent_of_its_own():

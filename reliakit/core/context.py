@@ -14,10 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-__all__ = ["Priority", "RequestContext", "current_priority", "current_request", "request_context", "request_here"]
+__all__ = [
+    "PRIORITIES",
+    "Priority",
+    "RequestContext",
+    "current_priority",
+    "current_request",
+    "request_context",
+    "request_here",
+]
 
 Priority: TypeAlias = Literal["critical", "default", "sheddable"]
-_PRIORITIES: tuple[Priority, ...] = ("critical", "default", "sheddable")
+PRIORITIES: tuple[Priority, ...] = ("critical", "default", "sheddable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,7 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
         **fields: object,
     ) -> None:
         self._priority: Priority | None = (
-            None if priority is None else checks.choice("priority", priority, _PRIORITIES)
+            None if priority is None else checks.choice("priority", priority, PRIORITIES)
         )
         self._request_id = request_id
         self._principal = principal

@@ -7,8 +7,9 @@ server = grpc.server(pool, interceptors=[ServerContext()])
 server = grpc.aio.server(interceptors=[AsyncServerContext()])
 ```
 
-A client sends what is left of its deadline as the call's timeout, and request id and trace as metadata. A server's
-handlers run within the caller's deadline and request context, so every wait of theirs knows how much time there is.
+A client sends what is left of its deadline as the call's timeout, and request id, trace and priority as metadata. A
+server's handlers run within the caller's deadline and request context, so every wait of theirs knows how much time
+there is; the priority is believed of `trusted` peers.
 
 Unary calls pass through the policy, those of methods not named in `idempotent` without its retries and hedges. A
 status such as NOT_FOUND is an answer; UNAVAILABLE, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, INTERNAL and UNKNOWN are
@@ -23,14 +24,18 @@ from contextlib import nullcontext
 from contextvars import copy_context
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
-from reliakit.core.context import request_context
+from reliakit.core.context import PRIORITIES, request_context
 from reliakit.core.deadline import checkpoint, deadline, remaining
 from reliakit.core.guard import colour_of
-from reliakit.core.outgoing import outgoing_headers
+from reliakit.core.outgoing import PRIORITY_HEADER, outgoing_headers
 from reliakit.resilience.hosts import HostPolicies
+from reliakit.web.request import UNIX, Peers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from reliakit.resilience.policy import Part, Policy
 
 __all__ = ["AsyncServerContext", "ServerContext", "async_client_interceptors", "client_interceptors"]
@@ -45,7 +50,7 @@ _FAILED = frozenset(
 )
 # What HTTP spells as headers goes along as metadata, but for the deadline: gRPC has its own.
 _FAR = 10.0**9
-_CARRIED = ("X-Request-ID", "traceparent", "tracestate")
+_CARRIED = ("X-Request-ID", "traceparent", "tracestate", PRIORITY_HEADER)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -187,20 +192,6 @@ class _AsyncStreams(_AsyncClient):
         return await continuation(self._details(details), requests)
 
 
-def _caller(context: Any) -> dict[str, Any]:
-    """Return what the metadata tells of the request, as far as it is well-formed."""
-    told = {name.lower(): value for name, value in context.invocation_metadata() or ()}
-    request_id, traceparent = told.get("x-request-id"), told.get("traceparent")
-    known: dict[str, Any] = {}
-    if isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id):
-        known["request_id"] = request_id
-    trace = _TRACEPARENT.fullmatch(traceparent) if isinstance(traceparent, str) else None
-    if trace is not None:
-        known["trace_id"] = trace[1]
-        known["trace_headers"] = (traceparent, told.get("tracestate"))
-    return known
-
-
 def _time(context: Any) -> Any:
     """Return a block with the time that the caller gives, for `with` and `async with`."""
     left = context.time_remaining()
@@ -208,10 +199,45 @@ def _time(context: Any) -> Any:
     return nullcontext() if left is None or left > _FAR else deadline(max(0.0, left))
 
 
-class ServerContext:
+class _Context:
+    """What a server's handlers run within. Nobody but who is trusted says how important he is."""
+
+    def __init__(self, *, trusted: Iterable[str] = ()) -> None:
+        self._trusted = Peers(trusted)
+
+    def _request(self, context: Any) -> request_context:
+        """Return the request's context, with what the metadata tells of it as far as it is well-formed."""
+        told = {name.lower(): value for name, value in context.invocation_metadata() or ()}
+        request_id, traceparent = told.get("x-request-id"), told.get("traceparent")
+        known: dict[str, Any] = {}
+        if isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id):
+            known["request_id"] = request_id
+        trace = _TRACEPARENT.fullmatch(traceparent) if isinstance(traceparent, str) else None
+        if trace is not None:
+            known["trace_id"] = trace[1]
+            known["trace_headers"] = (traceparent, told.get("tracestate"))
+        priority = told.get(PRIORITY_HEADER.lower())
+        if priority in PRIORITIES and _peer(context) in self._trusted:
+            known["priority"] = priority
+        return request_context(**known)
+
+
+def _peer(context: Any) -> str:
+    """Return the address at the other end: of "ipv4:10.0.0.1:5", "ipv6:[::1]:5" or "unix:/path"."""
+    kind, _, address = unquote(context.peer()).partition(":")
+    return UNIX if kind == "unix" else address.rpartition(":")[0].strip("[]")
+
+
+class ServerContext(_Context):
     """Run the handlers of a `grpc.server` within the caller's deadline and request context.
 
     The deadline is cooperative, as in every plain function: `checkpoint()` and reliakit's own waits raise.
+
+    Args:
+        trusted: Networks of your own services, such as "10.0.0.0/8": the priority that they tell is believed.
+
+    Raises:
+        ConfigurationError: A network that is none.
     """
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
@@ -222,11 +248,11 @@ class ServerContext:
         behaviour, make = _behaviour(handler)
 
         def one(request: Any, context: Any) -> Any:
-            with request_context(**_caller(context)), _time(context):
+            with self._request(context), _time(context):
                 return behaviour(request, context)
 
         def steps(request: Any, context: Any) -> Iterator[Any]:
-            with request_context(**_caller(context)), _time(context):
+            with self._request(context), _time(context):
                 yield from behaviour(request, context)
 
         def streamed(request: Any, context: Any) -> Iterator[Any]:
@@ -247,8 +273,15 @@ class ServerContext:
         )
 
 
-class AsyncServerContext:
-    """Run the handlers of a `grpc.aio` server within the caller's deadline and request context."""
+class AsyncServerContext(_Context):
+    """Run the handlers of a `grpc.aio` server within the caller's deadline and request context.
+
+    Args:
+        trusted: As for `ServerContext`.
+
+    Raises:
+        ConfigurationError: A network that is none.
+    """
 
     async def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         """Return the handler with its context around it; called by the server."""
@@ -260,12 +293,12 @@ class AsyncServerContext:
             return handler  # runs in a thread of the server's, where nothing of this task's context is seen
 
         async def one(request: Any, context: Any) -> Any:
-            with request_context(**_caller(context)):
+            with self._request(context):
                 async with _time(context):
                     return await behaviour(request, context)
 
         async def streamed(request: Any, context: Any) -> AsyncIterator[Any]:
-            with request_context(**_caller(context)):
+            with self._request(context):
                 async with _time(context):
                     answers = behaviour(request, context)
                     if not hasattr(answers, "__aiter__"):

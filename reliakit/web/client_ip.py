@@ -62,6 +62,10 @@ class ClientIP:
             )
         return folded(client)
 
+    def is_ours(self, request: Request) -> bool:
+        """Return whether every hop is trusted, the client itself among them: nobody's word but ours came in."""
+        return self._client(request) in self.trusted
+
     def behind(self, trusted: Iterable[str]) -> ClientIP:
         """Return one that believes these proxies, unless this one names its own."""
         return self if self.trusted or self._hops else ClientIP(Peers(trusted), self._header)

@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
+from reliakit.core.context import PRIORITIES
 from reliakit.core.events import RequestEnded, RequestStarted, WebsocketClosed, WebsocketOpened, WebsocketPassed
+from reliakit.core.outgoing import PRIORITY_HEADER
 from reliakit.core.spine import Emitter, Listener
 from reliakit.core.tracking import report
 from reliakit.web import request as view
-from reliakit.web.client_ip import client_ip
+from reliakit.web.client_ip import ClientIP, client_ip
 from reliakit.web.part import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from reliakit.core.context import Priority
     from reliakit.web.request import Request
 
 __all__ = ["Exchange", "Outcome", "RequestObserver", "Socket"]
@@ -38,6 +41,8 @@ KEY = "reliakit.exchange"
 ROUTE = "reliakit.route"
 UNMATCHED = "unmatched"
 
+_PRIORITY = PRIORITY_HEADER.lower()
+_PRIORITIES: dict[str | None, Priority] = {priority: priority for priority in PRIORITIES}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[\x21-\x7e]{0,200})?")
 _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
@@ -56,6 +61,7 @@ class Exchange:
         "finished",
         "method",
         "prefix",
+        "priority",
         "received",
         "request_id",
         "route",
@@ -74,6 +80,7 @@ class Exchange:
         self.trace_headers: tuple[str, str | None] | None = trace_headers
         self.trace_id: str | None = None if trace_headers is None else trace_headers[0].split("-", 2)[1]
         self.prefix: str = prefix
+        self.priority: Priority | None = None
         self.started: float = started
         self.status: int | None = None
         self.route: str = UNMATCHED
@@ -124,7 +131,8 @@ class RequestObserver(Part):
 
     Costs a few microseconds a request, less while nobody listens. An inbound X-Request-ID of
     `[A-Za-z0-9._-]{1,128}` is kept, any other is replaced, and every response carries it. In ASGI apps the id also
-    stands in `scope["state"]["request_id"]`. A `traceparent` gives the context its trace id.
+    stands in `scope["state"]["request_id"]`. A `traceparent` gives the context its trace id, and `X-Request-Priority`
+    its priority where `client` trusts every hop that the request came by.
 
     The route is the framework's template (Starlette, FastAPI, Flask; any other may set `reliakit.route` in the scope
     or environ), never the path. The outcome is "error" when an exception left the app, before or after the headers;
@@ -167,6 +175,7 @@ class RequestObserver(Part):
             prefix,
             self._clock.monotonic(),
         )
+        exchange.priority = priority_of(request, self.client)
         request[KEY] = exchange
         self._emitter.emit(RequestStarted, method=exchange.method)
         return exchange
@@ -262,6 +271,12 @@ def request_id_of(inbound: str | None) -> str:
     if inbound is not None and _REQUEST_ID.fullmatch(inbound):
         return inbound
     return secrets.token_hex(16)
+
+
+def priority_of(request: Request, client: object) -> Priority | None:
+    """Return the priority that a service of ours has told, or None: nobody else says how important he is."""
+    known = _PRIORITIES.get(view.header(request, _PRIORITY))
+    return known if known is not None and isinstance(client, ClientIP) and client.is_ours(request) else None
 
 
 def trace_headers_of(request: Request) -> tuple[str, str | None] | None:

@@ -64,7 +64,7 @@ def protect(
         cors: Which other origins may call from a browser.
         max_body: The largest body of a request in bytes, else 413; None for any.
         trusted: Networks of your own proxies and services, such as "10.0.0.0/8": their X-Forwarded-For,
-            X-Forwarded-Proto and X-Request-Deadline-Ms are believed.
+            X-Forwarded-Proto and X-Request-Deadline-Ms are believed, and X-Request-Priority where all hops are yours.
         listeners: Listeners of this stack alone.
         clock: What measures durations and timeouts.
 

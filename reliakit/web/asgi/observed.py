@@ -64,7 +64,10 @@ class Observed:
                 observer.sent(exchange, 0, last=True)
 
         with request_context(
-            request_id=exchange.request_id, trace_id=exchange.trace_id, trace_headers=exchange.trace_headers
+            request_id=exchange.request_id,
+            trace_id=exchange.trace_id,
+            priority=exchange.priority,
+            trace_headers=exchange.trace_headers,
         ):
             try:
                 await self._app(scope, hear, tell)

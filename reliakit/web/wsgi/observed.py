@@ -65,7 +65,10 @@ class Observed:
         before = environ.get(FLASK_LEAVES)
         environ[FLASK_LEAVES] = leaving
         request_context(
-            request_id=exchange.request_id, trace_id=exchange.trace_id, trace_headers=exchange.trace_headers
+            request_id=exchange.request_id,
+            trace_id=exchange.trace_id,
+            priority=exchange.priority,
+            trace_headers=exchange.trace_headers,
         ).__enter__()
         try:
             iterable = self._app(environ, start)
