@@ -97,11 +97,11 @@ async def perform(options: Options, stage: Stage, screen: Screen) -> list[Row]:
         traffic = Traffic(client, stage.urls, planted, random.Random(options.seed))
         await traffic.prepare()
         screen.tell(f"{traffic.people} people hired and put on projects; the load begins")
-        await load(options, stage, screen, traffic, client)
+        seconds = await load(options, stage, screen, traffic, client)
         settled_after = await settle(traffic.all_is_well)
         await settle(partial(everything_is_delivered, stage))
         read = await figures.read(client, stage.urls)
-        screen.show(traffic.tally, read, options.seconds, options.seconds)
+        screen.show(traffic.tally, read, seconds, seconds)
         screen.tell("the load has ended; looking at what it left")
         truth = await asyncio.to_thread(figures.look, stage.dsns, traffic.tally, traffic.granted)
     exit_codes = await asyncio.to_thread(stage.stop_services)
@@ -113,7 +113,7 @@ async def perform(options: Options, stage: Stage, screen: Screen) -> list[Row]:
             planted=planted,
             scan=await asyncio.to_thread(scan, planted, stage.folder),
             people=traffic.people,
-            seconds=options.seconds,
+            seconds=seconds,
             with_faults=options.with_faults,
             settled_after=settled_after,
             exit_codes=exit_codes,
@@ -122,10 +122,14 @@ async def perform(options: Options, stage: Stage, screen: Screen) -> list[Row]:
     )
 
 
-async def load(options: Options, stage: Stage, screen: Screen, traffic: Traffic, client: httpx2.AsyncClient) -> None:
-    """Let everybody act for so many seconds, and show it."""
+async def load(options: Options, stage: Stage, screen: Screen, traffic: Traffic, client: httpx2.AsyncClient) -> float:
+    """Let everybody act for so many seconds, or until the last fault is over; show it, and return how long it was."""
     began = SYSTEM_CLOCK.monotonic()
     shown: Figures | None = None
+    plays: asyncio.Task[None] | None = None
+
+    def has_opened() -> bool:
+        return shown is not None and shown.total("reliakit_circuit_breaker_transitions_total", to="open") > 0
 
     async def watch() -> None:
         nonlocal shown
@@ -137,17 +141,17 @@ async def load(options: Options, stage: Stage, screen: Screen, traffic: Traffic,
     async with asyncio.TaskGroup() as group:
         for act in traffic.actors():
             group.create_task(act())
-        watchers = [group.create_task(watch())]
+        watcher = group.create_task(watch())
         if options.with_faults:
-            plan = faults.plan(stage, options.seconds)
-            watchers.append(group.create_task(faults.play(plan, options.seconds, screen.tell)))
-        while (elapsed := SYSTEM_CLOCK.monotonic() - began) < options.seconds:
-            screen.show(traffic.tally, shown, elapsed, options.seconds)
+            plan = faults.plan(stage, options.seconds, has_opened)
+            plays = group.create_task(faults.play(plan, options.seconds, screen.tell))
+        while (elapsed := SYSTEM_CLOCK.monotonic() - began) < options.seconds or (plays and not plays.done()):
+            screen.show(traffic.tally, shown, min(elapsed, options.seconds), options.seconds)
             await SYSTEM_CLOCK.asleep(0.1)
         # Nobody is cut off in the middle of a write: whoever waits for an answer gets it.
         traffic.end()
-        for task in watchers:
-            task.cancel()
+        watcher.cancel()
+    return elapsed
 
 
 async def everything_is_delivered(stage: Stage) -> bool:

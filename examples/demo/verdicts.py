@@ -78,7 +78,7 @@ def _requests(run: Run) -> list[Row]:
     defects = tally.problems["500 internal_error"] + tally.problems["500 without a code"]
     rows = [
         Row("Requests"),
-        Row("sent", f"{tally.requests:,} in {run.seconds:g} s, {tally.tried_again} of them again"),
+        Row("sent", f"{tally.requests:,} in {run.seconds:.0f} s, {tally.tried_again} of them again"),
         Row("failed", f"{failed} ({failed / tally.requests:.2%}){_list(tally.problems)}"),
         _row("failed by a defect", defects, "0", defects == 0),
         _objective(run.figures, "errors_tracked", "errors tracked", "{:.1%}", "{:.0%}"),

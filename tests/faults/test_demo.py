@@ -91,14 +91,14 @@ def test_a_short_run_keeps_every_promise_and_leaves_nothing(start, temporary):
         assert err == "", out
         verdict = out.splitlines()[-1]
         if "breached: within 0.1 s" in verdict:
-            # How fast the machine is that runs the tests is not what is tested, nor how many faults it gets through.
+            # How fast the machine is that runs the tests is not what is tested.
             assert verdict.startswith("1 of ")
             assert demo.returncode == 1
         else:
             assert verdict.startswith("none of ")
             assert demo.returncode == 0
-            assert "fault: black-hole the database" in out
-        assert "fault: kill a PostgreSQL backend" in out
+        for fault in ("kill a PostgreSQL backend", "black-hole the database", "slow the employee service"):
+            assert f"fault: {fault}" in out
         for promise in ("acknowledged writes missing", "planted secrets in logs", "connections leaked"):
             assert f"{promise} " in out
         drawn = picture.read_text()
