@@ -11,6 +11,7 @@ from web_driver import Answer, call, exchange, scope, turn
 
 from reliakit import (
     SYSTEM_CLOCK,
+    SYSTEM_CLOCK,
     ConfigurationError,
     DeadlineExceededError,
     RateLimitedError,
@@ -755,8 +756,9 @@ async def test_the_callers_budget_only_shrinks_ours_and_only_if_it_is_trusted(se
     assert seen == [budget]
 
 
-async def test_a_budget_of_nothing_is_504_without_the_app(heard):
-    whole = protect(raising(AssertionError), service="s", trusted=["10.0.0.0/8"], listeners=[heard])
+@pytest.mark.parametrize("clock", [SYSTEM_CLOCK, ManualClock()], ids=["real", "manual"])
+async def test_a_budget_of_nothing_is_504_without_the_app(clock, heard):
+    whole = protect(raising(AssertionError), service="s", trusted=["10.0.0.0/8"], listeners=[heard], clock=clock)
     answer = await call(whole, client=("10.0.0.1", 1), headers={"X-Request-Deadline-Ms": "0"})
     assert answer.status == 504
     assert ended(heard).outcome == "timeout"

@@ -105,12 +105,12 @@ class _Exchange:
         """Start the timer."""
         if seconds is None:
             return
-        if self._limit.clock is not SYSTEM_CLOCK:
-            self._timer = asyncio.ensure_future(self._watch(seconds))
-        elif seconds > 0:
+        if seconds <= 0:
+            self._expire(seconds)
+        elif self._limit.clock is SYSTEM_CLOCK:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, seconds)
         else:
-            self._expire(seconds)
+            self._timer = asyncio.ensure_future(self._watch(seconds))
 
     async def _watch(self, seconds: float) -> None:
         clock = self._limit.clock
