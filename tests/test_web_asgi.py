@@ -11,7 +11,6 @@ from web_driver import Answer, call, exchange, scope, turn
 
 from reliakit import (
     SYSTEM_CLOCK,
-    SYSTEM_CLOCK,
     ConfigurationError,
     DeadlineExceededError,
     RateLimitedError,
