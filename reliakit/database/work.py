@@ -31,6 +31,7 @@ class Attempt:
             known what became of it.
         told: Whether it is told as a transaction. One that waits for somebody else by design is not.
         pause: Seconds before the next one, None when this is the last.
+        longest: Seconds of the longest one so far that failed, waiting for a connection left out.
         lease: What it has its connection by, or waits for one with.
         place: The caller's line, None to look for it when a connection is asked for.
     """
@@ -43,6 +44,7 @@ class Attempt:
     repeatable: bool = False
     told: bool = True
     pause: float | None = None
+    longest: float = 0.0
     lease: Lease | None = None
     place: Place | None = None
 
