@@ -63,8 +63,11 @@ class Handler(BaseHTTPRequestHandler):
             self.server.released.wait(30)
             status = 200
         text = f"answer {len(self.server.seen)}".encode()
+        length = len(text)
+        if status == "cut":
+            status, length, self.close_connection = 200, 9999, True
         self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(text)
@@ -283,6 +286,29 @@ async def test_an_answer_that_was_not_used_gives_its_connection_back(server):
     async with httpx2.AsyncClient(transport=transport, timeout=10.0) as client:
         for _ in range(2):
             assert (await client.get(server.url)).status_code == 200
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+async def test_a_stream_passes_its_policy_until_the_headers_are_there(library, server):
+    module = import_module(f"reliakit.integrations.{library.__name__}")
+    breaker = CircuitBreaker(failure_threshold=2, failure=(library.TransportError, FailedResponse))
+    policy = Retry(2, on=(library.TransportError, FailedResponse), wait=0) | breaker
+    server.script = [503, 200, "cut", "cut", 503, 503]
+    async with library.AsyncClient(transport=module.AsyncPolicyTransport(policy)) as client:
+
+        async def read():
+            async with client.stream("GET", server.url) as answer:
+                return answer.status_code, await answer.aread()
+
+        assert await read() == (200, b"answer 2")  # tried again
+        for _ in range(2):
+            with pytest.raises(library.RemoteProtocolError):  # neither counted nor tried again
+                await read()
+        assert breaker.snapshot().failures == 0
+        assert await read() == (503, b"answer 6")  # the last one, as the answer it is
+        with pytest.raises(CircuitOpenError):
+            await read()
+    assert len(server.seen) == 6
 
 
 async def test_a_policy_sees_a_failing_answer_as_an_error_with_the_response(server):

@@ -7,8 +7,8 @@ client = httpx2.AsyncClient(transport=AsyncPolicyTransport(Policy.standard))
 Each host has a policy of its own, made when it is first called. What may not be sent twice (POST and PATCH without an
 `Idempotency-Key`, bodies that are streamed) passes through the policy without its retries and hedges. Answers 5xx and
 429 count as failures inside the policy; the last one is then returned as the answer it is. A deadline bounds every
-wait, and request id, trace and deadline travel along. The policy covers a call until its headers are there; the body
-of a good answer is read afterwards.
+wait, and request id, trace, priority and deadline travel along. The policy covers a call until its headers are there,
+also of a stream; the body of a good answer is read afterwards.
 
 A call may also raise the errors of its policy, such as CircuitOpenError, and DeadlineExceededError.
 Redirects are separate calls. The classes for httpx and for httpx2 differ in nothing but the library.
@@ -34,7 +34,7 @@ class PolicyTransport(Sending, httpx2.BaseTransport):
         transport: What sends in the end; default: `httpx2.HTTPTransport()`.
         max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
         failed: Which statuses are failures; default: 429 and 5xx without 501 and 505.
-        propagate: Whether request id, trace and deadline are sent along. Headers of the caller's own always stay.
+        propagate: Whether request id, trace, priority and deadline are sent along. The caller's own headers stay.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -67,7 +67,7 @@ class AsyncPolicyTransport(AsyncSending, httpx2.AsyncBaseTransport):
         transport: What sends in the end; default: `httpx2.AsyncHTTPTransport()`.
         max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
         failed: Which statuses are failures; default: 429 and 5xx without 501 and 505.
-        propagate: Whether request id, trace and deadline are sent along. Headers of the caller's own always stay.
+        propagate: Whether request id, trace, priority and deadline are sent along. The caller's own headers stay.
 
     Raises:
         ConfigurationError: A setting is wrong.

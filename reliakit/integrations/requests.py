@@ -37,7 +37,7 @@ class PolicyAdapter(HTTPAdapter):
         policy: A callable that returns the policy of a host, given as "api.example.com:8443", or one policy for all.
         max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
         failed: Which statuses are failures; default: 429 and 5xx without 501 and 505.
-        propagate: Whether request id, trace and deadline are sent along. Headers of the caller's own always stay.
+        propagate: Whether request id, trace, priority and deadline are sent along. The caller's own headers stay.
         adapter: Settings of `requests.adapters.HTTPAdapter`. Its `max_retries` knows no deadline: leave it at 0.
 
     Raises:

@@ -2,7 +2,7 @@
 
 ```
 client ── transport: policy of the host ── the client's own transport, once an attempt ── network
-                         └── request id, trace and deadline on each attempt
+                         └── request id, trace, priority and deadline on each attempt
 ```
 """
 
