@@ -610,3 +610,30 @@ def test_what_a_validation_refused_is_hidden_where_its_field_is_sensitive():
     assert masker.mask_text(text.replace("password", "age").format("young")) == text.replace(
         "password", "age"
     ).format("young")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ENV API_KEY {}",
+        "env:\n- name: DB_PASSWORD\n  value: {}\n- name: REGION\n  value: eu",
+        '- name: DB_PASSWORD\n  value: "{}"\n- name: x',
+        "<p>{{&quot;password&quot;:&quot;{}&quot;,&quot;n&quot;:1}}</p>",
+        "POST /?password[]={}&n=1",
+        '{{"op": "replace", "path": "/user/password", "value": "{}"}}',
+    ],
+)
+def test_a_secret_is_hidden_in_notations_that_put_its_name_elsewhere(text):
+    assert masker.mask_text(text.format(PASSWORD)) == text.format("***")
+
+
+def test_a_block_of_yaml_with_a_tag_is_hidden_as_a_whole():
+    assert PASSWORD not in masker.mask_text(f"password: !vault |\n  {PASSWORD}\n  {PASSWORD}\nuser: bob\n")
+
+
+def test_what_a_patch_changes_is_told_by_the_end_of_its_path():
+    patch = {"op": "replace", "path": "/user/password", "value": PASSWORD}
+    assert masker.mask(patch) == {**patch, "value": "***"}
+    for path in ("/tokens/list", "/srv/app", 5):
+        assert masker.mask({**patch, "path": path}) == {**patch, "path": path}
+        assert masker.mask_text(json.dumps({**patch, "path": path})) == json.dumps({**patch, "path": path})

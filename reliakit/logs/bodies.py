@@ -24,7 +24,7 @@ __all__ = ["mask_fields"]
 
 _NAMED = re.compile(
     rf"(?<![\w.\-{MARKS}])([\w.\-{MARKS}]++)"
-    r"(?:\\*+[\"'`]|%2[27])?\]?[ \t]{0,8}+"
+    r"(?:\\*+[\"'`]|%2[27]|&(?:quot|#34|#39|apos);)?(?:\[\])?\]?[ \t]{0,8}+"
     r"(=>|:=|={1,3}|[:：＝]|->(?=[ \t])|%3[AaDd]|(?<=[ \t])(?=[\"']))"
     r"[ \t]{0,8}+"
 )
@@ -43,7 +43,9 @@ _WEB_KEY = re.compile(r"\\{0,8}[\"']kty\\{0,8}[\"'][ ]{0,4}:")
 _KEY_MEMBER = re.compile(
     rf"(\\{{0,8}}[\"'])(?:{'|'.join(KEY_MEMBERS)})\1[ ]{{0,4}}:[ ]{{0,4}}\\{{0,8}}[\"']([A-Za-z0-9_\-=]{{16,}})"
 )
-_TITLE = re.compile(r"(\\{0,8}[\"'])(?:name|Name|key|Key|header|field)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-]{1,200})\1")
+_TITLE = re.compile(r"(\\{0,8}[\"'])(?:name|Name|key|Key|header|field|path)\1[ ]{0,4}:[ ]{0,4}\1([\w.\-/]{1,200})\1")
+# The same in YAML, as the environment of containers is written.
+_ITEM = re.compile(r"(?<!\w)(?:name|key):[ ]{1,4}[\"']?([\w.\-]{1,200})[\"']?[ ]{0,4}\r?\n[ ]{1,40}value:[ ]{1,4}")
 _MEMBER = re.compile(r"\\{0,8}[\"'](?:value|Value|val)\\{0,8}[\"'][ ]{0,4}:[ ]{0,4}")
 # The same for what a validation refused: `{"loc": ["body", "password"], "msg": "...", "input": "..."}`.
 _PLACE = re.compile(
@@ -71,6 +73,7 @@ def mask_fields(text: str, hide: Hide, rules: KeyRules) -> str:
         text = _KEY_MEMBER.sub(lambda found: found[0][: -len(found[2])] + hide(found[2], "jwk"), text)
     if "alue" in text or "val" in text:
         text = _hide_pairs(text, hide, rules, _TITLE, _MEMBER)
+        text = _hide_items(text, hide, rules)
     if "input" in text:
         text = _hide_pairs(text, hide, rules, _PLACE, _INPUT)
         text = _REJECTED.sub(lambda found: _rejected(found, hide, rules), text)
@@ -115,7 +118,7 @@ def _hide_pairs(text: str, hide: Hide, rules: KeyRules, title: re.Pattern[str], 
     parts: list[str] = []
     at = 0
     for found in title.finditer(text):
-        verdict = rules.verdict(found[2])
+        verdict = rules.verdict(found[2].rpartition("/")[2])
         if verdict is Verdict.SAFE:
             continue
         opening = max(text.rfind("{", max(0, found.start() - _FAR), found.start()), at)
@@ -129,6 +132,22 @@ def _hide_pairs(text: str, hide: Hide, rules: KeyRules, title: re.Pattern[str], 
         end = quoted_end(text, begin, value[1]) if value else end_of(BARE, text, begin)
         if is_hidden(verdict, text[begin:end]):
             parts += (text[at:begin], hide(text[begin:end], found[2]))
+            at = end
+    return "".join((*parts, text[at:])) if parts else text
+
+
+def _hide_items(text: str, hide: Hide, rules: KeyRules) -> str:
+    parts: list[str] = []
+    at = 0
+    for found in _ITEM.finditer(text):
+        verdict = rules.verdict(found[1])
+        if verdict is Verdict.SAFE:
+            continue
+        opening = OPENING.match(text, found.end())
+        begin = opening.end() if opening else found.end()
+        end = quoted_end(text, begin, opening[1]) if opening else end_of(_TO_LINE_END, text, begin)
+        if is_hidden(verdict, text[begin:end]):
+            parts += (text[at:begin], hide(text[begin:end], found[1]))
             at = end
     return "".join((*parts, text[at:])) if parts else text
 
@@ -219,7 +238,7 @@ _TO_SEMICOLON = re.compile(r"[^;\r\n\"']*+")
 _AUTHORIZATION = re.compile(r"(?:[A-Za-z][\w\-]{0,30}[ \t]++)?[^\s,;\"'<>\\]*+")
 _MANY_PARTS = re.compile(r"(?:Digest|AWS4-HMAC-SHA256|OAuth|Signature|Hawk|digest|oauth)\b[^\r\n]*+")
 _LINE = re.compile(r"(?:[^ \t\r\n]++|[ \t]++(?![\w.\-]{1,64}[=:]|#))*")
-_BLOCK_MARK = re.compile(r"[|>][+\-]?[ \t]*+\r?\n|\r?\n")
+_BLOCK_MARK = re.compile(r"(?:![\w!:/.\-]{0,60}[ \t]{1,8})?[|>][+\-0-9]{0,2}[ \t]*+\r?\n|\r?\n")
 
 
 def _extent(text: str, found: re.Match[str], name: str) -> tuple[int, int]:  # noqa: PLR0911 - one return a notation

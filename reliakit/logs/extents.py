@@ -7,7 +7,7 @@ from functools import lru_cache
 
 __all__ = ["BARE", "OPENING", "balanced_end", "end_of", "quoted_end"]
 
-OPENING = re.compile(r"(?:[bruBRUf]{1,2}(?=[\"']))?((?:\\*+[\"'`])|%22)")
+OPENING = re.compile(r"(?:[bruBRUf]{1,2}(?=[\"']))?((?:\\*+[\"'`])|%22|&(?:quot|#34|#39|apos);)")
 BARE = re.compile(
     r"(?:[^\s,;&\"'<>(){}\[\]|\\%]++"
     r"|[\"')}\]>|(\[{](?=\w)|<(?=\w)|\\(?![\"'])|%(?!26|22|2[Cc]|0[AaDd])"
@@ -46,8 +46,8 @@ def quoted_end(text: str, start: int, opening: str) -> int:
         if _CODE_GOES_ON.match(text, start) and _closes(text, start - 1):
             return end_of(_LINE, text, start)
         return end_of(_INSIDE[opening], text, start)
-    if opening == "%22":
-        end = text.find("%22", start)
+    if opening[0] in "%&":
+        end = text.find(opening, start)
         return end if end >= 0 else len(text)
     closing = _escaped_closing(opening).search(text, start)
     return closing.start() if closing else len(text)

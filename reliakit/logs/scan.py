@@ -25,8 +25,8 @@ TOO_SLOW = "[too slow to scan]"
 # A text with none of these signs holds nothing that the default detectors look for.
 _WORTH = re.compile(
     r"[=@$<:：＝'\"%]|[A-Za-z0-9_.+/~\-]{16}|[0-9][0-9 ().\-/]{7}|[A-Z]{0,6}[0-9]{6}|--|\+[0-9]"
-    r"|earer|EARER|asic |ASIC |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey |Failing|ENTIF|entified "
-    r"|AUTH |PAN |OTP|[Oo]tp |[Cc]ode |[Ii][dD] [0-9a-f]| -[apPuwUXA]"
+    r"|earer|EARER|asic |ASIC |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey |KEY "
+    r"|Failing|ENTIF|entified |AUTH |PAN |OTP|[Oo]tp |[Cc]ode |[Ii][dD] [0-9a-f]| -[apPuwUXA]"
 )
 REMEMBERED = 4096
 _LONGEST_REMEMBERED = 80

@@ -265,9 +265,9 @@ class Walk(Scan):
         if "loc" in value and "input" in value:
             # What pydantic's `errors()` tells of a value that it refused.
             self._hide_rejected(value, changes, depth)
-        titles = ("name", "Name", "key", "Key", "header", "field")
+        titles = ("name", "Name", "key", "Key", "header", "field", "path")
         name = next((value[title] for title in titles if title in value), None)
-        if type(name) is str and (verdict := self.verdict(name)) is not Verdict.SAFE:
+        if type(name) is str and (verdict := self.verdict(name.rpartition("/")[2])) is not Verdict.SAFE:
             for title in ("value", "Value", "val"):
                 if title in value:
                     changes[title] = self.sensitive(verdict, value[title], depth, name)
