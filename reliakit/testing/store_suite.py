@@ -242,6 +242,15 @@ class StoreSuite:
         decide.advance(1.0)
         assert not decide(Op.HIT, plan).admitted  # nobody overtakes who waits
 
+    @pytest.mark.parametrize("other", [None, "gcra", "sliding_log", "sliding_counter", "fixed_window"])
+    def test_little_does_not_overtake_much_that_waits(self, decide: Driven, other: Algorithm | None) -> None:
+        """Reservations, of which a decision must not lose sight because it fits at once."""
+        plan = plan_of(_TWO_A_SECOND, *[] if other is None else [Rule(other, 50, 60 * _SECOND, 50)])
+        assert decide(Op.HIT, plan).remaining == 1
+        assert decide(Op.HIT, plan, cost=2, patience=_SECOND).wait == _SECOND // 2
+        assert decide(Op.PEEK, plan).remaining == 0
+        assert decide(Op.HIT, plan)[:3] == (False, 0, 0)
+
     def test_spaces_and_keys_are_kept_apart(self, decide: Driven) -> None:
         """Spaces and keys."""
         first, second = plan_of(_TWO_A_SECOND), plan_of(_TWO_A_SECOND)

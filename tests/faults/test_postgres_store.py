@@ -304,15 +304,20 @@ def test_opened_early_it_has_its_table_and_a_connection(reliakit_dsn: str, fault
 
 
 def test_pools_serve_their_colour(reliakit_dsn: str) -> None:
-    with psycopg_pool.ConnectionPool(reliakit_dsn, min_size=1) as pool:
+    with psycopg_pool.ConnectionPool(reliakit_dsn, min_size=1, max_size=1) as pool:
         store = PostgresStore(pool, timeout=30.0)
+        assert left(store) == 10
         assert store.apply(Op.HIT, TEN, "k", 1).remaining == 9
         assert asyncio.run(store.aapply(Op.HIT, TEN, "k", 1)).remaining == 8
+        # Another store finds statements that it has not prepared itself.
+        assert left(PostgresStore(pool, timeout=30.0)) == 8
         store.close()
 
     async def in_tasks() -> list[int]:
-        async with psycopg_pool.AsyncConnectionPool(reliakit_dsn, min_size=1, open=False) as pool:
+        async with psycopg_pool.AsyncConnectionPool(reliakit_dsn, min_size=1, max_size=1, open=False) as pool:
+            assert (await PostgresStore(pool, timeout=30.0).aapply(Op.PEEK, TEN, "k", 1)).remaining == 8
             store = PostgresStore(pool, timeout=30.0)
+            assert (await store.aapply(Op.PEEK, TEN, "k", 1)).remaining == 8
             with pytest.raises(ConfigurationError, match="asynchronous"):
                 left(store)
             answers = await asyncio.gather(*[store.aapply(Op.HIT, TEN, "k", 1) for _ in range(3)])
