@@ -463,6 +463,8 @@ def test_a_database_with_other_connections_is_refused(reliakit_dsn: str) -> None
         for ask in (connection, session):
             with pytest.raises(ConfigurationError, match="EnginePool"):
                 ask(tx)
+            with pytest.raises(ConfigurationError, match="takes the transaction"):
+                ask(db)
 
 
 def test_a_session_block_is_for_one_use(db: Database) -> None:

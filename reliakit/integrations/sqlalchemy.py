@@ -259,7 +259,7 @@ def connection(tx: Handle) -> Any:
         ConfigurationError: The database's connections come from elsewhere.
         TransactionUsageError: The transaction is over, or this is another thread or task.
     """
-    checkout = _checkout_of(tx.connection)
+    checkout = _checkout_of(_checked("connection", tx).connection)
     return _connect_async(checkout, tx) if isinstance(tx, AsyncTransaction) else _connect(checkout, tx)
 
 
@@ -310,7 +310,7 @@ def session(tx: Handle, factory: Callable[..., Any] | None = None, **options: An
     for name in ("bind", "join_transaction_mode", "twophase"):
         if name in options:
             raise ConfigurationError(f"session: {name} is given by the transaction, leave it out")
-    if tx.is_bare:
+    if _checked("session", tx).is_bare:
         raise TransactionUsageError("session: a session needs a transaction, and none runs here: open one")
     _checkout_of(tx.connection)
     if isinstance(tx, AsyncTransaction):
@@ -381,6 +381,12 @@ def _discard(tx: Handle, orm: Session, error: BaseException | None) -> None:
         if error is None:
             raise
         error.add_note(f"reliakit: its session could not be rolled back alone, so the transaction will be: {again}")
+
+
+def _checked(function: str, tx: Handle) -> Handle:
+    if not isinstance(tx, Handle):
+        raise ConfigurationError(f"{function} takes the transaction, such as db.current(), got {tx!r}")
+    return tx
 
 
 def _checkout_of(driver: Any) -> _Checkout:
