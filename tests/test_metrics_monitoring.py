@@ -197,6 +197,23 @@ class TestPromtool:
         is_content, said = promtool("test", "rules", "rules_test.yml", folder=tmp_path)
         assert is_content, said
 
+    def test_so_do_those_of_the_strictest_and_the_most_lenient_ones(self, promtool, tmp_path, monkeypatch):
+        monkeypatch.setattr("reliakit.metrics.monitoring.alerts._COMPONENTS", ())
+        failed = count("http_server_requests", status="500")
+        extreme = Kit(
+            objectives=(
+                Objective("all quick", below("transaction", 0.05, 1.0), minimum=1),
+                Objective("half quick", below("transaction", 0.05, 0.5), minimum=1000),
+                Objective("no 5xx", ratio(failed, "http_server_requests", 0)),
+                Objective("most 5xx", ratio(failed, "http_server_requests", 0.9)),
+                Objective("any 5xx", ratio(failed, "http_server_requests", 1)),
+            )
+        )
+        assert not any("Any5xx" in alert.name for alert in alerts(extreme))  # nothing could ever break it
+        written(tmp_path, extreme)
+        is_content, said = promtool("test", "rules", "rules_test.yml", folder=tmp_path)
+        assert is_content, said
+
     def test_trials_fail_when_an_alert_is_broken(self, promtool, tmp_path, monkeypatch):
         pool = [one for one in alerts(Kit()) if one.name == "ReliakitPoolExhausted"]
         monkeypatch.setattr("reliakit.metrics.monitoring.alerts._COMPONENTS", pool)

@@ -6,7 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from reliakit.metrics.monitoring.conditions import FEWEST_BAD, Burn, Happened, Level, Share, bad_and_total
+from reliakit.metrics.monitoring.conditions import (
+    Burn,
+    Happened,
+    Level,
+    Share,
+    bad_and_total,
+    burn_budget,
+    has_few,
+)
 from reliakit.metrics.objectives import AtMost, Below, Count, Ratio, Term
 
 if TYPE_CHECKING:
@@ -84,6 +92,8 @@ def _of(objective: Objective) -> list[Alert]:
 
 
 def _burning(name: str, objective: Objective, advice: Advice) -> list[Alert]:
+    if burn_budget(objective) >= 1:
+        return []  # nothing is forbidden
     summary = f"{{job}}: the error budget of {objective.name}"
     found = [
         Alert(
@@ -92,7 +102,7 @@ def _burning(name: str, objective: Objective, advice: Advice) -> list[Alert]:
         Alert(f"{name}BurnsSlowly", Burn(objective, "slow"), "ticket", f"{summary} will not last", advice, 900.0),
     ]
     # The others wait for so many events in an hour; what is fewer than these is nobody's business.
-    if objective.minimum > FEWEST_BAD + 1:
+    if has_few(objective):
         summary = f"{{job}}: few events, and at least half of them fail {objective.name}"
         found.append(Alert(f"{name}FailsAtLowTraffic", Burn(objective, "few"), "ticket", summary, advice))
     return found

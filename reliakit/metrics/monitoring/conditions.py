@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from reliakit.metrics.monitoring.kit import Kit
     from reliakit.metrics.objectives import Objective, Ratio
 
-__all__ = ["Burn", "Condition", "Happened", "Level", "Share", "Trial", "bad_and_total", "burn_limit"]
+__all__ = [
+    "Burn",
+    "Condition",
+    "Happened",
+    "Level",
+    "Share",
+    "Trial",
+    "bad_and_total",
+    "burn_budget",
+    "burn_limit",
+    "has_few",
+]
 
 JOB = "job"
 # When alerts are looked at.
@@ -34,6 +45,8 @@ FAST = ((14.4, "5m", "1h"), (6.0, "30m", "6h"))
 SLOW = ((3.0, "2h", "1d"), (1.0, "6h", "3d"))
 # Fewer bad ones than this are no pattern, however few there were at all.
 FEWEST_BAD = 3
+# Where so much is allowed, four times as much is as bad as it gets.
+_LOOSE = 0.14
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +188,7 @@ class Burn:
         if self.speed == "few":
             return (
                 f"{bad}6h{{{slo}}} >= {FEWEST_BAD}\n"
-                f"and {ratio}6h{{{slo}}} >= 0.5\n"
+                f"and {ratio}6h{{{slo}}} >= {_number(_few_limit(one))}\n"
                 f"and {events}1h{{{slo}}} < {one.minimum}"
             )
         return "\nor\n".join(
@@ -189,20 +202,22 @@ class Burn:
         """Return what promtool tries."""
         allowed = burn_budget(self.objective)
         labels = {"slo": self.objective.name}
+        # As many a minute as make enough of them in an hour.
+        least = self.objective.minimum / 30
 
-        def traffic(good: float, bad: float) -> dict[str, str]:
-            return _traffic(kit, self.objective, good=good, bad=bad)
+        def traffic(each: float, bad: float) -> dict[str, str]:
+            return _traffic(kit, self.objective, good=each * (1 - bad), bad=each * bad)
 
-        healthy = traffic(1000 - 500 * allowed, 500 * allowed)
+        found = [Trial("all bad", traffic(max(10, least), 1), fires=self.speed != "few", labels=labels)]
+        if has_few(self.objective):
+            handful = traffic(4 / MINUTES, 1)
+            found.append(Trial("four bad ones in an hour", handful, fires=self.speed == "few", labels=labels))
+        if 0 < allowed < _LOOSE:
+            often = traffic(max(1000, least), 4 * allowed)
+            found.append(Trial("four times too many", often, fires=self.speed == "slow", labels=labels))
+        healthy = traffic(max(1000, least), allowed / 2)
         return [
-            Trial("all bad", traffic(0, 10), fires=self.speed != "few", labels=labels),
-            Trial("four bad ones in an hour", traffic(0, 4 / MINUTES), fires=self.speed == "few", labels=labels),
-            Trial(
-                "four times too many",
-                traffic(1000 - 4000 * allowed, 4000 * allowed),
-                fires=self.speed == "slow",
-                labels=labels,
-            ),
+            *found,
             Trial("half of what is allowed", healthy),
             Trial("no traffic", dict.fromkeys(healthy, "0x90")),
             Trial(
@@ -224,6 +239,17 @@ def burn_limit(objective: Objective, factor: float) -> float:
     """Return the share of bad ones at which a budget burns so fast; never so high that it could not be reached."""
     allowed = burn_budget(objective)
     return round(min(factor * allowed, (1 + allowed) / 2), 6)
+
+
+def _few_limit(objective: Objective) -> float:
+    """Return the share of bad ones that is too great whatever their number: half, or where that is allowed more."""
+    allowed = burn_budget(objective)
+    return 0.5 if allowed < 0.5 else (1 + allowed) / 2
+
+
+def has_few(objective: Objective) -> bool:
+    """Return whether there can be so few events that shares do not tell, and yet a pattern among them."""
+    return objective.minimum > FEWEST_BAD + 1
 
 
 def bad_and_total(goal: Below | Ratio | Zero | Complete) -> tuple[Count, Count]:
