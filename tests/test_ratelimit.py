@@ -793,8 +793,7 @@ def test_it_tells_what_it_has_decided_and_whom_it_denied_most(clock: ManualClock
             top_denied=(("a", 3), ("b", 1), ("d", 1)),
         )
     shadow = RateLimiter("1/h", enforce=False, clock=clock)
-    for _ in range(3):
-        shadow.hit("k")
+    assert all(shadow.hit("k") for _ in range(3))
     assert shadow.stats() == LimiterStats(1, 0, 2, 0, 0, (("k", 2),))
 
 

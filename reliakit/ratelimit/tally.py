@@ -57,11 +57,11 @@ class Tally:
         denied: Those that denied.
         shadow_denied: Those that would have.
         degraded: Those that a stand-in made.
+        every: The key of a denial is noted if this divides its number.
     """
 
     __slots__ = (
         "__weakref__",
-        "_every",
         "_keys",
         "_lock",
         "_noted",
@@ -70,6 +70,7 @@ class Tally:
         "admitted",
         "degraded",
         "denied",
+        "every",
         "shadow_denied",
     )
 
@@ -79,8 +80,7 @@ class Tally:
         self.denied: count[int] = count()
         self.shadow_denied: count[int] = count()
         self.degraded: count[int] = count()
-        # The key of a denial is noted if this divides its number.
-        self._every = 1
+        self.every: int = 1
         self._noted = 0
         self._reads = 0
         self._keys: dict[str, int] = {}
@@ -88,17 +88,12 @@ class Tally:
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
 
-    def deny(self, key: str, *, is_shadow: bool = False) -> None:
-        """Count a denial, or what would have been one, and remember now and then whose it was."""
-        before = next(self.shadow_denied if is_shadow else self.denied)
-        if not before % self._every:
-            self._note(key)
-
-    def _note(self, key: str) -> None:
-        weight = self._every
+    def note(self, key: str) -> None:
+        """Remember whose a denial was; to be called for those whose number `every` divides."""
+        weight = self.every
         if weight == 1:
             self._noted += 1
-            self._every = _ONE_IN if self._noted >= _ALL_UP_TO else 1
+            self.every = _ONE_IN if self._noted >= _ALL_UP_TO else 1
         known = self._keys.get(key)
         if known is not None:  # two threads at once may count as one here
             self._keys[key] = known + weight

@@ -51,13 +51,13 @@ class Terms(NamedTuple, Generic[T]):
             and rule.
         shown: For each rule of the plan, what a decision shows as rule and as limit.
         admitted: Counts what was admitted.
-        denied: Told of what was not: a callable(key, nanoseconds to wait).
+        denied: Told of what was not: a callable(key, cost, nanoseconds to wait, whether a stand-in decided).
     """
 
     kind: type[T]
     shown: tuple[tuple[object, int], ...]
     admitted: count[int]
-    denied: Callable[[str, int], None]
+    denied: Callable[[str, int, int, bool], None]
 
 
 class MemoryStore:
@@ -135,7 +135,7 @@ class MemoryStore:
             limit, amount = shown[binding]
             decision: T = _new(kind, (is_admitted, amount, left, wait / 1e9, reset / 1e9, False, limit))
             if not is_admitted:
-                denied(key, wait)
+                denied(key, 1, wait, False)
                 return decision
             if not swap(shelf, key, state, after):
                 return None
@@ -166,7 +166,7 @@ class MemoryStore:
                 backlog = arrival - now
                 if backlog > most:
                     wait = backlog - most
-                    denied(key, wait)
+                    denied(key, 1, wait, False)
                     refusal: T = _new(kind, (False, amount, 0, wait / 1e9, backlog / 1e9, False, limit))
                     return refusal
                 after = arrival + increment
