@@ -914,9 +914,15 @@ def test_a_key_that_cannot_be_asked_is_refused():
     async def key(scope):
         return "x"
 
-    for bad in (key, "ip", None):
+    class Key:
+        async def __call__(self, scope):
+            return "x"
+
+    for bad in (key, Key(), "ip", None):
         with pytest.raises(ConfigurationError, match="key"):
             RateLimitHeaders(RateLimiter("1/s"), key=bad)
+        with pytest.raises(ConfigurationError, match="key"):
+            protect(ok, service="s", key=bad)  # also while there is no limiter
 
 
 async def test_each_part_stands_alone():

@@ -6,10 +6,10 @@ request; RFC 6585 for 429. The limiter is any object with `hit` (WSGI) or `ahit`
 
 from __future__ import annotations
 
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from reliakit.core import checks
+from reliakit.core.colour import colour_of
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import SecurityNoticed
 from reliakit.core.spine import Emitter, Listener
@@ -107,12 +107,10 @@ class RateLimitHeaders(Part):
     ) -> None:
         if not (callable(getattr(limiter, "hit", None)) and callable(getattr(limiter, "ahit", None))):
             raise ConfigurationError(f"limiter must have hit and ahit, as a RateLimiter does, got {limiter!r}")
-        if not callable(key) or iscoroutinefunction(key):
-            raise ConfigurationError(f"key must be a plain callable that takes a scope or environ, got {key!r}")
         self.limiter: Limiter = limiter
         self.service: str | None = service
         self._client = client
-        self._key = key
+        self._key = checked_key(key)
         self._fields = checks.choice("fields", fields, ("draft", "legacy", "off"))
         self._name = str(getattr(limiter, "name", None) or "default")
         limits: tuple[Any, ...] = tuple(getattr(limiter, "limits", ()))
@@ -161,6 +159,13 @@ class RateLimitHeaders(Part):
 
     def __repr__(self) -> str:
         return f"RateLimitHeaders({self.limiter!r}, key={self._key!r}, fields={self._fields!r})"
+
+
+def checked_key(key: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+    """Return a key function, or refuse it."""
+    if not callable(key) or colour_of(key, by="key") != "plain":
+        raise ConfigurationError(f"key must be a plain callable that takes a scope or environ, got {key!r}")
+    return key
 
 
 def _policy(rule: Any, quota: int) -> str:

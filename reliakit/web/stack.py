@@ -23,7 +23,7 @@ from reliakit.web.cors import Cors
 from reliakit.web.headers import SecurityHeaders
 from reliakit.web.observer import RequestObserver
 from reliakit.web.problem import ProblemResponses
-from reliakit.web.rate_limit import Limiter, RateLimitHeaders
+from reliakit.web.rate_limit import Limiter, RateLimitHeaders, checked_key
 from reliakit.web.timeout import RequestTimeout
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def stack(
     clock: Clock,
 ) -> list[Part]:
     """Return the parts, outermost first; see `reliakit.web.asgi.protect` for the settings."""
+    checked_key(key)  # also where there is no limiter yet that would use it
     peers, mine = _listed(trusted), tuple(listeners)
     # A key by address that names no proxies of its own believes those of the whole stack.
     client = (key if isinstance(key, ClientIP) else client_ip()).behind(peers)
