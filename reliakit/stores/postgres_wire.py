@@ -117,10 +117,11 @@ class ThreadConnections:
             return self._idle.pop()
 
     def _begin(self, young_until: float) -> None:
+        attempt = self._attempts + 1
+        threading.Thread(target=self._grow, args=(attempt,), name="reliakit-store", daemon=True).start()
         self._size += 1
-        self._attempts += 1
+        self._attempts = attempt
         self._young_until = young_until
-        threading.Thread(target=self._grow, args=(self._attempts,), name="reliakit-store", daemon=True).start()
 
     def _grow(self, attempt: int) -> None:
         changed = self._changed
@@ -133,7 +134,8 @@ class ThreadConnections:
                 self._failed = (attempt, error)
                 changed.notify_all()
             return
-        self._young_until = 0.0
+        with changed:
+            self._young_until = 0.0
         self._put(line)
 
     def _connect(self) -> Line:

@@ -23,7 +23,7 @@ from reliakit.core.deadline import remaining
 from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, Coroutine, Sequence
 
 __all__ = ["Lane", "Pipe", "PooledTicks", "Ticks", "Waiting"]
 
@@ -67,14 +67,14 @@ class Waiting(NamedTuple):
 
 
 class Lane:
-    """What the tasks of one event loop ask, and their connections."""
+    """What the tasks of one event loop ask, and their connections. Does not hold the loop, so that it can go."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+    def __init__(self) -> None:
         self.asked: list[Waiting] = []  # in this tick
         self.waiting: list[Waiting] = []  # until a connection is idle
         self.idle: list[Pipe] = []
-        self.size = 0
+        self.busy: set[Pipe] = set()
+        self.size = 0  # idle, busy, and what is being made
         # While an attempt to connect is this young there is no other.
         self.young_until = 0.0
         # The event loop holds tasks weakly.
@@ -83,7 +83,7 @@ class Lane:
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Begin a task in a context of its own: no caller's deadline is the batch's."""
-        task = self.loop.create_task(work, context=contextvars.Context())
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -105,6 +105,10 @@ class Lane:
             yield
         finally:
             await self.close()
+            while self.busy:  # with tasks that were cancelled before their first step
+                await self.busy.pop().drop()
+            # All of these know the loop.
+            self.asked, self.waiting, self.keeper = [], [], None
 
 
 # A forked child neither uses nor closes its parent's connections: closing may end the parent's session too.
@@ -137,13 +141,14 @@ class Ticks:
             TimeoutError: There is none in time.
             Exception: The server refuses, or cannot be reached.
         """
-        lane = self._lane()
+        loop = asyncio.get_running_loop()
+        lane = self._lanes.get(loop) or self._lane(loop)
         if not lane.asked:
-            lane.loop.call_soon(self._tick, lane)
-        answer: asyncio.Future[Any] = lane.loop.create_future()
+            loop.call_soon(self._tick, loop, lane)
+        answer: asyncio.Future[Any] = loop.create_future()
         left = remaining()
         seconds = self._timeout if left is None or left > self._timeout else left
-        lane.asked.append(Waiting(request, answer, lane.loop.time() + seconds))
+        lane.asked.append(Waiting(request, answer, loop.time() + seconds))
         return await answer
 
     async def open(self) -> None:
@@ -155,27 +160,23 @@ class Ticks:
         if lane is not None:
             await lane.close()
 
-    def _lane(self) -> Lane:
-        loop = asyncio.get_running_loop()
-        lane = self._lanes.get(loop)
-        if lane is None:
-            with self._lock:
-                lane = self._lanes.setdefault(loop, Lane(loop))
-        return lane
+    def _lane(self, loop: asyncio.AbstractEventLoop) -> Lane:
+        with self._lock:
+            return self._lanes.setdefault(loop, Lane())
 
-    def _tick(self, lane: Lane) -> None:
+    def _tick(self, loop: asyncio.AbstractEventLoop, lane: Lane) -> None:
         batch, lane.asked = [one for one in lane.asked if not one.answer.done()], []
         if batch:
-            _watch(lane.loop, batch)
+            _watch(loop, batch)
             self._serve(lane, batch)
 
     def _serve(self, lane: Lane, batch: list[Waiting]) -> None:
-        lane.begin(self._settle(batch, self._exchange([one.request for one in batch])))
+        lane.begin(self._settle(batch))
 
-    async def _settle(self, batch: list[Waiting], exchange: Awaitable[list[Any]]) -> None:
+    async def _settle(self, batch: list[Waiting]) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                replies = await exchange
+                replies = await self._exchange([one.request for one in batch])
         except Exception as error:  # noqa: BLE001 - raised where the batch's tasks wait
             replies = [error] * len(batch)
         except BaseException:
@@ -205,7 +206,7 @@ class PooledTicks(Ticks):
 
     async def open(self) -> None:
         """Connect, if there is no connection yet."""
-        lane = self._lane()
+        lane = self._lane(asyncio.get_running_loop())
         if not lane.idle:
             self._claim(lane)
             self._free(lane, await self._made(lane))
@@ -219,15 +220,17 @@ class PooledTicks(Ticks):
         lane.waiting = [one for one in lane.waiting if not one.answer.done()]
         while lane.waiting and lane.idle:
             batch, lane.waiting = lane.waiting[:_AT_ONCE], lane.waiting[_AT_ONCE:]
-            lane.begin(self._served(lane, lane.idle.pop(), batch))
-        if lane.waiting and lane.size < self._most and lane.loop.time() >= lane.young_until:
+            pipe = lane.idle.pop()
+            lane.busy.add(pipe)
+            lane.begin(self._served(lane, pipe, batch))
+        if lane.waiting and lane.size < self._most and _now() >= lane.young_until:
             # One at a time: a hundred tasks that come first must not make a hundred connections.
             self._claim(lane)
             lane.begin(self._grow(lane, lane.waiting[:]))
 
     def _claim(self, lane: Lane) -> None:
         lane.size += 1
-        lane.young_until = lane.loop.time() + self._timeout
+        lane.young_until = _now() + self._timeout
 
     async def _made(self, lane: Lane) -> Pipe:
         try:
@@ -263,6 +266,7 @@ class PooledTicks(Ticks):
             async with asyncio.timeout(self._timeout):
                 replies = await pipe.exchange([one.request for one in batch])
         except BaseException as error:
+            lane.busy.discard(pipe)
             lane.size -= 1
             await pipe.drop()
             if not isinstance(error, Exception):
@@ -275,8 +279,13 @@ class PooledTicks(Ticks):
             _answer(batch, [error] * len(batch))
             self._go_on(lane)
             return
+        lane.busy.discard(pipe)
         _answer(batch, replies)
         self._free(lane, pipe)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _answer(batch: list[Waiting], replies: list[Any]) -> None:

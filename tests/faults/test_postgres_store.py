@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -301,6 +303,30 @@ def test_opened_early_it_has_its_table_and_a_connection(reliakit_dsn: str, fault
     else:
         assert asyncio.run(in_a_task()) == 1
     assert proxy.stats().connections == 1
+
+
+class Turn:
+    """One iteration of the event loop."""
+
+    def __await__(self) -> Iterator[None]:
+        yield
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_loop_that_ends_leaves_no_connection_behind_whatever_it_was_about_to_send(
+    store: PostgresStore, turns: int
+) -> None:
+    async def leave() -> weakref.ref[asyncio.AbstractEventLoop]:
+        await store.aopen()
+        task = asyncio.create_task(store.aapply(Op.HIT, TEN, "k", 1))
+        for _ in range(turns):
+            await Turn()
+        assert not task.done()
+        return weakref.ref(asyncio.get_running_loop())
+
+    ended = asyncio.run(leave())
+    gc.collect()  # which warns of a connection that nobody has closed
+    assert ended() is None
 
 
 def test_pools_serve_their_colour(reliakit_dsn: str) -> None:
