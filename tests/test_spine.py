@@ -260,6 +260,33 @@ def test_a_component_that_watches_is_told_of_each_coming_and_going() -> None:
     assert watched() is None
 
 
+def test_a_component_that_notices_late_is_told_again() -> None:
+    class Slow:
+        """It looks, and before it has taken notice another thread's listener has come and been told of."""
+
+        def __init__(self) -> None:
+            self._emitter = Emitter("slow")
+            self.is_heard = False
+            self.meanwhile: list[Subscription] = []
+
+        def listeners_changed(self) -> None:
+            heard = self._emitter.hears(CallRejected)
+            if not heard and not self.meanwhile:
+                thread = threading.Thread(target=lambda: self.meanwhile.append(subscribe(heard_of.append)))
+                thread.start()
+                thread.join()
+            self.is_heard = heard
+
+    heard_of: list[Event] = []
+    component = Slow()
+    first = subscribe(heard_of.append, CallRejected)
+    watch(component)
+    first.close()
+    assert component.is_heard
+    component.meanwhile[0].close()
+    assert not component.is_heard
+
+
 def test_components_may_be_made_while_listeners_come_and_go() -> None:
     kept: list[Watching] = []
     start = threading.Barrier(2)

@@ -122,7 +122,12 @@ class _Listeners:
                     break
             self.routes = after
             watchers = tuple(self._watchers)
-        _tell_all(watchers)
+        while True:
+            _tell_all(watchers)
+            if self.routes is after:
+                return
+            # Another thread has changed it and told them too, but the last to notice may have been the one told here.
+            after = self.routes
 
     def watch(self, watcher: Watcher) -> None:
         # A set that grows while another thread walks through it raises there.
