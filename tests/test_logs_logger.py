@@ -565,3 +565,12 @@ def test_what_was_given_as_extra_is_found_wherever_it_stands_in_the_record():
     assert extras_of(less.__dict__) == {"a": 1}
     assert extras_of(own.__dict__) == {"first": 1, "last": 2}
     assert extras_of(made().__dict__) == {}
+
+
+def test_a_request_id_of_none_among_the_fields_leaves_that_of_the_request():
+    stream = io.StringIO()
+    with configure_logging(service="bank", env="production", stream=stream), request_context(request_id="r-7"):
+        get_logger("x").info("a", request_id=None)
+        get_logger("x").info("b", request_id="own", text="much " * 20_000)
+        get_logger("x").info("c", text="much " * 20_000)
+    assert [json.loads(line)["request_id"] for line in stream.getvalue().splitlines()] == ["r-7", "own", "r-7"]

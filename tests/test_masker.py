@@ -637,3 +637,11 @@ def test_what_a_patch_changes_is_told_by_the_end_of_its_path():
     for path in ("/tokens/list", "/srv/app", 5):
         assert masker.mask({**patch, "path": path}) == {**patch, "path": path}
         assert masker.mask_text(json.dumps({**patch, "path": path})) == json.dumps({**patch, "path": path})
+
+
+def test_a_registered_number_is_hidden_also_under_a_name_that_was_seen_before():
+    own = Masker()
+    assert own.mask({"n": 48151623, "l": [7, 48151623]}) == {"n": 48151623, "l": [7, 48151623]}
+    own.register_secret("48151623")
+    for _ in range(2):
+        assert own.mask({"n": 48151623, "l": [7, 48151623, 8]}) == {"n": "***", "l": [7, "***", 8]}

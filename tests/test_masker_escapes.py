@@ -47,7 +47,7 @@ def test_credentials_right_behind_an_escape_are_hidden():
 
 def test_bytes_that_are_no_text_hide_no_token():
     assert masker.mask({"body": b"\xff" + TOKEN.encode()}) == {"body": b"\\xff***"}
-    assert TOKEN not in repr(masker.mask({"body": TOKEN.encode("utf-16")}))
+    assert masker.mask({"body": TOKEN.encode("utf-16")}) == {"body": b"***"}
 
 
 @pytest.mark.parametrize(
