@@ -256,3 +256,8 @@ def test_a_name_that_goes_on_inside_as_something_harmless_is_kept():
         "key": {"id": 1},
     }
     assert Masker().mask(value) == value
+
+
+def test_a_pattern_for_places_in_a_list_hides_small_numbers_there():
+    own = Masker(keys=["codes.?"])
+    assert own.mask({"codes": [7, 8], "counts": [7, 8]}) == {"codes": ["***", "***"], "counts": [7, 8]}
