@@ -552,3 +552,18 @@ def test_an_event_need_not_be_built_for_a_listener_that_is_deaf_to_it() -> None:
     assert Emitter("x", listeners=[mock.Mock()]).hears(DeadlineOverrun, "usual")
     with subscribe(RecordingListener(), DeadlineOverrun):
         assert emitter.hears(DeadlineOverrun, "usual")
+
+
+def test_a_listener_that_causes_what_it_hears_goes_in_no_endless_circle(caplog: pytest.LogCaptureFixture) -> None:
+    emitter, other, heard = Emitter("x"), Emitter("other"), RecordingListener()
+
+    def twice(event: Event) -> None:
+        overrun(emitter)
+        overrun(emitter)
+
+    with subscribe(twice, DeadlineOverrun), subscribe(heard, DeadlineOverrun):
+        overrun(emitter)
+        assert len(heard.events) == 2 + 4 + 8 + 1
+        overrun(other)
+    assert len(heard.events) == 2 * (2 + 4 + 8 + 1)
+    assert "causes the events that it hears" in caplog.text

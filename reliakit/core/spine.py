@@ -39,6 +39,17 @@ Listener = Callable[[Any], object]
 _log = logging.getLogger("reliakit")
 
 
+class _Nesting(threading.local):
+    """How many deliveries this thread is in the middle of, one inside the other."""
+
+    deep = 0
+
+
+_nesting = _Nesting()
+# A listener that makes a call hears of that one too; garbage that is collected meanwhile may add another.
+_DEEPEST = 4
+
+
 class _Route:
     """One listener, the types it wants, and how often it has raised."""
 
@@ -55,8 +66,15 @@ class _Route:
         self._failures = itertools.count().__next__
 
     def deliver(self, event: Event) -> None:
-        """Call the listener. What it raises is told the first time, and contained."""
+        """Call the listener. What it raises is told the first time, and contained.
+
+        So is its part in a circle: who causes the events that he hears is not told of the fifth in a row.
+        """
+        deep = _nesting.deep
         try:
+            if deep >= _DEEPEST:
+                raise RecursionError("a listener causes the events that it hears: leave it out of what it calls")
+            _nesting.deep = deep + 1
             answer = self.listener(event)
             if answer is not None and hasattr(type(answer), "__await__"):
                 _refuse_answer(answer)
@@ -64,6 +82,8 @@ class _Route:
             # A listener's fault is not the caller's: told once, then contained in silence.
             if self._failures() == 0:  # counting is one atomic step
                 _tell(self.listener, event)
+        finally:
+            _nesting.deep = deep
 
 
 def _refuse_answer(answer: object) -> None:
@@ -181,9 +201,10 @@ def subscribe(listener: Listener, *event_types: type[Event]) -> Subscription:
     """Call `listener` with every event in this process, or with those of the given types.
 
     A listener is called in the thread or task that made the event, after the component's locks are released.
-    It must not block. What it raises is logged once and contained. The same listener given twice hears an event
-    once. Safe from any thread, and from inside a listener; who subscribes or closes while an event is being delivered
-    changes the next one.
+    It must not block. What it raises is logged once and contained; where it makes calls that cause the events it
+    hears, it is not told of the fifth inside one another. The same listener given twice hears an event once. Safe
+    from any thread, and from inside a listener; who subscribes or closes while an event is being delivered changes
+    the next one.
 
     Args:
         listener: A plain callable that takes the event.

@@ -26,7 +26,7 @@ from reliakit.core.errors import (
 from reliakit.core.flow import Outcome, attempt_async
 from reliakit.database import beginning, ending, machine, nesting, straight
 from reliakit.database.driver import Late
-from reliakit.database.frames import frame_of, pop
+from reliakit.database.frames import frame_of, pop, time_left_here
 from reliakit.database.machine import BARE, BEGIN, Inside
 from reliakit.database.nesting import Entered
 from reliakit.database.places import owner_here, place_above
@@ -341,6 +341,8 @@ class Engine:
         left = deadline.remaining()
         if left is not None and left < seconds:
             seconds = left
+        # One on a connection of its own, too: a task is cut with the block around it, and so is a thread's work.
+        seconds = min(seconds, time_left_here())
         return now + seconds, seconds
 
     def plan_retry(self, work: Work, error: BaseException, *, began: bool, conflict: bool) -> None:

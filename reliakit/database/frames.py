@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from contextvars import ContextVar
+from math import inf
 from typing import TYPE_CHECKING
 
 from reliakit.database.places import owner_here
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from reliakit.database.places import Owner
     from reliakit.database.transaction import Handle
 
-__all__ = ["Frame", "enter_frame", "frame_of", "innermost", "pop", "push"]
+__all__ = ["Frame", "enter_frame", "frame_of", "innermost", "pop", "push", "time_left_here"]
 
 
 class Frame(weakref.ref["Handle"]):
@@ -78,3 +79,14 @@ def frame_of(realm: object) -> tuple[Handle, bool] | None:
                 return transaction, frame.owner is owner_here()
         frame = frame.outer
     return None
+
+
+def time_left_here() -> float:
+    """Return for how many seconds the transactions of any database that this thread or task is in may still run."""
+    left, owner, frame = inf, owner_here(), _frame.get()
+    while frame is not None:
+        transaction = frame.running()
+        if transaction is not None and frame.owner is owner:
+            left = min(left, transaction.remaining())
+        frame = frame.outer
+    return left

@@ -119,7 +119,7 @@ class KeyedBreakers(Generic[K]):
     def items(self) -> tuple[tuple[K, CircuitBreaker], ...]:
         """Return all keys that are kept now with their breakers, the least recently used first."""
         with self._lock:
-            return tuple(self._kept.items())
+            return tuple(self._kept.copy().items())
 
     def __contains__(self, key: object) -> bool:
         return key in self._kept
@@ -146,7 +146,7 @@ class KeyedBreakers(Generic[K]):
         soonest: K | None = None
         shortest = inf
         newest = next(reversed(self._kept))
-        for key, breaker in tuple(self._kept.items()):
+        for key, breaker in self._kept.copy().items():  # garbage that is collected may make another one
             state = breaker.state
             if state is State.CLOSED and key != newest:
                 return key

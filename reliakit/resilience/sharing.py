@@ -211,7 +211,7 @@ class SharedBreakers:
     def status(self) -> tuple[SharedStatus, ...]:
         """Return where the processes stand on each circuit, as last heard. No round trip."""
         with self._lock:
-            rounds = tuple(self._rounds.values())
+            rounds = tuple(self._rounds.copy().values())
         is_degraded = self._failed_at is not None
         return tuple(one.status(is_degraded=is_degraded) for one in rounds)
 
@@ -237,13 +237,13 @@ class SharedBreakers:
         with self._round:
             is_up = self._vote()
             if not is_up:
-                for one in tuple(self._rounds.values()):
+                for one in tuple(self._rounds.copy().values()):
                     one.go_alone(self._clock)
         return is_up
 
     def _vote(self) -> bool:
         with self._lock:
-            rounds = tuple(self._rounds.values())
+            rounds = tuple(self._rounds.copy().values())
         try:
             for one in rounds:
                 one.go(self._store, self._ballot, self._clock)
