@@ -37,7 +37,7 @@ class Masker:
     """Make copies of values in which secrets and personal data are replaced by a marker.
 
     Safe from any thread and task. A clean short text that has been seen before costs one lookup, fresh text about
-    0.1 to 0.2 microseconds a byte.
+    a quarter of a microsecond a character.
 
     Args:
         keys: Further names of sensitive fields, matched by whole words, and patterns: "emp_*_no" for the whole name,
