@@ -252,15 +252,17 @@ class Watching:
 def test_a_component_that_watches_is_told_of_each_coming_and_going() -> None:
     component = Watching()
     watch(component)
+    assert component.told == 1
     with subscribe(print):
-        assert component.told == 1
-    assert component.told == 2
+        assert component.told == 2
+    assert component.told == 3
     watched = weakref.ref(component)
     del component
     assert watched() is None
 
 
-def test_a_component_that_notices_late_is_told_again() -> None:
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_component_that_notices_late_is_told_again(is_new: bool) -> None:
     class Slow:
         """It looks, and before it has taken notice another thread's listener has come and been told of."""
 
@@ -279,9 +281,12 @@ def test_a_component_that_notices_late_is_told_again() -> None:
 
     heard_of: list[Event] = []
     component = Slow()
-    first = subscribe(heard_of.append, CallRejected)
-    watch(component)
-    first.close()
+    if is_new:
+        watch(component)
+    else:
+        first = subscribe(heard_of.append, CallRejected)
+        watch(component)
+        first.close()
     assert component.is_heard
     component.meanwhile[0].close()
     assert not component.is_heard

@@ -153,6 +153,10 @@ class _Listeners:
         # A set that grows while another thread walks through it raises there.
         with self._lock:
             self._watchers.add(watcher)
+        routes = None
+        while routes is not self.routes:  # who came or went meanwhile, in another thread, may have told it too early
+            routes = self.routes
+            watcher.listeners_changed()
 
 
 def _tell_all(watchers: tuple[Watcher, ...]) -> None:
@@ -222,7 +226,7 @@ def subscribe(listener: Listener, *event_types: type[Event]) -> Subscription:
 
 
 def watch(watcher: Watcher) -> None:
-    """Tell this component from now on when the process-wide listeners change. It is held weakly."""
+    """Tell this component now who listens, and again when the process-wide listeners change. It is held weakly."""
     _everybody.watch(watcher)
 
 

@@ -66,7 +66,6 @@ class LineHandler(logging.Handler):
         self._writer = _Writer(self, queue_size) if queue_size else None
         self._written = _Written(self)
         watch(self)
-        self.listeners_changed()
 
     def listeners_changed(self) -> None:
         """Make itself known to who counts records; see `reliakit.core.spine.watch`."""

@@ -133,7 +133,6 @@ class RateLimiter:
         self._heard = False
         self._waiting = Waiting(checks.count("max_waiters", max_waiters))
         watch(self)
-        self.listeners_changed()
 
     def hit(self, key: str, cost: int = 1) -> Decision:
         """Spend `cost` if the limits allow it. Never waits for a free slot.

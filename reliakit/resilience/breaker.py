@@ -190,7 +190,6 @@ class CircuitBreaker(Outcomes):
         self._known: type[object] | None = None  # the class of the last result that proved to be no awaitable
         renew_locks_after_fork(self, "_telling")
         watch(self)
-        self.listeners_changed()
 
     def __call__(self, fn: F) -> F:
         """Decorate a function, method, generator or coroutine function; its signature and its colour stay.

@@ -227,7 +227,6 @@ class Policy(_Composed):
         self._parts: tuple[Part, ...] = tuple(part for given in parts for part in parts_of(given))
         if not self._parts:
             raise ConfigurationError("Policy takes at least one pattern, the outermost first")
-        self.listeners_changed()
         watch(self)
 
     def listeners_changed(self) -> None:
