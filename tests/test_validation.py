@@ -530,6 +530,86 @@ def test_no_more_problems_are_told_than_wanted() -> None:
     assert len(Schema(document, max_errors=3).problems({str(n): 1 for n in range(100)})) == 3
 
 
+class CountsErrors:
+    """The engine's validator, and how many errors it has built."""
+
+    def __init__(self, validator: Any) -> None:
+        self.validator = validator
+        self.built = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.validator, name)
+
+    def iter_errors(self, value: object) -> list[Any]:
+        found = list(self.validator.iter_errors(value))
+        self.built += sum(map(self.weight, found))
+        return found
+
+    def validate(self, value: object) -> None:
+        try:
+            self.validator.validate(value)
+        except ValueError as error:
+            self.built += self.weight(error)
+            raise
+
+    def weight(self, error: Any) -> int:
+        details = error.kind.as_dict()
+        branches = details.get("context", [])
+        options = len(details.get("options", ())) // 40
+        return 1 + options + sum(self.weight(inner) for branch in branches for inner in branch)
+
+
+THING = {"type": "object", "required": [f"k{n}" for n in range(20)]}
+
+
+@pytest.mark.parametrize(
+    ("document", "value", "place"),
+    [
+        ({"items": {"enum": [f"option {n}" for n in range(500)]}}, ["x"] * 9_999, ("/0", "enum")),
+        ({"items": {"enum": [list(range(500))]}}, ["x"] * 9_999, ("/0", "enum")),
+        ({"items": {"oneOf": [{"type": "integer"}] * 20}}, ["x"] * 1_000, ("/0", "oneOf")),
+        ({"items": THING}, [{}] * 9_999, ("/0/k0", "required")),
+        ({"anyOf": [THING, {"type": "array", "items": THING}]}, [{}] * 1_000, ("", "tooLarge")),
+        ({"anyOf": [THING, {"type": "array", "items": THING}]}, [{}] * 20_000, ("", "tooLarge")),
+        ({"oneOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"items": THING}}}, [{}] * 1_000, ("", "tooLarge")),
+        ({"anyOf": [{"additionalProperties": THING}]}, {str(n): {} for n in range(1_000)}, ("", "tooLarge")),
+    ],
+)
+def test_no_value_makes_the_engine_build_errors_without_end(
+    document: dict[str, Any], value: object, place: tuple[str, str]
+) -> None:
+    schema = Schema(document)
+    counting = CountsErrors(schema._engine._validator)
+    schema._engine._validator = counting  # type: ignore[assignment]
+    assert places(schema, value)[0] == place
+    assert counting.built <= 10_000
+
+
+def test_a_long_list_inside_many_levels_is_not_copied_for_each_of_them() -> None:
+    value: object = ["x"] * 2_000
+    for _ in range(55):
+        value = {"next": value}
+    schema = Schema({"required": ["a", "b"], "properties": {"next": {"$ref": "#"}}})
+    assert places(schema, value) == [("/a", "required")]
+
+
+def test_a_large_value_with_few_problems_is_told_them_all() -> None:
+    countries = {"enum": [f"country {n}" for n in range(250)]}
+    one_of_five = {"oneOf": [{"properties": {"kind": {"const": n}}, "required": ["at"]} for n in range(5)]}
+    schema = Schema({"items": {"properties": {"from": countries, "event": one_of_five}}})
+    value = [{"from": "country 7", "event": {"kind": n % 5, "at": 1}} for n in range(1_500)]
+    value[3]["from"] = value[1_400]["from"] = "nowhere"
+    assert places(schema, value) == [("/3/from", "enum"), ("/1400/from", "enum")]
+
+
+def test_a_choice_between_small_forms_does_not_hide_the_first_problem_of_a_large_value() -> None:
+    rows = {"items": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/order"}]}}
+    schema = Schema({"items": rows, "$defs": {"order": THING}})
+    assert places(schema, [[None] * 20_000 + [{}]])[0] == ("/0/20000/k0", "required")
+    named_like_keywords = {"items": {"anyOf": [{"properties": {"items": {"type": "string"}, "contains": {}}}]}}
+    assert places(Schema(named_like_keywords), [{}] * 20_000 + [{"items": 1}]) == [("/20000/items", "type")]
+
+
 def test_a_very_large_value_is_told_its_first_problem_alone() -> None:
     assert places(Schema({"items": {"type": "string"}}), ["a"] * 5 + [1] * 20_000) == [("/5", "type")]
     assert Schema({"items": {"type": "string"}}).is_valid(["a"] * 20_000)

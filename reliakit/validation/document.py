@@ -27,6 +27,14 @@ _DRAFTS = frozenset(
     }
 )
 _REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
+_CHOICES = frozenset({"anyOf", "oneOf"})
+# What these hold is asked of any number of members.
+_OF_MANY = frozenset(
+    """
+    $dynamicRef $recursiveRef additionalItems additionalProperties contains items patternProperties propertyNames
+    unevaluatedItems unevaluatedProperties
+    """.split()  # noqa: SIM905 - ten lines otherwise
+)
 # What these hold are schemas by name.
 _NAMES = frozenset({"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"})
 # What these hold are values of the author, not schemas.
@@ -55,6 +63,38 @@ class Document:
         Follows references. Ends early where the path cannot be followed, which happens below a property named "".
         """
         return self._known(path)
+
+    def options(self) -> Iterator[object]:
+        """Yield what each `enum` and `const` allows."""
+        for document in (self._root, *self._by_uri.values()):
+            for node in _nodes(document):
+                yield from (node[keyword] for keyword in ("const", "enum") if keyword in node)
+
+    def has_wide_choice(self) -> bool:
+        """Return whether a branch of an `anyOf` or `oneOf` may be asked of any number of members."""
+        seen: set[tuple[int, bool]] = set()
+        todo = [(self._root, self._root, _id_of(self._root), False)]
+        while todo:
+            node, resource, base, in_choice = todo.pop()
+            if isinstance(node, list):
+                todo.extend((child, resource, base, in_choice) for child in cast("list[object]", node))
+            if not isinstance(node, dict) or (id(cast("object", node)), in_choice) in seen:
+                continue
+            mapping = cast("dict[str, object]", node)
+            seen.add((id(mapping), in_choice))
+            if in_choice and any(isinstance(mapping.get(keyword), dict | list | str) for keyword in _OF_MANY):
+                return True
+            if mapping is not resource and _id_of(mapping):
+                resource, base = mapping, urljoin(base, _id_of(mapping))
+            for key, child in mapping.items():
+                if key in _REFERENCES and isinstance(child, str):
+                    todo.append((*self._follow(child, resource, base), in_choice))
+                elif key in _NAMES and isinstance(child, dict):
+                    schemas = cast("dict[str, object]", child).values()
+                    todo.extend((schema, resource, base, in_choice) for schema in schemas)
+                elif key not in _VALUES:
+                    todo.append((child, resource, base, in_choice or key in _CHOICES))
+        return False
 
     def _index(self, base: str, document: object) -> None:
         # Remembered are the nodes with an `$id` of their own: references lead to them by that.

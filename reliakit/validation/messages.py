@@ -52,6 +52,7 @@ _ENGLISH: dict[str, str] = {
     "pattern": "must match the pattern {pattern}",
     "propertyNames": "has a property whose name is not allowed",
     "required": "is required",
+    "tooLarge": "is not of the required form, and too large to tell where",
     "type": "must be {types}",
     "unevaluatedItems": "has more items than are allowed",
     "unevaluatedProperties": "is not allowed here",

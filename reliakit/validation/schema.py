@@ -77,7 +77,8 @@ class Schema:
 
     Make one per document, once; it is safe from any thread and task. Nothing is ever fetched, patterns run in linear
     time, and a value nested too deeply is refused before the engine sees it. About 10 us for a small valid value. A
-    value with more than 10 000 members is told its first problem alone.
+    value with more than 10 000 members or problems (fewer where an `enum` is long, or the value deep) is told its
+    first problem alone, and where an `anyOf` or `oneOf` may hold lists only that it does not fit (`tooLarge`).
 
     Args:
         document: The schema: a mapping or a bool. Without `$schema` it is draft 2020-12.
@@ -126,7 +127,12 @@ class Schema:
         self._catalogue = Catalogue(messages)
         self._document = Document(root, others)
         self._engine = Engine(
-            root, others, formats=dict(_named("formats", formats)), check_formats=bool(check_formats), keywords=own
+            root,
+            others,
+            document=self._document,
+            formats=dict(_named("formats", formats)),
+            check_formats=bool(check_formats),
+            keywords=own,
         )
         self._checks: tuple[_Check, ...] = ()
         title = root.get("title") if isinstance(root, dict) else None
