@@ -50,6 +50,7 @@ class Agreement:
         until: When the break that all agree on is over.
         own_until: When the break is over that its own calls have begun.
         idle: For how many rounds it was to probe and did not.
+        heard_at: When it last heard of the others.
     """
 
     interval: float
@@ -63,6 +64,7 @@ class Agreement:
     until: float = 0.0
     own_until: float = 0.0
     idle: int = 0
+    heard_at: float = -inf
 
     def ballot(self, ballot: Ballot, state: State, rest: float | None, now: float) -> Ballot:
         """Return this round's ballot.
@@ -82,18 +84,20 @@ class Agreement:
             state is State.HALF_OPEN or has_failed or (is_over and self.idle < _IDLE_ROUNDS)
         )
         remaining = max(0.0, self.own_until - now) if is_open else 0.0
+        # A lease that is over may be another's by now, whose probes know better: he is heard first.
+        is_news = now - self.heard_at < ballot.lease
         self.has_voted, self.is_voting = self.is_voting, remaining > 0
         return ballot._replace(
             remaining=remaining,
             era=self.era,
             wants_lease=wants_lease,
-            has_closed=self.is_shared and state is State.CLOSED,
+            has_closed=self.is_shared and state is State.CLOSED and is_news,
         )
 
     def heed(self, count: Count, state: State, rest: float | None, now: float) -> Order | None:
         """Take in the store's count, and return what the breaker has to do, or None for nothing."""
-        is_new_era = self.era not in (-1, count.era)
-        self.era = count.era
+        is_new_era = -1 < self.era < count.era  # one that is over again was flushed: nobody has closed anything
+        self.era, self.heard_at = count.era, now
         if count.forced > 0 or self.is_forced:
             return self._obey(count, state, rest)
         if state in _BY_HAND:
@@ -107,6 +111,11 @@ class Agreement:
         if count.remaining > 0:
             return self._join(count, state, rest, now)
         return self._linger(count, state, rest, now) if self.is_shared else None
+
+    def has_told(self, count: Count) -> None:
+        """Take notice that the others know that it has closed, where it has become something else meanwhile."""
+        self.era = count.era
+        self._leave()
 
     def alone(self, state: State, rest: float | None, now: float) -> Order | None:
         """Return what the breaker has to do when the store does not answer: go by the break itself."""
@@ -134,18 +143,23 @@ class Agreement:
         if state is State.HALF_OPEN and count.has_lease:
             return None
         self.is_probing = False
-        is_held = state is State.OPEN and rest is not None and rest >= count.remaining + self.hold - self.interval
-        return None if is_held else Order("open", count.remaining + self.hold)
+        return self._held(state, rest, count.remaining)
+
+    def _held(self, state: State, rest: float | None, left: float) -> Order | None:
+        """Return what keeps everybody out for so many seconds, and until the round after."""
+        is_held = state is State.OPEN and rest is not None and rest >= left + self.hold - self.interval
+        return None if is_held else Order("open", left + self.hold)
 
     def _linger(self, count: Count, state: State, rest: float | None, now: float) -> Order | None:
         """The break is over; who has the lease probes, and all others wait for what comes of it."""
-        self.until = min(self.until, now)
         if state is State.CLOSED:
             return None
-        if not count.has_lease:
+        # Breaks are never cut short: a store that knows of none was flushed, and the break that all know of goes on.
+        left = self.until - now if self.until - now > self.interval else 0.0
+        self.until = min(self.until, now + left)
+        if left or not count.has_lease:
             self.is_probing, self.idle = False, 0
-            is_held = state is State.OPEN and rest is not None and rest >= self.hold - self.interval
-            return None if is_held else Order("open", self.hold)
+            return self._held(state, rest, left)
         if state is State.OPEN and not self.is_probing:
             self.is_probing = True
             return Order("open", 0.0)

@@ -22,6 +22,7 @@ from math import inf
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from reliakit.core import checks
+from reliakit.core.backoff import Backoff
 from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.errors import ConfigurationError, StoreError
 from reliakit.core.events import CircuitChanged, StoreFailed, StoreRecovered
@@ -115,6 +116,8 @@ class SharedBreakers:
     ) -> None:
         if not callable(getattr(store, "vote", None)):
             raise ConfigurationError(f"store must be one that processes share, such as a RedisStore, got {store!r}")
+        if not getattr(store, "serves_threads", True):
+            raise ConfigurationError(f"store must be one of an address or of a client for threads, got {store!r}")
         self._store = store
         self.interval: float = checks.seconds("interval", interval)
         if self.interval < _SHORTEST:
@@ -139,6 +142,9 @@ class SharedBreakers:
         self._stop, self._wake = threading.Event(), threading.Event()
         self._failed_at: float | None = None
         self._failures = 0
+        self._pauses = Backoff(2 * self.interval, cap=max(self.interval, _LONGEST_PAUSE), jitter=0.2)
+        # Seconds from round to round: what the interval says, or what it takes to ask for many circuits.
+        self._pace = self._last_took = self.interval
         renew_locks_after_fork(self, "_lock", "_round")
         tell_after_fork(self, "_forget_thread")
 
@@ -164,9 +170,14 @@ class SharedBreakers:
             if self._thread is not None:
                 return
             self._stop, self._wake = threading.Event(), threading.Event()
-            self._heard = subscribe(self._hear, CircuitChanged)
-            self._thread = threading.Thread(target=self._run, name="reliakit-sharing", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="reliakit-sharing", daemon=True)
+            heard = subscribe(self._hear, CircuitChanged)
+            try:
+                thread.start()
+            except BaseException:  # no room for another thread
+                heard.close()
+                raise
+            self._heard, self._thread = heard, thread
 
     def close(self) -> None:
         """Stop it. Breakers stay as they are, and each decides for itself from now on. The store stays open."""
@@ -222,11 +233,11 @@ class SharedBreakers:
     def _run(self) -> None:
         wake, stop = self._wake, self._stop
         while not stop.is_set():
-            if self.refresh():
+            if self._refresh(stop):
                 wake.wait(self.interval)
             else:
                 # Not woken by breakers: one that opens every moment must not make a dead store be asked as often.
-                stop.wait(min(self.interval * 2**self._failures, _LONGEST_PAUSE))
+                stop.wait(self._pauses.delay(max(1, self._failures), self._clock.random))
             wake.clear()
 
     def refresh(self) -> bool:
@@ -234,37 +245,48 @@ class SharedBreakers:
 
         The thread does it every `interval` seconds. For programs that have no threads, and for tests.
         """
+        return self._refresh(threading.Event())
+
+    def _refresh(self, stop: threading.Event) -> bool:
         with self._round:
-            is_up = self._vote()
+            is_up = self._vote(stop)
             if not is_up:
                 for one in tuple(self._rounds.copy().values()):
                     one.go_alone(self._clock)
         return is_up
 
-    def _vote(self) -> bool:
+    def _vote(self, stop: threading.Event) -> bool:
         with self._lock:
             rounds = tuple(self._rounds.copy().values())
+        began, pace = self._clock.monotonic(), self._pace
+        ballot = self._ballot._replace(lifetime=_LIFETIME * pace, lease=_LEASE * pace)
         try:
             for one in rounds:
-                one.go(self._store, self._ballot, self._clock)
-        except StoreError as error:
-            self._failures += 1
-            if self._failed_at is None:
-                self._failed_at = self._clock.monotonic()
-                reason = type(error.__cause__ or error).__name__
-                self._emitter.emit(StoreFailed, store=type(self._store).__name__, reason=reason)
+                if stop.is_set():
+                    return True
+                one.go(self._store, ballot, self._clock, pace)
+        except Exception as error:  # noqa: BLE001 - a store may be somebody else's: the breakers decide alone
+            self._failed(error)
             return False
-        except Exception:  # noqa: BLE001 - a store of somebody else's: the breakers decide alone
-            if not self._failures:
-                _log.exception("The store that breakers share raised; each process decides alone")
-            self._failures += 1
-            return False
+        # The shorter of two: once a process may have been suspended.
+        took, self._last_took = self._last_took, self._clock.monotonic() - began
+        self._pace = max(self.interval, min(took, self._last_took))
         self._failures = 0
         if self._failed_at is not None:
             since, self._failed_at = self._failed_at, None
             outage = self._clock.monotonic() - since
             self._emitter.emit(StoreRecovered, store=type(self._store).__name__, outage=outage)
         return True
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failed_at is not None:
+            return
+        self._failed_at = self._clock.monotonic()
+        if not isinstance(error, StoreError):
+            _log.error("The store that breakers share raised; each process decides alone", exc_info=error)
+        reason = type(error.__cause__ or error).__name__
+        self._emitter.emit(StoreFailed, store=type(self._store).__name__, reason=reason)
 
     def _forget_thread(self) -> None:
         """In a forked child there is no thread, and the child is somebody else to the others."""
@@ -307,14 +329,26 @@ class _Round:
         self._agreement = agreement
         self._count: Count | None = None
 
-    def go(self, store: BallotBox, ballot: Ballot, clock: Clock) -> None:
-        """Vote, and do what the count says."""
+    def go(self, store: BallotBox, ballot: Ballot, clock: Clock, pace: float) -> None:
+        """Vote, and do what the count says.
+
+        Args:
+            store: Where to.
+            ballot: What all circuits' ballots have in common.
+            clock: What measures how late the count comes.
+            pace: Seconds from round to round.
+        """
         breaker, agreement = self.breaker, self._agreement
-        own = ballot._replace(circuit=breaker.name)
-        state = breaker.state
-        self._count = count = store.vote(agreement.ballot(own, state, breaker.retry_after, clock.monotonic()))
+        agreement.interval, agreement.hold = pace, _HOLD * pace
+        state, asked_at = breaker.state, clock.monotonic()
+        own = agreement.ballot(ballot._replace(circuit=breaker.name), state, breaker.retry_after, asked_at)
+        count = store.vote(own)
+        now = clock.monotonic()
+        self._count = count = count.aged(now - asked_at, own.lease)
         if breaker.state is state:  # else the next round, which begins at once, tells what has become of it meanwhile
-            self._follow(agreement.heed(count, state, breaker.retry_after, clock.monotonic()))
+            self._follow(agreement.heed(count, state, breaker.retry_after, now))
+        elif own.has_closed:
+            agreement.has_told(count)
 
     def go_alone(self, clock: Clock) -> None:
         """Do without the store."""

@@ -47,7 +47,7 @@ class Count(NamedTuple):
     Attributes:
         era: Counts how often the circuit was closed for everybody.
         members: How many processes are alive.
-        votes: How many of them say that it is open.
+        votes: How many of them say that it is open; who is dead has no vote.
         quorum: How many are needed.
         remaining: For how many seconds it is open for everybody; 0.0 when it is not.
         has_lease: Whether the process that asked may probe.
@@ -63,6 +63,19 @@ class Count(NamedTuple):
     has_lease: bool
     is_leased: bool
     forced: float
+
+    def aged(self, seconds: float, lease: float) -> Count:
+        """Return what is left of it so many seconds after it was asked for.
+
+        Args:
+            seconds: How late it comes, as to a process that was suspended meanwhile.
+            lease: For how many seconds the lease was asked for.
+        """
+        return self._replace(
+            remaining=max(0.0, self.remaining - seconds),
+            has_lease=self.has_lease and seconds < lease,
+            forced=max(0.0, self.forced - seconds),
+        )
 
 
 class BallotBox(Protocol):

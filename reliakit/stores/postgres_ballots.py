@@ -38,7 +38,7 @@ BEGIN
     WHERE value::bigint > at AND key <> who;
   alive := alive || jsonb_build_object(who, at + lifetime);
   SELECT coalesce(jsonb_object_agg(key, value), '{{}}') INTO votes FROM jsonb_each(coalesce(s->'votes', '{{}}'))
-    WHERE value::bigint > at AND key <> who;
+    WHERE value::bigint > at AND key <> who AND alive ? key;
   IF remaining > 0 AND known IN (era, -1) THEN votes := votes || jsonb_build_object(who, at + remaining);
   ELSE remaining := 0;
   END IF;

@@ -48,7 +48,11 @@ end
 
 put('m:' .. member, now + lifetime)
 local votes, members, longest, open, forced = 0, 1, 0, 0, '0'
-local owner, leased = '', 0
+local owner, leased, alive = '', 0, {}
+for i = 1, #fields, 2 do
+  local kind, who = string.sub(fields[i], 1, 2), string.sub(fields[i], 3)
+  if kind == 'm:' and tonumber(fields[i + 1]) > now then alive[who] = true end
+end
 for i = 1, #fields, 2 do
   local name, value = fields[i], fields[i + 1]
   local kind, who = string.sub(name, 1, 2), string.sub(name, 3)
@@ -58,7 +62,7 @@ for i = 1, #fields, 2 do
     local gap = string.find(value, ' ', 1, true)
     leased, owner = tonumber(string.sub(value, 1, gap - 1)), string.sub(value, gap + 1)
   elseif (kind == 'm:' or kind == 'v:') and who ~= member then
-    if tonumber(value) <= now then redis.call('HDEL', key, name)
+    if tonumber(value) <= now or not alive[who] then redis.call('HDEL', key, name)
     elseif kind == 'm:' then members = members + 1
     else
       votes = votes + 1

@@ -61,6 +61,11 @@ class RemoteStore:
         """Whether a task's decision ends with its deadline, so that nobody has to set an alarm for it."""
         return self._ticks is not None
 
+    @property
+    def serves_threads(self) -> bool:
+        """Whether it can be asked without awaiting."""
+        return self._blocking is not None
+
     def open(self) -> None:
         """Connect now instead of with the first decision.
 

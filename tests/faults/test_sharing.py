@@ -227,6 +227,26 @@ def test_who_has_voted_and_not_heard_of_the_quorum_closes_with_the_others(fleet)
     assert three.states() == ["closed", "open", "closed"]
 
 
+def test_who_has_died_has_no_vote_though_his_circuit_were_still_open(fleet):
+    three = fleet(3)
+    crashing = CircuitBreaker("bank", failure_threshold=1)
+    shared = SharedBreakers(three.store, interval=INTERVAL)
+    shared.add(crashing)
+    with pytest.raises(OSError):
+        crashing.call(fail)
+    assert shared.refresh()
+
+    def is_dead():
+        three.round()
+        return three.shared[0].status()[0].members == 3
+
+    until(is_dead)
+    three.fail(0)
+    three.round()
+    assert three.states() == ["open", "closed", "closed"]
+    assert three.shared[0].status()[0].votes == 1
+
+
 def test_circuits_of_other_names_are_left_alone(fleet):
     two = fleet(2)
     other = CircuitBreaker("mail")
@@ -245,6 +265,24 @@ def test_the_script_and_the_state_may_be_lost(reliakit_redis, reliakit_redis_url
     two.round()
     two.round()
     assert two.states() == ["open", "open"]
+
+
+def test_a_store_that_was_emptied_closes_nothing(reliakit_redis, reliakit_redis_url):
+    two = Fleet(RedisStore(reliakit_redis_url), 2)
+    for _ in range(2):  # the second time in an era of which the emptied store knows nothing
+        two.fail(0, 1)
+        two.round()
+        two.round()
+        two.breakers[0].close()
+        two.round()
+    two.fail(0, 1)
+    two.round()
+    reliakit_redis.flush()
+    for _ in range(3):
+        two.round()
+        assert two.states() == ["open", "open"]
+        assert all(breaker.retry_after > 20.0 for breaker in two.breakers)
+    assert two.shared[0].status()[0].votes == 2
 
 
 def test_while_the_store_is_down_each_decides_alone_and_it_is_told_once(reliakit_redis, reliakit_redis_url):
