@@ -33,6 +33,8 @@ _IDLE: Final = int(pq.TransactionStatus.IDLE)
 _HOLDS: Final = int(pq.ConnStatus.OK)
 # Errors of transactions that met: another isolation than READ COMMITTED, or a deadlock.
 _MET: Final = frozenset({"40001", "40P01"})
+# In this isolation nobody loses a race; a session of somebody else may have another by default.
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE"
 # A statement that the session has forgotten (DISCARD ALL, a pooler), or knows from somebody else.
 _UNKNOWN, _KNOWN = "26000", "42P05"
 _ATTEMPTS: Final = 20
@@ -111,19 +113,24 @@ class Line:
     def run(self, request: Request, until: float) -> list[int]:
         """Run a statement in a thread, until the monotonic clock says so."""
         pg = self._pg
-        (statement, params), attempt = request, 1
+        (statement, params), attempt, has_met = request, 1, False
         while True:
+            if has_met:
+                self.ask(_BEGIN, until)
             if statement.name in self._known:
                 pg.send_query_prepared(statement.name, params, statement.formats)
             else:
                 pg.send_prepare(statement.name, statement.text)
             reply = self._reply(statement, self._wait(until))
+            if has_met:
+                self.ask("COMMIT", until)  # which rolls back what has failed
             if isinstance(reply, list):
                 return reply
             if reply is not None:
                 if not self._may_go_on(statement, reply) or attempt == _ATTEMPTS:
                     raise reply
                 attempt += 1
+                has_met = has_met or _has_met(reply)
 
     async def exchange(self, requests: Sequence[Request]) -> list[Reply]:
         """Run statements in a task, each in a transaction of its own, in one round trip.
@@ -134,10 +141,16 @@ class Line:
         replies: list[Any] = [None] * len(requests)
         left = list(range(len(requests)))
         for _ in range(_ATTEMPTS):
-            for at, reply in zip(left, await self._piped([requests[at] for at in left]), strict=True):
+            met = [at for at in left if _has_met(replies[at])]
+            others = [at for at in left if at not in met]
+            for at, reply in zip(others, await self._piped([requests[at] for at in others]), strict=True):
                 if isinstance(reply, _ENDED):
                     raise reply
                 replies[at] = reply
+            for at in met:
+                await self.aask(_BEGIN)
+                [replies[at]] = await self._piped([requests[at]])
+                await self.aask("COMMIT")
             left = [
                 at
                 for at in left
@@ -221,8 +234,13 @@ class Line:
         elif sqlstate == _UNKNOWN:
             self._known.discard(statement.name)
         else:
-            return sqlstate in _MET
+            return _has_met(error)
         return True
+
+
+def _has_met(error: object) -> bool:
+    """Return whether a statement lost a race, so that it may be run again."""
+    return getattr(error, "sqlstate", None) in _MET
 
 
 async def _ready(fileno: int, *, writing: bool) -> None:

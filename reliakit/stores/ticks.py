@@ -74,9 +74,9 @@ class Lane:
         self.waiting: list[Waiting] = []  # until a connection is idle
         self.idle: list[Pipe] = []
         self.busy: set[Pipe] = set()
-        self.size = 0  # idle, busy, and what is being made
+        self.size: int = 0  # idle, busy, and what is being made
         # While an attempt to connect is this young there is no other.
-        self.young_until = 0.0
+        self.young_until: float = 0.0
         # The event loop holds tasks weakly.
         self.tasks: set[asyncio.Task[None]] = set()
         self.keeper: AsyncGenerator[None, None] | None = None

@@ -35,7 +35,7 @@ from reliakit import (
     deadline,
 )
 from reliakit.core.events import StoreFailed, StoreRecovered
-from reliakit.stores import Op, Plan, Rule
+from reliakit.stores import Op, Plan, Rule, postgres_line
 from reliakit.testing import EmbeddedPostgres, FaultProxy, ManualClock, RecordingListener
 
 HOUR = 3600 * 10**9
@@ -91,7 +91,10 @@ def test_making_one_connects_to_nothing_and_bad_settings_are_refused(tmp_path: A
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_it_is_exact_whatever_the_isolation_of_the_database(reliakit_dsn: str, isolation: str) -> None:
+def test_it_is_exact_whatever_the_isolation_of_the_database(
+    reliakit_dsn: str, isolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_line, "_ATTEMPTS", 3)  # a statement is prepared, loses one race, and no second one
     with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
         database = psycopg.sql.Identifier(connection.info.dbname)
         level = psycopg.sql.Literal(isolation)
@@ -115,6 +118,17 @@ def test_it_is_exact_whatever_the_isolation_of_the_database(reliakit_dsn: str, i
         with pool.connection() as connection:
             assert not connection.autocommit
             assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
+
+    async def in_tasks(admitted: list[bool]) -> None:
+        async with psycopg_pool.AsyncConnectionPool(reliakit_dsn, min_size=1, max_size=1, open=False) as pool:
+            store = PostgresStore(pool, timeout=30.0)
+            for _ in range(6):
+                answers = await asyncio.gather(*[store.aapply(Op.HIT, SEVERAL, "tasks", 1) for _ in range(2)])
+                admitted.extend([answer.admitted for answer in answers])
+
+    admitted = []
+    in_threads(4, lambda: asyncio.run(in_tasks(admitted)))
+    assert (len(admitted), sum(admitted)) == (48, 30)
 
 
 def test_a_caller_s_transaction_neither_takes_a_hit_back_nor_holds_others_up(
