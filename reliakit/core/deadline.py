@@ -51,6 +51,7 @@ class Budget:
             self.seconds, self.clock, self.until = outer.seconds, outer.clock, outer.until
 
     def remaining(self) -> float:
+        """Return the seconds that are left, below 0 once they are spent."""
         return self.until - self.clock.monotonic()
 
 
