@@ -59,7 +59,7 @@ async def read(client: httpx2.AsyncClient, urls: Mapping[str, str]) -> Figures:
     """Ask each service for its figures."""
     figures = Figures()
     for name in SERVICES:
-        metrics = await client.get(f"{urls[name]}/metrics/", headers={"Accept": "text/plain"})
+        metrics = await client.get(f"{urls[name]}/metrics", headers={"Accept": "text/plain"})
         for family in text_string_to_metric_families(metrics.raise_for_status().text):
             figures.samples += [(sample.name, sample.labels, sample.value) for sample in family.samples]
         told = (await client.get(f"{urls[name]}/slo")).raise_for_status().json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from http import HTTPStatus
@@ -12,7 +13,7 @@ import httpx2
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from examples.project import schemas
 from examples.project.employees import Employees, EmployeeServiceError
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from examples.project.settings import Settings
 
 log = get_logger(__name__)
+
+_JSON = re.compile(r"application/([^;]+\+)?json\s*(;|$)", re.IGNORECASE)
 
 
 class MissingError(Exception):
@@ -88,7 +91,7 @@ class Pages:
         await self.employees.aclose()
         self.tracker.close()
 
-    def routes(self) -> list[Route | Mount]:
+    def routes(self) -> list[Route]:
         return [
             Route("/projects", self.index, methods=["GET"]),
             Route("/projects", self.add, methods=["POST"]),
@@ -98,7 +101,7 @@ class Pages:
             Route("/health", self.health, methods=["GET"]),
             Route("/slo", self.slo, methods=["GET"]),
             Route("/errors", self.errors, methods=["GET"]),
-            Mount("/metrics", self.metrics.asgi_app),
+            Route("/metrics", self.metrics.asgi_app),
         ]
 
     async def index(self, request: Request) -> Response:
@@ -181,6 +184,8 @@ def create_app(settings: Settings) -> ASGIApp:
 
 
 async def json_of(request: Request) -> Any:
+    if not _JSON.match(request.headers.get("Content-Type", "")):
+        raise HTTPException(415, "the body must be application/json")
     try:
         return await request.json()
     except (ValueError, RecursionError):  # no JSON, or brackets without end

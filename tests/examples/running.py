@@ -56,8 +56,13 @@ class Service:
 
     def metric(self, start):
         """Sum the samples whose line begins so."""
-        text = self.client.get("/metrics/", headers={"Accept": "text/plain"}).text
+        text = self.client.get("/metrics", headers={"Accept": "text/plain"}).text
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(start))
+
+    def operations(self, method):
+        """Ask for what the people who run the service look at; return the statuses."""
+        pages = ("/health", "/metrics", "/slo", "/errors")
+        return {page: self.client.request(method, page).status_code for page in pages}
 
     def stop(self):
         self.client.close()

@@ -181,3 +181,18 @@ def test_a_port_that_was_asked_for_and_is_taken_is_told_in_one_line(auth):
     assert done.returncode == 2
     assert f"port {port}" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_pages_of_its_operators_answer_get_and_head_at_their_own_address(auth, method):
+    assert set(auth.operations(method).values()) == {200}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("text/plain", 415), ("application/jsonp", 415), ("application/problem+json", 422)]
+)
+def test_a_body_that_does_not_call_itself_json_is_415(auth, kind, status):
+    text = b'{"name": 7}'
+    answer = auth.client.post("/register", content=text, headers={"Content-Type": kind})
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"

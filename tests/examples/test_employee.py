@@ -158,3 +158,18 @@ def test_a_request_that_was_taken_in_is_answered_before_the_service_ends(start_s
         assert service.stop() == 0
         asking.join()
     assert answers == [404]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_pages_of_its_operators_answer_get_and_head_at_their_own_address(employee, method):
+    assert set(employee.operations(method).values()) == {200}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("text/plain", 415), ("application/jsonp", 415), ("application/problem+json", 422)]
+)
+def test_a_body_that_does_not_call_itself_json_is_415(client, kind, status):
+    text = b'{"name": 7}'
+    answer = client.post("/departments", content=text, headers={"Content-Type": kind})
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"

@@ -162,11 +162,27 @@ def test_text_that_no_database_takes_is_refused_as_bad_input(client):
 
 @pytest.mark.parametrize("body", ["{", "[" * 60_000], ids=["torn", "deep"])
 def test_what_is_no_json_is_400(client, body):
-    assert client.post("/transfers", content=body).status_code == 400
+    answer = client.post("/transfers", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
+    assert answer.status_code == 400
 
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer x.y.z"}, bearer(exp=1)])
 def test_a_token_that_is_not_valid_is_401(project, header):
     answer = httpx2.get(f"{project.url}/projects", headers=header)
     assert answer.status_code == 401
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_pages_of_its_operators_answer_get_and_head_at_their_own_address(project, method):
+    assert set(project.operations(method).values()) == {200}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("text/plain", 415), ("application/jsonp", 415), ("application/problem+json", 422)]
+)
+def test_a_body_that_does_not_call_itself_json_is_415(client, kind, status):
+    text = b'{"name": 7}'
+    answer = client.post("/projects", content=text, headers={"Content-Type": kind})
+    assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
