@@ -26,7 +26,7 @@ from reliakit import (
 )
 from reliakit.core.events import LimitDecided, LimitDenied
 from reliakit.ratelimit import Decision, Limit, LimiterStats, RateLimiter
-from reliakit.stores import Answer, MemoryStore
+from reliakit.stores import Answer, MemoryStore, Op
 from reliakit.testing import ManualClock
 
 
@@ -894,6 +894,44 @@ async def test_whoever_waits_for_much_is_not_starved_by_those_who_want_little(al
     for task in light:
         task.cancel()
     await asyncio.gather(*light, return_exceptions=True)
+
+
+class Distant(MemoryStore):
+    """One that decides at once, and whose answers take until they are let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = asyncio.Event()
+
+    async def aapply(self, *args: Any) -> Answer:
+        answer = self.apply(*args)
+        await self.may_answer.wait()
+        return answer
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("others", [0, 1])
+async def test_who_is_cancelled_before_the_store_has_answered_gives_his_slot_back(others: int) -> None:
+    clock, store = ManualClock(), Distant()
+    limiter = RateLimiter("1/s", store=store, store_timeout=1.0, clock=clock)
+    limiter.hit("k")
+    first, *behind = [asyncio.create_task(limiter.aacquire("k")) for _ in range(1 + others)]
+    while store.apply(Op.PEEK, limiter._plan, "k", 1).wait < (2 + others) * 10**9:
+        await clock.asleep(0)
+    first.cancel()
+    await clock.asleep(0)
+    store.may_answer.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await clock.await_for_sleepers(others)
+    next_one = asyncio.create_task(limiter.aacquire("k"))
+    await clock.await_for_sleepers(1 + others)
+    clock.advance(1.0)
+    assert (await next_one).allowed
+    assert limiter.stats().waiting == others  # whose instants have stayed
+    clock.advance(float(others))
+    assert all([(await one).allowed for one in behind])
+    assert limiter._waiting._lines == {}
 
 
 @pytest.mark.anyio

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reliakit.core import checks
@@ -220,7 +221,7 @@ class RateLimiter:
             except BaseException:
                 unused = 0 if slot is None else self._waiting.leave(slot)
                 if slot is not None and unused:
-                    self._refunder(slot).apply(Op.REFUND, self._plan, key, unused, 0)
+                    self._refunder(slot.line).apply(Op.REFUND, self._plan, key, unused, 0)
                 raise
             if slot is not None:
                 self._waiting.serve(slot)
@@ -231,7 +232,11 @@ class RateLimiter:
         with self._waiting.room(self._patience(key, cost, timeout)) as patience:
             slot = self._vacancy(key, cost, patience)
             try:
-                answer = await self._aapply(_HIT if slot is None else Op.PEEK, self._plan, key, cost, patience)
+                asking = self._aapply(_HIT if slot is None else Op.PEEK, self._plan, key, cost, patience)
+                if self._guard is None or slot is not None:
+                    answer = await asking
+                else:
+                    answer = await self._waiting.granted(asking, partial(self._decline, key, cost))
                 decision, wait, slot = self._admitted(key, cost, answer, slot)
                 if slot is not None:
                     await self._clock.asleep(wait)
@@ -239,7 +244,7 @@ class RateLimiter:
             except BaseException:
                 unused = 0 if slot is None else self._waiting.leave(slot)
                 if slot is not None and unused:
-                    await self._refunder(slot).aapply(Op.REFUND, self._plan, key, unused, 0)
+                    await self._refunder(slot.line).aapply(Op.REFUND, self._plan, key, unused, 0)
                 raise
             if slot is not None:
                 self._waiting.serve(slot)
@@ -333,10 +338,17 @@ class RateLimiter:
             slot = self._waiting.join(line, cost, now + wait)
         return decision, wait, slot
 
-    def _refunder(self, slot: Slot) -> Store | GuardedStore:
-        """Return who granted the slot."""
+    async def _decline(self, key: str, cost: int, answer: Answer) -> None:
+        """Give back a slot whose task left before it was granted, as if it had waited for it."""
+        line = Line(key, isinstance(answer, StandInAnswer))
+        unused = self._waiting.leave(self._waiting.join(line, cost, self._clock.monotonic() + answer.wait / 1e9))
+        if unused:
+            await self._refunder(line).aapply(Op.REFUND, self._plan, key, unused, 0)
+
+    def _refunder(self, line: Line) -> Store | GuardedStore:
+        """Return who granted a slot."""
         guard = self._guard
-        return self._store if guard is None else guard.local if slot.line.is_stand_in else guard
+        return self._store if guard is None else guard.local if line.is_stand_in else guard
 
     def _decided(self, key: str, cost: int, answer: Answer) -> Decision:
         decision = self._decision(answer)

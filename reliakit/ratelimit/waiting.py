@@ -11,15 +11,21 @@ up: two at one instant would break the limit, and a thread that sleeps cannot be
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from bisect import insort
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.fork import renew_locks_after_fork
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
+
+    from reliakit.stores.protocol import Answer
 
 __all__ = ["Line", "Room", "Slot", "Waiting"]
 
@@ -81,6 +87,8 @@ class Waiting:
         self._lock = threading.RLock()
         self._is_busy = False
         self._lines: dict[Line, list[Slot]] = {}
+        # Event loops hold tasks weakly.
+        self._returns: set[asyncio.Task[None]] = set()
         renew_locks_after_fork(self, "_lock")
 
     def room(self, patience: int) -> Room:
@@ -158,6 +166,27 @@ class Waiting:
                 self._lines.pop(slot.line, None)
         return unused
 
+    async def granted(
+        self, asking: Coroutine[Any, Any, Answer], decline: Callable[[Answer], Coroutine[Any, Any, None]]
+    ) -> Answer:
+        """Return what a store answers to who asks it for a slot.
+
+        A task that is cancelled before that gives back what it is granted: a store in another process has heard it.
+        """
+        import asyncio  # noqa: PLC0415 - threads need none of it
+
+        answer = asyncio.ensure_future(asking)
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            # In a context of its own: the task may be cut by its deadline.
+            work = _returned(answer, decline)
+            returning = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+            self._returns.add(returning)
+            returning.add_done_callback(self._returns.discard)
+            await asyncio.shield(returning)
+            raise
+
     def __len__(self) -> int:
         """Return how many wait."""
         with self._lock:
@@ -175,3 +204,14 @@ class Waiting:
         part = Slot(slot.line, cost, slot.due)
         insort(self._lines[slot.line], part, key=_due)
         return part
+
+
+async def _returned(answer: asyncio.Future[Answer], decline: Callable[[Answer], Coroutine[Any, Any, None]]) -> None:
+    try:
+        granted = await answer
+    except Exception:  # noqa: BLE001 - nothing was granted, and who asked has left
+        return
+    if granted.admitted:
+        for _ in range(2):  # steps after which those whose answers came with this one have joined the line
+            await SYSTEM_CLOCK.asleep(0)
+        await decline(granted)

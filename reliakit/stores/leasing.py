@@ -41,7 +41,8 @@ class Leases:
     def __init__(self, size: int) -> None:
         self._size = size
         self._leases: dict[tuple[Plan, str], _Lease] = {}
-        self._lock = threading.Lock()
+        # Re-entrant: garbage that is collected under it may spend, too.
+        self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
         tell_after_fork(self, "forget")
 
@@ -56,15 +57,18 @@ class Leases:
             return None
         now = SYSTEM_CLOCK.monotonic()
         with self._lock:
-            lease = self._leases.get(place)
-            if lease is None or lease.left < cost or lease.until <= now:
-                return None
-            left = lease.left - cost
-            if left:
-                self._leases[place] = lease._replace(left=left)
+            while True:
+                lease = self._leases.get(place)
+                if lease is None or lease.left < cost or lease.until <= now:
+                    return None
+                after = lease._replace(left=lease.left - cost)
+                if self._leases.get(place) is lease:  # else garbage was collected that spent of it
+                    break
+            if after.left:
+                self._leases[place] = after
             else:
                 del self._leases[place]
-        return Answer(True, 0, left, 0, max(0, round((lease.full - now) * 1e9)))
+        return Answer(True, 0, after.left, 0, max(0, round((lease.full - now) * 1e9)))
 
     def wanted(self, plan: Plan, cost: int) -> int:
         """Return how much to ask the store for."""

@@ -171,6 +171,7 @@ class Line:
             pg.pipeline_sync()  # a transaction for each: none holds a row while it waits for another's
         replies: list[Reply] = []
         results: list[Any] = []
+        refused: dict[bytes, Reply] = {}
         while len(replies) < len(requests):
             result = await self._next()
             if result is None:
@@ -179,9 +180,13 @@ class Line:
                 results.append(result)
                 continue
             statement = requests[len(replies)].statement
-            replies.append(self._reply(statement, results) or errors.InternalError("a statement without an answer"))
+            reply = self._reply(statement, results) or errors.InternalError("a statement without an answer")
             if len(results) > 1 and results[0].status == _FAILED:  # it could not be prepared
                 self._known.discard(statement.name)
+                refused[statement.name] = reply
+            elif getattr(reply, "sqlstate", None) == _UNKNOWN:  # then nobody's is, and all are told why
+                reply = refused.get(statement.name, reply)
+            replies.append(reply)
             results = []
         pg.exit_pipeline_mode()
         return replies

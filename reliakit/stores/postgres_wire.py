@@ -52,7 +52,8 @@ class ThreadConnections:
         self._setup = setup
         self._timeout = timeout
         self._most = most
-        self._changed = threading.Condition(threading.Lock())
+        # Re-entrant: garbage that is collected under it may give something back here.
+        self._changed = threading.Condition(threading.RLock())
         self._idle: list[Line] = []
         self._size = 0
         self._attempts = 0
@@ -65,7 +66,7 @@ class ThreadConnections:
 
     def forget(self) -> None:
         """Leave a parent's connections to the parent."""
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition(threading.RLock())
         _inherited.extend(self._idle)
         self._idle, self._size, self._young_until, self._failed = [], 0, 0.0, None
 
@@ -102,8 +103,14 @@ class ThreadConnections:
     def _take(self, until: float) -> Line:
         with self._changed:
             before = self._attempts
-            while not self._idle:
+            while True:
+                try:
+                    return self._idle.pop()
+                except IndexError:
+                    pass
                 now = SYSTEM_CLOCK.monotonic()
+                if self._is_closed:
+                    raise StoreError("closed meanwhile", store="PostgresStore")
                 if now >= until:
                     raise StoreError("no connection in time", store="PostgresStore")
                 # An attempt that was under way already may have met what is over by now.
@@ -114,7 +121,6 @@ class ThreadConnections:
                 if self._size < self._most and now >= self._young_until and not has_failed:
                     self._begin(now + self._timeout)
                 self._changed.wait(until - now)
-            return self._idle.pop()
 
     def _begin(self, young_until: float) -> None:
         attempt = self._attempts + 1
@@ -163,6 +169,7 @@ class ThreadConnections:
         with self._changed:
             idle, self._idle = self._idle, []
             self._size -= len(idle)
+            self._changed.notify_all()
         for line in idle:
             line.finish()
 

@@ -70,9 +70,11 @@ class RemoteStore:
         """Connect now instead of with the first decision.
 
         Raises:
-            StoreError: The server cannot be reached.
+            StoreError: The server cannot be reached, or this store is closed.
             ConfigurationError: It cannot be used as it is.
         """
+        if self._closed:
+            raise self._is_closed()
         if self._blocking is not None:
             try:
                 self._blocking.open()
@@ -81,6 +83,8 @@ class RemoteStore:
 
     async def aopen(self) -> None:
         """Connect now, for the tasks of this event loop; the twin of `open` for tasks."""
+        if self._closed:
+            raise self._is_closed()
         if self._ticks is None:
             await asyncio.to_thread(self.open)
             return

@@ -125,7 +125,8 @@ class Ticks:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        # Re-entrant: garbage that is collected under it may be a task's that asks, too.
+        self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
         tell_after_fork(self, "forget")
 

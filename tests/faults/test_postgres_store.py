@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ import psycopg.rows
 import psycopg.sql
 import psycopg_pool
 import pytest
+from garbage import abandon, in_time
 
 from reliakit import (
     ConfigurationError,
@@ -34,6 +35,7 @@ from reliakit import (
     configure_logging,
     deadline,
 )
+from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.events import StoreFailed, StoreRecovered
 from reliakit.stores import Op, Plan, Rule, postgres_line
 from reliakit.testing import EmbeddedPostgres, FaultProxy, ManualClock, RecordingListener
@@ -545,6 +547,77 @@ def test_a_table_that_was_dropped_is_made_again(store: PostgresStore, reliakit_d
     with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
         connection.execute("DROP TABLE reliakit_limits")
     assert asyncio.run(store.aapply(Op.HIT, TEN, "k", 1)).remaining == 9
+
+
+def test_functions_that_were_dropped_are_made_again_for_all_tasks_of_a_new_connection(
+    store: PostgresStore, reliakit_dsn: str
+) -> None:
+    async def decide(count: int) -> list[int]:
+        answers = await asyncio.gather(*[store.aapply(Op.HIT, TEN, str(number), 1) for number in range(count)])
+        return [answer.remaining for answer in answers]
+
+    assert asyncio.run(decide(1)) == [9]
+    with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
+        connection.execute("DROP TABLE reliakit_limits")
+        named = "SELECT oid::regprocedure::text FROM pg_proc WHERE proname LIKE 'reliakit_limits%'"
+        functions = [name for (name,) in connection.execute(named).fetchall()]
+        connection.execute(psycopg.sql.SQL("DROP FUNCTION {}").format(psycopg.sql.SQL(",".join(functions))))
+    assert asyncio.run(decide(30)) == [9] * 30
+
+
+class CollectingList(list[Any]):
+    """A list that collects garbage whenever something is taken from it."""
+
+    def pop(self, *args: Any) -> Any:
+        gc.collect(1)  # what was abandoned is young
+        return super().pop(*args)
+
+
+def test_garbage_may_give_back_while_a_connection_is_taken(reliakit_dsn: str) -> None:
+    store = PostgresStore(reliakit_dsn, timeout=30.0)
+
+    def waiter() -> Generator[None, None, None]:
+        try:
+            yield
+        finally:
+            store.apply(Op.REFUND, TEN, "k", 1)
+
+    store.apply(Op.HIT, TEN, "k", 2)
+    wire: Any = store._blocking  # garbage has to be collected in the midst of a step
+    wire._idle = CollectingList(wire._idle)
+    abandon(waiter)
+    assert in_time(lambda: store.apply(Op.HIT, TEN, "k", 1)).remaining == 8
+    store.close()
+
+
+@pytest.mark.parametrize("colour", ["threads", "tasks"])
+def test_a_closed_store_is_not_opened_again(reliakit_dsn: str, colour: str) -> None:
+    store = PostgresStore(reliakit_dsn)
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.open() if colour == "threads" else asyncio.run(store.aopen())
+
+
+def test_who_waits_for_a_connection_of_a_store_that_is_closed_is_told_at_once(
+    reliakit_dsn: str, fault_proxy: Any
+) -> None:
+    proxy: FaultProxy = fault_proxy(reliakit_dsn)
+    store = PostgresStore(proxy.dsn(), timeout=30.0)
+    told: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(StoreError) as raised:
+            left(store)
+        told.append(str(raised.value))
+
+    with proxy.black_hole():
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while not proxy.stats().connections:
+            SYSTEM_CLOCK.sleep(0.001)
+        store.close()
+        asking.join()
+    assert "closed" in told[0]
 
 
 def test_a_row_that_somebody_locks_stalls_nobody_beyond_the_deadline(store: PostgresStore, reliakit_dsn: str) -> None:

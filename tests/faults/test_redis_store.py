@@ -21,6 +21,7 @@ import valkey
 import valkey.asyncio
 
 from reliakit import ConfigurationError, Limit, LoginGuard, RateLimiter, RedisStore, StoreError, deadline
+from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.events import StoreFailed, StoreRecovered
 from reliakit.stores import Op, Plan, Rule
 from reliakit.testing import EmbeddedRedis, FaultProxy, ManualClock, RecordingListener
@@ -485,12 +486,33 @@ def test_a_fork_uses_connections_of_its_own(store: RedisStore) -> None:
     assert left(store) == 7
 
 
+def test_a_waiter_that_is_cancelled_before_the_answer_gives_its_slot_back(server: EmbeddedRedis) -> None:
+    async def decide() -> float:
+        async with RedisStore(server.url, timeout=30.0) as store:
+            limiter = RateLimiter("1/min", store=store, store_timeout=30.0)
+            await limiter.ahit("k")
+            for steps in range(1, 12):
+                waiter = asyncio.create_task(limiter.aacquire("k", timeout=1000.0))
+                for _ in range(steps):
+                    await SYSTEM_CLOCK.asleep(0)
+                waiter.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiter
+            return (await limiter.ahit("k")).retry_after
+
+    assert asyncio.run(decide()) <= 60.0
+
+
 def test_a_closed_store_says_so(store: RedisStore) -> None:
     store.close()
     with pytest.raises(StoreError, match="closed"):
         left(store)
     with pytest.raises(StoreError, match="closed"):
         asyncio.run(store.aapply(Op.PEEK, TEN, "k", 1))
+    with pytest.raises(StoreError, match="closed"):
+        store.open()
+    with pytest.raises(StoreError, match="closed"):
+        asyncio.run(store.aopen())
 
 
 def test_by_a_client_s_clock_time_is_the_client_s(server: EmbeddedRedis) -> None:
