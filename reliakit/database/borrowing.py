@@ -6,14 +6,13 @@ would lose a connection for good, so the main thread lets others do it and can b
 
 from __future__ import annotations
 
-from _thread import TIMEOUT_MAX, RLock, allocate_lock, start_new_thread
+from _thread import RLock, start_new_thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reliakit.core.flow import Outcome
+from reliakit.core.threads import Errand
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import psycopg
 
 __all__ = ["AsyncPool", "Loan", "Pool", "Return", "give_back_later"]
@@ -66,51 +65,13 @@ class AsyncPool(Protocol):
         ...
 
 
-class _Errand:
-    """A call in a thread of its own, for one thread that waits for it and may be interrupted meanwhile.
-
-    By plain locks alone: what `threading` starts and awaits threads with is Python, and a Ctrl-C between two lines of
-    it leaves its lock held for good (bpo-29988), on which the thread would then wait for ever.
-    """
-
-    __slots__ = ("_call", "_ended", "_over")
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call = [call]
-        self._over = False
-        self._ended = allocate_lock()
-        self._ended.acquire()
-
-    def begin(self) -> None:
-        """Start it, unless it runs or has run."""
-        if self._call:
-            start_new_thread(self._run, ())
-
-    def wait(self, bound: float | None = None) -> bool:
-        """Wait for its end, at most so long; return whether it came."""
-        if not self._over:
-            self._ended.acquire(timeout=-1 if bound is None else min(bound, TIMEOUT_MAX))
-        return self._over
-
-    def _run(self) -> None:
-        try:
-            call = self._call.pop()
-        except IndexError:  # a Ctrl-C came between its start and the next line, so it was started twice
-            return
-        try:
-            call()
-        finally:
-            self._over = True
-            self._ended.release()
-
-
 class Loan:
     """One connection on its way from a pool to a thread that may have been interrupted meanwhile."""
 
     def __init__(self, pool: Any, seconds: float) -> None:
         self._pool = pool
         self._seconds = seconds
-        self._errand = _Errand(self._fetch)
+        self._errand = Errand(self._fetch)
         # Re-entrant, as the pool's own is: garbage that is collected while it is held may be a block that ends.
         self._lock = RLock()
         self._abandoned = False
@@ -152,7 +113,7 @@ class Return:
         self._pool = pool
         self._connection = connection
         self._error: BaseException | None = None
-        self._errand = _Errand(self._put)
+        self._errand = Errand(self._put)
 
     def finish(self) -> None:
         """Start it unless that was done before, wait for its end, and raise what the pool raised."""

@@ -20,6 +20,7 @@ from typing import NamedTuple, Self
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
+from reliakit.core.threads import Bell, start
 from reliakit.metrics import Counter, Gauge, Histogram, Metrics
 
 __all__ = ["Statsd"]
@@ -78,7 +79,7 @@ class Statsd:
         self._queue: deque[str] = deque()
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
-        self._done = threading.Event()
+        self._done = Bell()
         self._is_known = False
         # Guards sending: two senders would both send what came since the last time.
         self._lock = threading.Lock()
@@ -104,7 +105,11 @@ class Statsd:
                 self._metrics.forward(self._hear)
                 self._refresh()
                 self._begin()
-            self._run()
+            try:
+                self._run()
+            except BaseException:  # a Ctrl-C too: who does not get into the block will not close it
+                self.close()
+                raise
         return self
 
     def close(self) -> None:
@@ -146,12 +151,12 @@ class Statsd:
         self._queue.append(line)
 
     def _run(self) -> None:
-        self._done = threading.Event()
+        self._done = Bell()
         sender = threading.Thread(target=self._send_until, args=(self._done,), name="reliakit-statsd", daemon=True)
+        start(sender)
         self._thread = sender
-        sender.start()
 
-    def _send_until(self, done: threading.Event) -> None:
+    def _send_until(self, done: Bell) -> None:
         while not done.wait(self.interval):
             self.flush()
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from reliakit.core.events import LogDropped, LogFigures, LogPresent, SecretsMasked
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Emitter, watch
+from reliakit.core.threads import Bell, start
 from reliakit.core.tracking import report
 from reliakit.logs.records import FOUND, REQUEST_ID, error_of
 
@@ -192,7 +193,7 @@ class _Writer:
         self._closed = False
         self._abandoned = False
         self._pid = 0
-        self._queue: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[str | Bell | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def is_ready(self) -> bool:
@@ -214,16 +215,16 @@ class _Writer:
             lines = self._queue = queue.SimpleQueue()
             thread = threading.Thread(target=self._run, args=(lines,), name="reliakit-logs", daemon=True)
             try:
-                thread.start()
+                start(thread)
             except RuntimeError:  # no thread starts at the interpreter's end
                 return False
             self._thread = thread
             self._pid = os.getpid()
             return True
 
-    def _run(self, lines: queue.SimpleQueue[str | threading.Event | None]) -> None:
+    def _run(self, lines: queue.SimpleQueue[str | Bell | None]) -> None:
         while (line := lines.get()) is not None:
-            if isinstance(line, threading.Event):
+            if isinstance(line, Bell):
                 line.set()
                 continue
             try:
@@ -238,18 +239,19 @@ class _Writer:
         thread = self._thread
         if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
             return
-        done = threading.Event()
+        done = Bell()
         self._queue.put(done)
         done.wait(_CLOSE_WAIT)
 
     def close(self) -> None:
         """Write what is waiting and end the thread. Closing twice is harmless."""
         self._closed = True
-        thread, self._thread = self._thread, None
+        thread = self._thread
         if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
             return
         self._queue.put(None)
         thread.join(_CLOSE_WAIT)
+        self._thread = None  # not before: who was interrupted while it waited may close again
         if thread.is_alive():
             # The line that it is stuck with may still be written, those behind it are not.
             self._abandoned = True

@@ -28,6 +28,7 @@ from reliakit.core.errors import ConfigurationError, StoreError
 from reliakit.core.events import CircuitChanged, StoreFailed, StoreRecovered
 from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 from reliakit.core.spine import Emitter, subscribe
+from reliakit.core.threads import Bell, start
 from reliakit.resilience.agreement import Agreement, Order
 from reliakit.resilience.breaker import CircuitBreaker
 from reliakit.stores.ballots import Ballot, BallotBox, Count
@@ -139,7 +140,7 @@ class SharedBreakers:
         self._lock = threading.RLock()
         self._round = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._stop, self._wake = threading.Event(), threading.Event()
+        self._stop, self._wake = Bell(), Bell()
         self._failed_at: float | None = None
         self._failures = 0
         self._pauses = Backoff(2 * self.interval, cap=max(self.interval, _LONGEST_PAUSE), jitter=0.2)
@@ -169,25 +170,28 @@ class SharedBreakers:
         with self._lock:
             if self._thread is not None:
                 return
-            self._stop, self._wake = threading.Event(), threading.Event()
-            thread = threading.Thread(target=self._run, name="reliakit-sharing", daemon=True)
+            self._stop, self._wake = bells = Bell(), Bell()
+            thread = threading.Thread(target=self._run, args=bells, name="reliakit-sharing", daemon=True)
             heard = subscribe(self._hear, CircuitChanged)
             try:
-                thread.start()
-            except BaseException:  # no room for another thread
+                start(thread)
+                self._heard, self._thread = heard, thread
+            except BaseException:  # no room for a thread, or a Ctrl-C: who did not get in will not close it
+                self._stop.set()
+                self._wake.set()
                 heard.close()
                 raise
-            self._heard, self._thread = heard, thread
 
     def close(self) -> None:
         """Stop it. Breakers stay as they are, and each decides for itself from now on. The store stays open."""
         with self._lock:
-            thread, self._thread = self._thread, None
+            thread = self._thread
             if thread is None:
                 return
             self._stop.set()
             self._wake.set()
             self._heard.close()
+            self._thread = None
         if thread is not threading.current_thread():
             thread.join()
 
@@ -230,8 +234,7 @@ class SharedBreakers:
         if event.name in self._rounds:
             self._wake.set()
 
-    def _run(self) -> None:
-        wake, stop = self._wake, self._stop
+    def _run(self, stop: Bell, wake: Bell) -> None:
         while not stop.is_set():
             if self._refresh(stop):
                 wake.wait(self.interval)
@@ -245,9 +248,9 @@ class SharedBreakers:
 
         The thread does it every `interval` seconds. For programs that have no threads, and for tests.
         """
-        return self._refresh(threading.Event())
+        return self._refresh(Bell())
 
-    def _refresh(self, stop: threading.Event) -> bool:
+    def _refresh(self, stop: Bell) -> bool:
         with self._round:
             is_up = self._vote(stop)
             if not is_up:
@@ -255,7 +258,7 @@ class SharedBreakers:
                     one.go_alone(self._clock)
         return is_up
 
-    def _vote(self, stop: threading.Event) -> bool:
+    def _vote(self, stop: Bell) -> bool:
         with self._lock:
             rounds = tuple(self._rounds.copy().values())
         began, pace = self._clock.monotonic(), self._pace
@@ -293,7 +296,7 @@ class SharedBreakers:
         if self._thread is not None:
             self._heard.close()
         self._thread = None
-        self._wake = threading.Event()
+        self._wake = Bell()
         self._ballot = self._ballot._replace(member=_new_member())
 
     def __enter__(self) -> Self:

@@ -11,7 +11,6 @@ Nothing can stop Python code that runs in a thread, so nothing here pretends to.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import copy_context
 from functools import partial
@@ -24,6 +23,7 @@ from reliakit.core.deadline import Budget, binding, current, deadline, exceeded,
 from reliakit.core.errors import ConfigurationError, DeadlineExceededError
 from reliakit.core.events import CallTimedOut, DeadlineOverrun
 from reliakit.core.flow import Outcome, attempt
+from reliakit.core.threads import Errand
 from reliakit.core.tracking import report
 from reliakit.resilience.places import Places, Ticket
 from reliakit.resilience.policy import Layer
@@ -216,12 +216,15 @@ class Timeout(Layer):
             outer = remaining()
             seconds = self.seconds if outer is None else min(self.seconds, outer)
             until = self._clock.monotonic() + seconds
+            job = _Job(self, places, partial(fn, *args, **kwargs), until)
             if seconds <= 0 or not (places.take() or self._queued(places, seconds)):
                 raise self._expired(seconds)
-            job = _Job(self, places, partial(fn, *args, **kwargs), until)
             try:
                 job.start()
                 job.waiter.wait(max(0.0, until - self._clock.monotonic()), self._clock)
+            except BaseException:
+                job.forgo()
+                raise
             finally:
                 job.is_abandoned = True  # said before it is looked at: whoever comes second sees the other
             outcome = job.outcome
@@ -345,15 +348,16 @@ class _Job:
         self._until = until
         self._work: Callable[[], Any] | None = work
         self._context = copy_context()
+        self._errand = Errand(self._run, f"reliakit-timeout-{layer.name}")
 
     def start(self) -> None:
         """Begin, in a thread that keeps no program from ending."""
-        thread = threading.Thread(target=self._run, name=f"reliakit-timeout-{self._layer.name}", daemon=True)
-        try:
-            thread.start()
-        except BaseException:
+        self._errand.begin()
+
+    def forgo(self) -> None:
+        """Give the place back, unless the function has begun: then its own thread does so when it ends."""
+        if self._errand.take_back():
             self._places.leave()
-            raise
 
     def _run(self) -> None:
         try:

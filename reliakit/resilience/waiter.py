@@ -10,11 +10,10 @@ What woke it, the waker or the time, is told by what the waker has written down,
 
 from __future__ import annotations
 
-from _thread import TIMEOUT_MAX, allocate_lock
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from reliakit.core.clock import SYSTEM_CLOCK
+from reliakit.core.threads import Bell
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,44 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["TaskWaiter", "ThreadWaiter"]
 
 
-class _Bell:
-    """What `threading.Event` is to one thread that waits, and a plain lock inside.
-
-    An Event waits in Python: a Ctrl-C between two lines of it leaves its lock held for good (bpo-29988), on which
-    whoever sets it then waits for ever.
-    """
-
-    __slots__ = ("_is_set", "_silence")
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._silence = allocate_lock()
-        self._silence.acquire()
-
-    def is_set(self) -> bool:
-        """Whether it was rung."""
-        return self._is_set
-
-    def set(self) -> None:
-        """Ring it."""
-        self._is_set = True
-        with suppress(RuntimeError):  # rung already
-            self._silence.release()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Block until it rings, at most so long; return whether it did."""
-        if not self._is_set:
-            self._silence.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), TIMEOUT_MAX))
-        return self._is_set
-
-
 class ThreadWaiter:
     """A thread that waits."""
 
     __slots__ = ("_bell",)
 
     def __init__(self) -> None:
-        self._bell = _Bell()
+        self._bell = Bell()
 
     def wake(self) -> None:
         """End the wait, now or before it begins."""

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -21,6 +24,7 @@ from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.deadline import remaining
 from reliakit.core.errors import StoreError
 from reliakit.core.fork import tell_after_fork
+from reliakit.core.threads import Bell, Errand
 from reliakit.stores.postgres_line import Line
 from reliakit.stores.ticks import Pipe, PooledTicks
 
@@ -53,7 +57,8 @@ class ThreadConnections:
         self._timeout = timeout
         self._most = most
         # Re-entrant: garbage that is collected under it may give something back here.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._waiting: deque[Bell] = deque()
         self._idle: list[Line] = []
         self._size = 0
         self._attempts = 0
@@ -66,7 +71,8 @@ class ThreadConnections:
 
     def forget(self) -> None:
         """Leave a parent's connections to the parent."""
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._waiting = deque()
         _inherited.extend(self._idle)
         self._idle, self._size, self._young_until, self._failed = [], 0, 0.0, None
 
@@ -101,13 +107,18 @@ class ThreadConnections:
         self._close_idle()
 
     def _take(self, until: float) -> Line:
-        with self._changed:
-            before = self._attempts
-            while True:
-                try:
+        before = self._attempts
+        while (line := self._idle_or_wait(until, before)) is None:
+            pass
+        return line
+
+    def _idle_or_wait(self, until: float, before: int) -> Line | None:
+        """Return a connection, or None after a wait: it is time to look again."""
+        bell = errand = None
+        try:
+            with self._lock:
+                with suppress(IndexError):
                     return self._idle.pop()
-                except IndexError:
-                    pass
                 now = SYSTEM_CLOCK.monotonic()
                 if self._is_closed:
                     raise StoreError("closed meanwhile", store="PostgresStore")
@@ -117,30 +128,45 @@ class ThreadConnections:
                 has_failed = self._failed is not None and self._failed[0] > before
                 if self._failed is not None and has_failed and not self._size:
                     raise self._failed[1]
+                bell = Bell()
+                self._waiting.append(bell)
                 # One at a time: a hundred threads that come first must not make a hundred connections.
                 if self._size < self._most and now >= self._young_until and not has_failed:
-                    self._begin(now + self._timeout)
-                self._changed.wait(until - now)
+                    self._attempts += 1
+                    errand = Errand(partial(self._grow, self._attempts), "reliakit-store")
+                    self._young_until = now + self._timeout
+            if errand is not None:
+                errand.begin()
+            if not self._idle:  # garbage that was collected before the bell hung there may have brought one
+                bell.wait(until - now)
+        except BaseException:
+            if errand is not None and errand.take_back():
+                self._young_until = 0.0
+            self._unlist(bell)
+            self._wake()  # what it may have been rung for is another's now
+            raise
+        self._unlist(bell)
+        return None
 
-    def _begin(self, young_until: float) -> None:
-        attempt = self._attempts + 1
-        threading.Thread(target=self._grow, args=(attempt,), name="reliakit-store", daemon=True).start()
-        self._size += 1
-        self._attempts = attempt
-        self._young_until = young_until
+    def _unlist(self, bell: Bell | None) -> None:
+        with self._lock:
+            if bell is not None and bell in self._waiting:  # else it was rung
+                self._waiting.remove(bell)
 
     def _grow(self, attempt: int) -> None:
-        changed = self._changed
+        # Counted here and not by who begins it, for he may be interrupted.
+        with self._lock:
+            self._size += 1
         try:
             line = self._connect()
         except BaseException as error:  # noqa: BLE001 - raised by who waits for it
-            with changed:
+            with self._lock:
                 self._young_until = 0.0
                 self._size -= 1
                 self._failed = (attempt, error)
-                changed.notify_all()
+                self._wake_all_locked()
             return
-        with changed:
+        with self._lock:
             self._young_until = 0.0
         self._put(line)
 
@@ -155,21 +181,30 @@ class ThreadConnections:
         return line
 
     def _put(self, line: Line) -> None:
-        with self._changed:
+        with self._lock:
             is_kept = line.is_idle and not self._is_closed
             if is_kept:
                 self._idle.append(line)
             else:
                 self._size -= 1
-            self._changed.notify()
+        self._wake()
         if not is_kept:
             line.finish()
 
+    def _wake(self) -> None:
+        """Have the first of those who wait look again: there is a connection, or room for one."""
+        with self._lock, suppress(IndexError):  # nobody waits
+            self._waiting.popleft().set()
+
+    def _wake_all_locked(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().set()
+
     def _close_idle(self) -> None:
-        with self._changed:
+        with self._lock:
             idle, self._idle = self._idle, []
             self._size -= len(idle)
-            self._changed.notify_all()
+            self._wake_all_locked()
         for line in idle:
             line.finish()
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
+from reliakit.core.threads import Bell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,7 +107,7 @@ class ManualClock:
                 woken = self._move_locked(due)
             _call(woken)
             return
-        awake = threading.Event()
+        awake = Bell()
         sleeper = self._lie_down(due, awake.set)
         try:
             awake.wait()
@@ -221,7 +222,7 @@ class ManualClock:
                 self._watchers.remove(watcher)
 
     def _lie_down(self, due: float, wake: Callable[[], object]) -> _Sleeper:
-        with self._changed:
+        with self._lock:  # the same as `with self._changed`, which a Ctrl-C could leave held
             sleeper = _Sleeper(round(due, 9), next(self._order), wake)
             # Another thread may have advanced between our reading of the clock and here.
             late = sleeper.due <= self._now
