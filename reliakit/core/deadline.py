@@ -71,9 +71,11 @@ def binding() -> Budget | None:
 
 def remaining() -> float | None:
     """Return the seconds that are left of the innermost deadline, never below 0, or None without a deadline."""
-    if current.get() is None:
+    budget = current.get()
+    if budget is None:
         return None
-    budget = binding()
+    if budget.over:
+        budget = binding()
     return None if budget is None else max(0.0, budget.remaining())
 
 

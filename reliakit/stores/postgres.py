@@ -149,10 +149,11 @@ class PostgresStore(RemoteStore):
 class _Shape:
     """What all decisions under one plan have in common."""
 
-    __slots__ = ("_decide", "_hit", "_numbers", "_plan", "_space", "_spent")
+    __slots__ = ("_decide", "_hit", "_numbers", "_plan", "_space", "_spent", "answer")
 
     def __init__(self, plan: Plan, names: dict[str, str]) -> None:
         self._plan = SharedPlan(plan)
+        self.answer = self._plan.answer
         self._space = plan.space.encode("utf-8", "surrogatepass") + b"\0"
         self._numbers = _array(self._plan.numbers)
         self._spent: dict[int, tuple[bytes, ...]] = {}
@@ -173,10 +174,6 @@ class _Shape:
         if not patience and len(self._spent) < _MOST_COSTS:
             self._spent[cost] = words
         return words
-
-    def answer(self, reply: Any, op: Op, cost: int, patience: int) -> Answer:
-        """Return the answer that goes with the server's."""
-        return self._plan.answer(op, reply, cost, patience // 1000)
 
 
 class _Guard:

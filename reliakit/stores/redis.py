@@ -223,10 +223,11 @@ class RedisStore(RemoteStore):
 class _Shape:
     """What all decisions under one plan have in common."""
 
-    __slots__ = ("_calls", "_plan", "_prefix", "_rules", "_script", "_suffix")
+    __slots__ = ("_calls", "_plan", "_prefix", "_rules", "_script", "_suffix", "answer")
 
     def __init__(self, plan: Plan, prefix: str) -> None:
         self._plan = SharedPlan(plan)
+        self.answer = self._plan.answer
         self._script = DECIDE_ONE if self._plan.is_one_gcra else DECIDE
         self._rules = _packed(self._plan.numbers)
         self._calls: dict[tuple[Op, int, int], Call] = {}
@@ -245,9 +246,6 @@ class _Shape:
         if self._plan.is_one_gcra:
             return (_packed(self._plan.spending(cost, patience)),)
         return b"%d" % cost, b"%d" % patience, self._rules
-
-    def answer(self, reply: Any, op: Op, cost: int, patience: int) -> Answer:
-        return self._plan.answer(op, reply, cost, patience // 1000)
 
     def _place(self, key: str) -> bytes:
         return f"{self._prefix}{{{_short(key)}}}{self._suffix}".encode("utf-8", "surrogatepass")

@@ -172,7 +172,7 @@ class BlockingWire:
     def _exchange(self, connection: Any, request: Request, seconds: float) -> Any:
         try:
             _hurry(connection, seconds)
-            connection.send_packed_command([request.call.packed(request.keys)])
+            connection.send_packed_command([request.call.packed(request.keys)], check_health=False)
             try:
                 reply = connection.read_response()
             except Exception as error:

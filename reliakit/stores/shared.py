@@ -46,6 +46,7 @@ __all__ = ["SharedPlan", "clock_of", "in_microseconds", "machine_of", "micros", 
 _LARGEST = 2**53
 # Answer(...) takes 250 ns, this takes 90.
 _new: Callable[..., Answer] = cast("Any", tuple).__new__
+_HIT = Op.HIT
 
 
 class SharedPlan:
@@ -82,17 +83,22 @@ class SharedPlan:
         more, over = divmod(cost * rest, scale)
         return cost * step + more, over, scale, tolerance + patience, tolerated
 
-    def answer(self, op: Op, reply: Sequence[int], cost: int, patience: int) -> Answer:
+    def answer(self, reply: Sequence[int], op: Op, cost: int, patience: int) -> Answer:
         """Return the answer that goes with what a server has decided.
 
         Args:
-            op: What it was asked to do.
             reply: Its clock, in microseconds, then the state before the decision, nothing for none.
+            op: What it was asked to do.
             cost: How much.
-            patience: In microseconds.
+            patience: In nanoseconds.
         """
+        machine, now = self._machine, reply[0]
         state = self._state(reply) if len(reply) > 1 else None
-        admitted, binding, left, wait, reset = self._machine.decide(op, state, reply[0], cost, patience)[0]
+        if op is _HIT:  # `decide` makes an Answer of it, which here were a second one
+            fields, _ = machine.fit(state, now, cost) or machine.defer(state, now, cost, patience // 1000)
+        else:
+            fields, _ = machine.decide(op, state, now, cost, patience // 1000)
+        admitted, binding, left, wait, reset = fields
         return _new(Answer, (admitted, binding, left, wait * 1000, reset * 1000))
 
     def _state(self, row: Sequence[int]) -> Any:
@@ -101,9 +107,9 @@ class SharedPlan:
         if self.is_one_gcra:
             return row[1] * scales[0] + row[2] or None
         if len(row) == 2 * len(scales) + 1:  # nothing is reserved; a third of the time of what follows
-            states: list[Any] = [row[2 * at + 1] * scale + row[2 * at + 2] or None for at, scale in enumerate(scales)]
-            return (*states, ())
-        states = []
+            cells = zip(row[1::2], row[2::2], scales, strict=True)
+            return (*[whole * scale + part or None for whole, part, scale in cells], ())
+        states: list[Any] = []
         at = 1
         for counter in self._counters:
             if isinstance(counter, Gcra):
