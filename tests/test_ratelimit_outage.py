@@ -20,7 +20,7 @@ from reliakit import (
     remaining,
     subscribe,
 )
-from reliakit.core.events import CircuitChanged, LimitDecided, StoreFailed, StoreRecovered
+from reliakit.core.events import CircuitChanged, DeadlineOverrun, LimitDecided, StoreFailed, StoreRecovered
 from reliakit.ratelimit import RateLimiter
 from reliakit.stores import MemoryStore
 from reliakit.testing import ManualClock, RecordingListener
@@ -36,6 +36,7 @@ class Flaky(MemoryStore):
         self.takes = 0.0
         self.asked = 0
         self.budgets: list[float | None] = []
+        self.keeps_time = False
 
     def apply(self, *args: Any) -> Any:
         self.asked += 1
@@ -263,6 +264,25 @@ def test_a_store_that_answers_late_is_believed_and_soon_not_asked(store: Flaky, 
     assert [decision.degraded for decision in decisions] == [False, False, False, True, True, True]
     assert store.asked == 3
     assert [event.reason for event in heard.of(StoreFailed)] == ["answered after more than 0.05 s"]
+
+
+@pytest.mark.anyio
+async def test_a_late_store_is_told_of_once_and_its_time_binds_nobody_afterwards(store: Flaky) -> None:
+    overrun = RecordingListener()
+    limiter = limiter_of(store)
+    store.takes = 0.06
+    with subscribe(overrun, DeadlineOverrun), deadline(9.0, clock=store.clock):
+        limiter.hit("a")
+        store.error = StoreError("down", store="Flaky")
+        limiter.hit("a")
+        assert remaining() == pytest.approx(9.0 - 0.12)
+        store.takes = 0.0
+        store.keeps_time = True
+        await limiter_of(store).ahit("a")
+        assert remaining() == pytest.approx(9.0 - 0.12)
+    assert store.budgets == pytest.approx([0.05] * 3)
+    assert remaining() is None
+    assert not overrun.events
 
 
 @pytest.mark.anyio

@@ -284,4 +284,4 @@ def _short(key: str) -> str:
 
 
 def _packed(numbers: tuple[int, ...]) -> bytes:
-    return struct.pack(f"<{len(numbers)}q", *numbers)
+    return struct.pack(f"<{len(numbers)}d", *numbers)

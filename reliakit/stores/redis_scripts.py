@@ -3,7 +3,8 @@
 Each reads the state, decides by whole numbers and writes the state after it with the time after which it is as good
 as new; it returns the clock and the state before. See `reliakit.stores.shared` for the rows of numbers, and
 `reliakit.stores.algorithms` for the same decisions with their explanations. Rows are kept as integers of eight bytes:
-to write and read them as text was half of what a script cost the server.
+to write and read them as text was half of what a script cost the server. Rules come as doubles, which it reads
+faster.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ if before then
   reply = {now, whole, part}
 end
 if op == 'peek' then return reply end
-local spending, over, scale, tolerance, tolerated = struct.unpack('<i8i8i8i8i8', ARGV[3])
+local spending, over, scale, tolerance, tolerated = struct.unpack('<ddddd', ARGV[3])
 if op == 'hit' then
   if whole < now then whole, part = now, 0 end
   whole, part = whole + spending, part + over
@@ -199,7 +200,7 @@ local function at_once()
   local reply, after, at, full = {now}, {}, 1, 0
   for i = 1, #given, 64 do
     local kind, limit, period, scale, step, rest, tolerance, tolerated =
-      struct.unpack('<i8i8i8i8i8i8i8i8', given, i)
+      struct.unpack('<dddddddd', given, i)
     if kind == 1 then return nil end
     local first, second, third = 0, 0, 0
     if before ~= '' then
@@ -275,7 +276,7 @@ local function take(width)
 end
 local rules, states = {}, {}
 for i = 1, #given, 64 do
-  local kind, limit, period, scale, step, rest, tolerance, tolerated = struct.unpack('<i8i8i8i8i8i8i8i8', given, i)
+  local kind, limit, period, scale, step, rest, tolerance, tolerated = struct.unpack('<dddddddd', given, i)
   rules[#rules + 1] = {
     counts = kinds[kind], is_log = kind == 1, limit = limit, period = period, scale = scale, step = step,
     rest = rest, tolerance = tolerance, tolerated = tolerated
