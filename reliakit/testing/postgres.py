@@ -18,8 +18,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import threading
-import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,12 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
-from reliakit.testing._link import Link
 from reliakit.testing._postgres_programs import find_installations
+from reliakit.testing._server import EmbeddedServer
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
+    from reliakit.testing._link import Link
 
 __all__ = ["EmbeddedPostgres"]
 
@@ -53,7 +50,7 @@ _PINS = {
 }
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(EmbeddedServer):
     """A PostgreSQL server of your own that goes away with your process, even when that is killed.
 
     Use it as a context manager or with `start()` and `stop()`. Durability is off where only a crash of the machine
@@ -71,6 +68,8 @@ class EmbeddedPostgres:
             given by RELIAKIT_DSN keeps its own.
     """
 
+    _product = "PostgreSQL"
+
     def __init__(
         self,
         *,
@@ -78,19 +77,11 @@ class EmbeddedPostgres:
         port: int | None = None,
         settings: Mapping[str, str | float] | None = None,
     ) -> None:
-        if port is not None and not (isinstance(port, int) and 0 <= port <= 65535):
-            raise ConfigurationError(f"port={port!r} must be between 0 (a free one) and 65535, or None for no TCP")
+        super().__init__(port)
         self._binaries = binaries
-        self._wanted_port = port
         self._settings = _checked_settings({} if settings is None else settings)
-        # Reentrant: a start that fails stops.
-        self._lock = threading.RLock()
         self._external: str | None = None
         self._databases: set[str] = set()
-        self._link: Link | None = None
-        self._finalizer: weakref.finalize[..., EmbeddedPostgres] | None = None
-        self._facts: dict[str, Any] = {}
-        self._password = ""
 
     def start(self) -> None:
         """Start the server, or bring it back after `kill()`; does nothing when it runs.
@@ -115,14 +106,10 @@ class EmbeddedPostgres:
         found = [asdict(installation) for installation in find_installations(self._binaries)]
         if not found:
             raise ConfigurationError(f"no PostgreSQL server found: {_WAY_OUT}")
-        self._password = secrets.token_urlsafe(24)
-        self._link = Link("PostgreSQL", [str(Path(__file__).with_name("_postgres_supervisor.py"))])
-        self._finalizer = weakref.finalize(self, self._link.close)
+        link = self._supervise(str(Path(__file__).with_name("_postgres_supervisor.py")))
         try:
-            self._prepare(self._link, found)
-            self._facts = self._link.ask(
-                "open", port=self._wanted_port, settings=self._settings, password=self._password
-            )
+            self._prepare(link, found)
+            self._facts = link.ask("open", port=self._wanted_port, settings=self._settings, password=self._password)
         except BaseException:
             self.stop()
             raise
@@ -142,10 +129,7 @@ class EmbeddedPostgres:
             finally:
                 self._external = None
                 self._databases.clear()
-                if self._link is not None and self._finalizer is not None:
-                    self._finalizer()
-                    self._link = None
-                    self._facts = {}
+                super().stop()
 
     def restart(self) -> None:
         """Shut down cleanly and start again: clients are disconnected, data, address and password stay."""
@@ -170,31 +154,14 @@ class EmbeddedPostgres:
         return self._conninfo(tcp=True)
 
     @property
-    def port(self) -> int | None:
-        """TCP port on 127.0.0.1, None without TCP."""
-        return None if self._wanted_port is None else self._facts.get("port")
-
-    @property
-    def folder(self) -> Path | None:
-        """The temporary folder with everything the server writes, None before the start."""
-        return Path(self._facts["folder"]) if self._facts else None
-
-    @property
     def version(self) -> str | None:
         """Version of the programs, such as "18.6"; None before the start and for a server of RELIAKIT_DSN."""
-        return self._facts.get("version")
+        return super().version
 
     @property
     def running(self) -> bool:
         """Whether the server process is there; a server of RELIAKIT_DSN is taken to be."""
-        if self._external is not None:
-            return True
-        return self._link is not None and bool(self._link.ask("poll")["running"])
-
-    @property
-    def log(self) -> str:
-        """What the server has logged so far."""
-        return (self.folder / "server.log").read_text(errors="replace") if self.folder else ""
+        return self._external is not None or super().running
 
     def database(self, name: str = "reliakit", *, template: str | None = None, tcp: bool = False) -> str:
         """Create an empty database and return its conninfo; about 15 ms.
@@ -232,15 +199,6 @@ class EmbeddedPostgres:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
         self._databases.discard(conninfo)
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def __repr__(self) -> str:
         if self._external is not None:
             return "<EmbeddedPostgres of RELIAKIT_DSN>"
@@ -254,18 +212,15 @@ class EmbeddedPostgres:
                 f"{command}() would stop the server of RELIAKIT_DSN, which is not ours; unset RELIAKIT_DSN or give "
                 'binaries="system" or "wheel"'
             )
-        if self._link is None:
-            raise ConfigurationError(f"{command}() needs a started server; call start() first")
-        return self._link
+        return super()._own(command)
 
     def _conninfo(self, *, tcp: bool) -> str:
         if self._external is not None:
             return self._external
-        if not self._facts:
-            raise ConfigurationError("this PostgreSQL is not started; use it as a context manager or call start()")
+        facts = self._known()
         if tcp and self._wanted_port is None:
             raise ConfigurationError("this PostgreSQL has no TCP port; give port=0 for a free one")
-        words = {"host": "127.0.0.1" if tcp else self._facts["socket"], "port": self._facts["port"]}
+        words = {"host": "127.0.0.1" if tcp else facts["socket"], "port": facts["port"]}
         words |= {"user": "postgres", "dbname": "postgres"}
         if tcp:
             words["password"] = self._password

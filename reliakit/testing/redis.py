@@ -17,21 +17,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import secrets
 import shutil
 import socket
-import threading
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reliakit.core.errors import ConfigurationError
-from reliakit.testing._link import Link
+from reliakit.testing._server import EmbeddedServer
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
+    from reliakit.testing._link import Link
 
 __all__ = ["EmbeddedRedis"]
 
@@ -46,7 +42,7 @@ _SUPERVISE = (
 )
 
 
-class EmbeddedRedis:
+class EmbeddedRedis(EmbeddedServer):
     """A Redis server of your own that goes away with your process, even when that is killed.
 
     Use it as a context manager or with `start()` and `stop()`. It keeps nothing on a disk, so `kill()` and
@@ -60,6 +56,8 @@ class EmbeddedRedis:
         settings: More lines of the server's configuration, such as `{"maxmemory": "2mb"}`.
     """
 
+    _product = "Redis"
+
     def __init__(
         self,
         *,
@@ -67,17 +65,9 @@ class EmbeddedRedis:
         port: int | None = None,
         settings: Mapping[str, str | int] | None = None,
     ) -> None:
-        if port is not None and not (isinstance(port, int) and 0 <= port <= 65535):
-            raise ConfigurationError(f"port={port!r} must be between 0 (a free one) and 65535, or None for no TCP")
+        super().__init__(port)
         self._binary = binary
-        self._wanted_port = port
         self._settings = _checked_settings({} if settings is None else settings)
-        # Reentrant: a start that fails stops.
-        self._lock = threading.RLock()
-        self._link: Link | None = None
-        self._finalizer: weakref.finalize[..., EmbeddedRedis] | None = None
-        self._facts: dict[str, Any] = {}
-        self._password = ""
 
     def start(self) -> None:
         """Start the server, or an empty one after `kill()`; does nothing when it runs.
@@ -94,11 +84,9 @@ class EmbeddedRedis:
             programs = _programs(self._binary)
             if not programs:
                 raise ConfigurationError(f"no redis-server found: {_WAY_OUT}")
-            self._password = secrets.token_urlsafe(24)
-            self._link = Link("Redis", ["-c", _SUPERVISE, str(Path(__file__).parents[2])])
-            self._finalizer = weakref.finalize(self, self._link.close)
+            link = self._supervise("-c", _SUPERVISE, str(Path(__file__).parents[2]))
             try:
-                self._open(self._link, programs)
+                self._open(link, programs)
             except BaseException:
                 self.stop()
                 raise
@@ -115,14 +103,6 @@ class EmbeddedRedis:
         except ConfigurationError as error:
             raise ConfigurationError(f"no redis-server can run here: {error}; {_WAY_OUT}") from None
         link.folder = self._facts["folder"]
-
-    def stop(self) -> None:
-        """End the server and remove everything it left; idempotent."""
-        with self._lock:
-            if self._link is not None and self._finalizer is not None:
-                self._finalizer()
-                self._link = None
-                self._facts = {}
 
     def restart(self) -> None:
         """End the server and start an empty one at the same address: clients are disconnected."""
@@ -146,7 +126,7 @@ class EmbeddedRedis:
         password = f"AUTH {self._password}\r\n" if self._wanted_port is not None else ""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10.0)
-            connection.connect(self._fact("socket"))
+            connection.connect(self._known()["socket"])
             connection.sendall(f"{password}FLUSHALL\r\nSCRIPT FLUSH\r\nQUIT\r\n".encode())
             answers = connection.makefile().read()
         if "-" in answers:
@@ -155,62 +135,18 @@ class EmbeddedRedis:
     @property
     def url(self) -> str:
         """Address over the Unix socket, as `RedisStore` and redis-py's `from_url` take it."""
-        return f"unix://{self._credentials}{self._fact('socket')}"
+        return f"unix://{self._credentials}{self._known()['socket']}"
 
     @property
     def tcp_url(self) -> str:
         """Address over TCP; needs `port=`."""
         if self._wanted_port is None:
             raise ConfigurationError("this Redis has no TCP port; give port=0 for a free one")
-        return f"redis://{self._credentials}127.0.0.1:{self._fact('port')}"
-
-    @property
-    def port(self) -> int | None:
-        """TCP port on 127.0.0.1, None without TCP."""
-        return None if self._wanted_port is None else self._facts.get("port")
-
-    @property
-    def folder(self) -> Path | None:
-        """The temporary folder with everything the server writes, None before the start."""
-        return Path(self._facts["folder"]) if self._facts else None
-
-    @property
-    def version(self) -> str | None:
-        """Version of the server, such as "7.0.15"; None before the start."""
-        return self._facts.get("version")
-
-    @property
-    def running(self) -> bool:
-        """Whether the server process is there, stalled or not."""
-        return self._link is not None and bool(self._link.ask("poll")["running"])
-
-    @property
-    def log(self) -> str:
-        """What the server has logged so far."""
-        return (self.folder / "server.log").read_text(errors="replace") if self.folder else ""
+        return f"redis://{self._credentials}127.0.0.1:{self._known()['port']}"
 
     @property
     def _credentials(self) -> str:
         return "" if self._wanted_port is None else f":{self._password}@"
-
-    def _fact(self, name: str) -> Any:
-        if not self._facts:
-            raise ConfigurationError("this Redis is not started; use it as a context manager or call start()")
-        return self._facts[name]
-
-    def _own(self, command: str) -> Link:
-        if self._link is None:
-            raise ConfigurationError(f"{command}() needs a started server; call start() first")
-        return self._link
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         if not self._facts:
