@@ -165,8 +165,7 @@ class Statsd:
         with self._lock:
             for family in self._families[:]:
                 if isinstance(family, Counter):
-                    for series in family.series[:]:
-                        self._sent[family.name, series.values] = series.get()
+                    self._sent |= {(family.name, series.values): series.get() for series in family.series[:]}
 
     def _begin_anew(self) -> None:
         """Run in this child process, too: threads stay behind in the parent, and so do its numbers."""

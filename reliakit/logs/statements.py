@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from reliakit.logs.spared import is_spared_in_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from reliakit.logs.markers import Hide
     from reliakit.logs.words import KeyRules
 
@@ -96,22 +98,28 @@ def _hide_inserted(text: str, hide: Hide, rules: KeyRules) -> str:
     for found in _INSERT.finditer(text):
         names = [name.strip(' \n"`[]') for name in found[1].split(",")]
         verdicts = [rules.verdict(name) for name in names]
-        at = found.end()
-        if not any(verdicts) or at < done:
+        if not any(verdicts) or found.end() < done:
             continue
-        for _ in range(_MOST_ROWS):
-            if text[at : at + 1] != "(":
-                break
-            at += 1
-            for name, verdict in zip(names, verdicts, strict=True):
-                value = _VALUE.match(text, at)
-                if value is None:
-                    break
-                group = 2 if value[2] is not None else 1
-                if verdict and not is_spared_in_text(verdict, value[group].strip()):
-                    parts += (text[done : value.start(group)], hide(value[group], name))
-                    done = value.end(group)
-                at = value.end() + (2 if group == 2 else 1)
-            while text[at : at + 1] in (",", " ", "\n"):
-                at += 1
+        for column, start, end in _inserted(text, found.end(), len(names)):
+            value, verdict = text[start:end], verdicts[column]
+            if verdict and not is_spared_in_text(verdict, value.strip()):
+                parts += (text[done:start], hide(value, names[column]))
+                done = end
     return "".join((*parts, text[done:])) if parts else text
+
+
+def _inserted(text: str, at: int, columns: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the column, start and end of each value of the rows `('bob', 1), ('ann', 2)` that begin here."""
+    for _ in range(_MOST_ROWS):
+        if text[at : at + 1] != "(":
+            return
+        at += 1
+        for column in range(columns):
+            value = _VALUE.match(text, at)
+            if value is None:
+                break
+            group = 2 if value[2] is not None else 1
+            yield column, value.start(group), value.end(group)
+            at = value.end() + (2 if group == 2 else 1)
+        while text[at : at + 1] in (",", " ", "\n"):
+            at += 1

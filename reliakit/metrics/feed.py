@@ -76,9 +76,9 @@ class Feed:
     """Counts events into the catalogue's metrics. Called in whatever thread or task made the event; never waits.
 
     Args:
-        counter: Finds a counter of the catalogue by its name, and so do
-        gauge: for gauges, and
-        histogram: for histograms.
+        counter: Finds a counter of the catalogue by its name.
+        gauge: Finds a gauge of the catalogue by its name.
+        histogram: Finds a histogram of the catalogue by its name.
         clock: What the age of a checkout grows by between two events.
         listener: What `take` is called by.
         asked: Whether the numbers are asked for, and not read where they were written.

@@ -25,9 +25,9 @@ class Requests:
     """Counts, times and weighs requests, and counts websockets. Safe from any thread.
 
     Args:
-        counter: Finds a counter of the catalogue by its name, and so do
-        gauge: for gauges, and
-        histogram: for histograms.
+        counter: Finds a counter of the catalogue by its name.
+        gauge: Finds a gauge of the catalogue by its name.
+        histogram: Finds a histogram of the catalogue by its name.
     """
 
     def __init__(

@@ -43,9 +43,9 @@ class Transactions:
     """Counts transactions and shows pools. Safe from any thread, and never waits.
 
     Args:
-        counter: Finds a counter of the catalogue by its name, and so do
-        gauge: for gauges, and
-        histogram: for histograms.
+        counter: Finds a counter of the catalogue by its name.
+        gauge: Finds a gauge of the catalogue by its name.
+        histogram: Finds a histogram of the catalogue by its name.
         clock: What the age of a checkout grows by between two looks.
         listener: Who hears the events, and whose meters are handed out.
     """

@@ -185,7 +185,15 @@ class RateLimiter:
         await self._aapply(Op.RESET, self._plan, key, 1, 0)
 
     def refund(self, key: str, cost: int = 1) -> None:
-        """Give back what was spent for nothing. Never leads to more than the burst."""
+        """Give back what was spent for nothing. Never leads to more than the burst. One round trip.
+
+        Args:
+            key: Whose it was.
+            cost: How much of it.
+
+        Raises:
+            ConfigurationError: The key is empty, or the cost no positive number within the burst.
+        """
         self._check(key, cost)
         self._apply(Op.REFUND, self._plan, key, cost, 0)
 

@@ -300,6 +300,11 @@ class LoginGuard:
     ) -> LoginStatus:
         """Return how an account, a source or both stand, and change nothing. One round trip.
 
+        Args:
+            account: As it was given to `attempt`.
+            source: As it was given to `attempt`.
+            device: The device whose standing with the account is asked for.
+
         Raises:
             ConfigurationError: Neither was given.
         """
@@ -315,6 +320,10 @@ class LoginGuard:
         """Forget the failures of an account, wherever they came from, and those of a source. One round trip.
 
         Devices that are known stay known.
+
+        Args:
+            account: As it was given to `attempt`.
+            source: As it was given to `attempt`.
 
         Raises:
             ConfigurationError: Neither was given.

@@ -132,12 +132,10 @@ class Waiting:
         with self._lock:
             self._is_busy = True
             try:
-                for slot in self._vacancies(line, cost, now)[:1]:
-                    if slot.due <= until:
-                        return self._part_of(slot, cost)
+                slot = next(iter(self._vacancies(line, cost, now)), None)
+                return None if slot is None or slot.due > until else self._part_of(slot, cost)
             finally:
                 self._is_busy = False
-        return None
 
     def serve(self, slot: Slot) -> None:
         """Forget a slot whose time has come, and all before it."""

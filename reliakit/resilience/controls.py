@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reliakit.core.lanes import Lane
     from reliakit.core.spine import Emitter
     from reliakit.resilience.breaks import BreakLength
-    from reliakit.resilience.circuit import Circuit
+    from reliakit.resilience.circuit import Change, Circuit
     from reliakit.resilience.ledger import Ledger
     from reliakit.resilience.verdict import Judge
 
@@ -156,17 +156,19 @@ class Controls:
         while changes and self._telling.acquire(blocking=False):
             try:
                 while changes:
-                    change = changes.popleft()
-                    if change.previous is change.state:
-                        self._emitter.emit(CircuitSpared, cause=change.cause)
-                        continue
-                    self._emitter.emit(
-                        CircuitChanged,
-                        previous=change.previous.value,
-                        state=change.state.value,
-                        cause=change.cause,
-                        retry_after=change.retry_after,
-                        within=self._within,
-                    )
+                    self._emit(changes.popleft())
             finally:
                 self._telling.release()
+
+    def _emit(self, change: Change) -> None:
+        if change.previous is change.state:
+            self._emitter.emit(CircuitSpared, cause=change.cause)
+            return
+        self._emitter.emit(
+            CircuitChanged,
+            previous=change.previous.value,
+            state=change.state.value,
+            cause=change.cause,
+            retry_after=change.retry_after,
+            within=self._within,
+        )

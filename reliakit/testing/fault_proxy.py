@@ -216,6 +216,9 @@ class FaultProxy:
 
         Args:
             conninfo: What to rewrite; None takes the target, if that was one.
+
+        Raises:
+            ConfigurationError: The target is only an address, and no conninfo was given.
         """
         conninfo = conninfo or self._conninfo
         if conninfo is None:
@@ -276,6 +279,9 @@ class FaultProxy:
             how: "reset" sends RST to both sides, but with `after` an orderly end to the receiver, so that it reads
                 everything; "black_hole" leaves both without a word.
             times: After how many cuts it lets everything pass, None for never.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
         """
         if not isinstance(pattern, bytes) or not pattern:
             raise ConfigurationError(f"cut_on(pattern={pattern!r}) must be the bytes to wait for, such as b'COMMIT'")

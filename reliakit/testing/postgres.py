@@ -170,6 +170,9 @@ class EmbeddedPostgres(EmbeddedServer):
             name: What its name begins with, at most 50 bytes; a random suffix keeps it unique.
             template: Conninfo of a database of this server to copy, one that nobody is connected to.
             tcp: Whether the conninfo goes over TCP instead of the Unix socket.
+
+        Raises:
+            ConfigurationError: The name is empty or too long, the server is not started, or it has no TCP port.
         """
         from psycopg import connect, sql  # noqa: PLC0415 - the test kit loads without psycopg
         from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415

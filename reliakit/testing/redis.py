@@ -121,7 +121,12 @@ class EmbeddedRedis(EmbeddedServer):
         self._own("resume").ask("resume")
 
     def flush(self) -> None:
-        """Delete every key (FLUSHALL) and every script (SCRIPT FLUSH)."""
+        """Delete every key (FLUSHALL) and every script (SCRIPT FLUSH).
+
+        Raises:
+            ConfigurationError: The server is not started, or refuses.
+            OSError: It cannot be reached or is stalled; after 10 s at most.
+        """
         # Spoken by hand: the test kit needs no client library.
         password = f"AUTH {self._password}\r\n" if self._wanted_port is not None else ""
         with socket.socket(socket.AF_UNIX) as connection:
@@ -134,12 +139,16 @@ class EmbeddedRedis(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """Address over the Unix socket, as `RedisStore` and redis-py's `from_url` take it."""
+        """Address over the Unix socket, as `RedisStore` and redis-py's `from_url` take it.
+
+        Raises:
+            ConfigurationError: The server is not started.
+        """
         return f"unix://{self._credentials}{self._known()['socket']}"
 
     @property
     def tcp_url(self) -> str:
-        """Address over TCP; needs `port=`."""
+        """Address over TCP; raises ConfigurationError without `port=` and before the start."""
         if self._wanted_port is None:
             raise ConfigurationError("this Redis has no TCP port; give port=0 for a free one")
         return f"redis://{self._credentials}127.0.0.1:{self._known()['port']}"

@@ -91,7 +91,11 @@ def protect(
 
 
 def wrap(app: ASGIApp, part: Part) -> ASGIApp:
-    """Return the app behind one part."""
+    """Return the app behind one part.
+
+    Raises:
+        ConfigurationError: The app is no ASGI application, or the part none of this stack.
+    """
     if not callable(app):
         raise ConfigurationError(f"app must be an ASGI application, got {app!r}")
     shell = next((_SHELLS[kind] for kind in type(part).__mro__ if kind in _SHELLS), None)

@@ -94,7 +94,11 @@ def protect(
 
 
 def wrap(app: WSGIApplication, part: Part) -> WSGIApplication:
-    """Return the app behind one part."""
+    """Return the app behind one part.
+
+    Raises:
+        ConfigurationError: The app is no WSGI application, or the part none of this stack.
+    """
     if not callable(app):
         raise ConfigurationError(f"app must be a WSGI application, got {app!r}")
     shell = next((_SHELLS[kind] for kind in type(part).__mro__ if kind in _SHELLS), None)
