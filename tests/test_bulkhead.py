@@ -411,8 +411,8 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], words: str) -> Non
 
 
 def test_it_shows_its_settings() -> None:
-    assert repr(Bulkhead(3)) == "Bulkhead(3)"
+    assert repr(Bulkhead(3)) == "<Bulkhead 'default' 0 of 3 running>"
     assert (
         repr(Bulkhead(3, max_waiting=2, wait=1.5, order="lifo"))
-        == "Bulkhead(3, max_waiting=2, wait=1.5, order='lifo')"
+        == "<Bulkhead 'default' 0 of 3 running, 0 of 2 waiting, wait=1.5, order='lifo'>"
     )

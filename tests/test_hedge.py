@@ -272,8 +272,8 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], words: str) -> Non
 
 
 def test_it_shows_its_settings() -> None:
-    assert repr(Hedge(0.5)) == "Hedge(0.5)"
-    assert repr(Hedge()) == "Hedge(quantile=0.95)"
+    assert repr(Hedge(0.5)) == "<Hedge 'default' after 0.5 s, max_hedges=1>"
+    assert repr(Hedge()).startswith("<Hedge 'default' not measured yet, quantile=0.95, minimum_calls=20")
 
 
 async def test_a_copy_that_fails_as_its_caller_is_cancelled_is_not_told_as_forgotten() -> None:

@@ -500,4 +500,7 @@ def test_what_is_no_pattern_is_refused(make: Callable[[], Any], words: str) -> N
 
 
 def test_it_shows_its_parts() -> None:
-    assert repr(Policy(Timeout(3), Bulkhead(2), name="x")) == "<Policy 'x' Timeout(3) | Bulkhead(2)>"
+    assert (
+        repr(Policy(Timeout(3), Bulkhead(2), name="x"))
+        == "<Policy 'x' Timeout(3) | <Bulkhead 'default' 0 of 2 running>>"
+    )

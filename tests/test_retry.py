@@ -422,7 +422,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], words: str) -> Non
 
 def test_it_shows_its_settings() -> None:
     assert repr(Retry(4, on=(OSError, KeyError), wait=2.0)) == "Retry(4, on=(OSError, KeyError), wait=2.0)"
-    assert repr(RetryBudget()) == "RetryBudget(ratio=0.2, minimum=3, name='default')"
+    assert repr(RetryBudget()) == "<RetryBudget 'default' 0 of 3 retries in 0 calls, ratio=0.2, minimum=3>"
 
 
 # Against a reference

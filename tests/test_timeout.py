@@ -411,4 +411,6 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], words: str) -> Non
 
 def test_it_shows_its_settings() -> None:
     assert repr(Timeout(2)) == "Timeout(2)"
-    assert repr(Timeout(0.5, strict=True, threads=4)) == "Timeout(0.5, strict=True, threads=4)"
+    assert (
+        repr(Timeout(0.5, strict=True, threads=4)) == "<Timeout 'default' 0.5 s, 0 of 4 threads in use, strict=True>"
+    )

@@ -136,11 +136,12 @@ class DatabaseBase:
         return replace(stats, replicas=self._replicas.stats()) if len(self._replicas) else stats
 
     def __repr__(self) -> str:
-        in_use, engine = self._engine.checkouts.stats().in_use, self._engine
+        engine = self._engine
+        in_use, size = engine.checkouts.gate.in_use, engine.checkouts.size
         count = len(self._replicas)
         replicas = f"{count} replica{'s' if count > 1 else ''}, " if count else ""
         return (
-            f"<{type(self).__name__} {self._name!r} at {self._where}, {in_use} of {engine.checkouts.size} in use, "
+            f"<{type(self).__name__} {self._name!r} at {self._where}, {in_use} of {size} in use, "
             f"{replicas}{engine.isolation.value}, timeout={engine.timeout:g}>"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from reliakit.core.errors import ConfigurationError
@@ -58,6 +59,9 @@ class TransactionBlock:
         if left is not None and left is not error:
             raise left
 
+    def __repr__(self) -> str:
+        return _shown(self, self._engine, self._options, self._entered)
+
 
 class AsyncTransactionBlock:
     """One block of an `AsyncDatabase`, made by `transaction()` for one use; cut when its time is spent."""
@@ -103,6 +107,19 @@ class AsyncTransactionBlock:
             raise
         if left is not None and left is not error:
             raise left from (left.__cause__ or error)
+
+    def __repr__(self) -> str:
+        return _shown(self, self._engine, self._options, self._entered)
+
+
+def _shown(block: object, engine: Engine, options: TransactionOptions, entered: Entered | None) -> str:
+    state = "not begun" if entered is None else "over" if entered.transaction.finished else "running"
+    wishes = [
+        f", {field.name}={getattr(options, field.name)!r}"
+        for field in fields(options)
+        if field.init and getattr(options, field.name) != field.default
+    ]
+    return f"<{type(block).__name__} of {engine.name!r}, {state}{''.join(wishes)}>"
 
 
 def _reused() -> ConfigurationError:

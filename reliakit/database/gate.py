@@ -323,6 +323,11 @@ class Gate:
         return sum(slot.session is not None for slot in self._slots)
 
     @property
+    def in_use(self) -> int:
+        """How many slots are in use. Takes no lock, tells nobody."""
+        return sum(bool(slot.holder) for slot in self._slots)
+
+    @property
     def waiting(self) -> int:
         """How many leases are queued."""
         return len(self._queue)

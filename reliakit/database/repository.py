@@ -45,6 +45,9 @@ class Repository:
         """Return the transaction that this thread is in. Errors as `Database.current`."""
         return self.db.current()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {getattr(self, 'db', None)!r}>"
+
 
 class AsyncRepository:
     """Data access on an `AsyncDatabase`: `self.db`, methods under `@transactional()`, and `with_transaction`.
@@ -75,3 +78,6 @@ class AsyncRepository:
     def current(self) -> AsyncTransaction:
         """Return the transaction that this task is in. Errors as `AsyncDatabase.current`."""
         return self.db.current()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {getattr(self, 'db', None)!r}>"

@@ -205,6 +205,9 @@ class _Context:
     def __init__(self, *, trusted: Iterable[str] = ()) -> None:
         self._trusted = Peers(trusted)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(trusted={self._trusted!r})"
+
     def _request(self, context: Any) -> request_context:
         """Return the request's context, with what the metadata tells of it as far as it is well-formed."""
         told = {name.lower(): value for name, value in context.invocation_metadata() or ()}

@@ -113,6 +113,9 @@ class PolicyAdapter(HTTPAdapter):
             is_replayable=request.body is None or isinstance(request.body, str | bytes),
         )
 
+    def __repr__(self) -> str:
+        return f"PolicyAdapter({self._hosts!r})"
+
 
 def _shrunk(timeout: Any, left: float) -> Any:
     """Return the time limits of a call, cut to what is left of the deadline."""

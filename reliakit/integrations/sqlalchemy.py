@@ -333,6 +333,10 @@ class _Block(Generic[T, U]):
         self._session = self._factory(bind=bind, join_transaction_mode="create_savepoint", **self._options)
         return self._session
 
+    def __repr__(self) -> str:
+        state = "not begun" if self._session is None else "begun"
+        return f"<{type(self).__name__} of {self._tx!r}, {state}>"
+
 
 class SessionBlock(_Block[Transaction, S]):
     """One session of a transaction, made by `session()` for one use."""

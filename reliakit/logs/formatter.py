@@ -54,6 +54,9 @@ class MaskingFormatter(BaseJsonFormatter):
             record.__dict__[FOUND] = (walk.found, walk.failed)
         return line
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(service={self._service!r}, env={self._env!r}, masker={self._masker!r})"
+
     def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
         """Return the data as one line of JSON."""
         return encode(log_data)

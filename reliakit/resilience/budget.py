@@ -136,4 +136,7 @@ class RetryBudget:
             self._calls.pop()
 
     def __repr__(self) -> str:
-        return f"RetryBudget(ratio={self.ratio:g}, minimum={self.minimum}, name={self.name!r})"
+        return (
+            f"<RetryBudget {self.name!r} {self.retries} of {self.limit} retries in {self.calls} calls, "
+            f"ratio={self.ratio:g}, minimum={self.minimum}>"
+        )

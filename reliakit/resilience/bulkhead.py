@@ -291,5 +291,6 @@ class Bulkhead(Layer):
         queue = ""
         if self.max_waiting:
             wait = "" if self.wait is None else f", wait={self.wait:g}"
-            queue = f", max_waiting={self.max_waiting}{wait}" + (", order='lifo'" if self.order == "lifo" else "")
-        return f"Bulkhead({self.max_concurrent}{queue})"
+            queue = f", {self.waiting} of {self.max_waiting} waiting{wait}"
+            queue += ", order='lifo'" if self.order == "lifo" else ""
+        return f"<Bulkhead {self.name!r} {self.running} of {self.max_concurrent} running{queue}>"

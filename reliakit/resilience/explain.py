@@ -52,7 +52,11 @@ def explained(policy: Policy) -> str:
 def _title(part: object) -> str:
     if isinstance(part, Retry):
         return f"Retry({part.max_attempts})"
-    if isinstance(part, CircuitBreaker | AdaptiveLimit | Coalesce):
+    if isinstance(part, Bulkhead):
+        return f"Bulkhead({part.max_concurrent})"
+    if isinstance(part, Timeout):
+        return f"Timeout({part.seconds:g})"
+    if isinstance(part, CircuitBreaker | AdaptiveLimit | Coalesce | Throttle | Hedge):
         return f"{type(part).__name__}({part.name!r})"
     return repr(part)
 

@@ -7,6 +7,7 @@ fn() ── error ──> value, or what fn(error) returns
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from copy import copy
 from inspect import iscoroutinefunction, signature
@@ -18,7 +19,7 @@ from reliakit.core.events import FallbackUsed
 from reliakit.core.guard import is_awaitable, refuse_awaitable
 from reliakit.resilience.policy import Layer
 from reliakit.resilience.streams import AsyncBegun, Begun, Ended, afirst, areplay, astream, first, replay, stream
-from reliakit.resilience.verdict import ErrorFilter, Question, matching
+from reliakit.resilience.verdict import ErrorFilter, Question, matching, shown
 
 if TYPE_CHECKING:
     from reliakit.core.guard import Colour
@@ -54,7 +55,7 @@ class Fallback(Layer):
         ConfigurationError: A setting is wrong; or, at decoration, an `async def` stands in for a plain function.
     """
 
-    __slots__ = ("_fallback", "_is_async", "_shown", "_wants")
+    __slots__ = ("_fallback", "_is_async", "_settings", "_shown", "_wants")
 
     def __init__(
         self,
@@ -72,7 +73,9 @@ class Fallback(Layer):
                 f"Fallback takes a value or a function of the error, got the class {fallback.__qualname__}: "
                 f"give `lambda error: {fallback.__name__}()`"
             )
-        self._shown = getattr(fallback, "__qualname__", None) or repr(fallback)
+        # Cut where it is long: values may be of any size.
+        self._shown = getattr(fallback, "__qualname__", None) or reprlib.repr(fallback)
+        self._settings = "" if on is Exception else f", on={shown(on)}"
         if callable(fallback) and not _takes_an_error(fallback):
             raise ConfigurationError(
                 f"Fallback {self._shown} is called with the error alone and cannot be: give `lambda error: ...`"
@@ -148,7 +151,7 @@ class Fallback(Layer):
         )
 
     def __repr__(self) -> str:
-        return f"Fallback({self._shown})"
+        return f"Fallback({self._shown}{self._settings})"
 
 
 def _takes_an_error(fn: Callable[..., Any]) -> bool:

@@ -94,7 +94,7 @@ class Hedge(Layer):
         ConfigurationError: A setting is wrong; or, at decoration, the function is no `async def`.
     """
 
-    __slots__ = ("_clock", "_latencies", "_shown", "budget", "delay", "max_hedges")
+    __slots__ = ("_clock", "_latencies", "_settings", "budget", "delay", "max_hedges")
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Hedge(Layer):
         self._latencies = Latencies(
             checks.share("quantile", quantile), checks.count("minimum_calls", minimum_calls, least=2)
         )
-        self._shown = f"Hedge({f'quantile={quantile:g}' if delay is None else f'{delay:g}'})"
+        self._settings = "" if delay is not None else f", quantile={quantile:g}, minimum_calls={minimum_calls}"
 
     @property
     def current_delay(self) -> float | None:
@@ -175,7 +175,10 @@ class Hedge(Layer):
             )
 
     def __repr__(self) -> str:
-        return self._shown
+        delay = self.current_delay
+        when = "not measured yet" if delay is None else f"after {delay:g} s"
+        budget = "" if self.budget is None else f", budget={self.budget!r}"
+        return f"<Hedge {self.name!r} {when}{self._settings}, max_hedges={self.max_hedges}{budget}>"
 
 
 class _Copy:

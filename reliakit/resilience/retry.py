@@ -29,7 +29,7 @@ from reliakit.resilience.budget import RetryBudget
 from reliakit.resilience.policy import Layer
 from reliakit.resilience.retry_after import retry_after_of
 from reliakit.resilience.streams import afirst, astream, first, stream
-from reliakit.resilience.verdict import ErrorFilter, Question, matching, plain_callable
+from reliakit.resilience.verdict import ErrorFilter, Question, matching, plain_callable, shown
 
 if TYPE_CHECKING:
     from reliakit.core.guard import Colour
@@ -97,7 +97,7 @@ class Retry(Layer):
         "_clock",
         "_on",
         "_result",
-        "_shown",
+        "_settings",
         "_wants",
         "budget",
         "max_attempts",
@@ -131,8 +131,14 @@ class Retry(Layer):
         self._result = (
             None if retry_result is None else Question(plain_callable("retry_result", retry_result), otherwise=False)
         )
-        self._shown = f"Retry({max_attempts}, on={_shown(on)}, wait={wait!r}" + (
-            f", budget={budget!r})" if budget is not None else ")"
+        self._settings = f"{max_attempts}, on={shown(on)}, wait={wait!r}" + "".join(
+            f", {argument}={value!r}"
+            for argument, value, default in (
+                ("retry_result", retry_result, None),
+                ("max_retry_after", max_retry_after, 300.0),
+                ("name", name, "default"),
+            )
+            if value != default
         )
 
     def wrap(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:
@@ -265,7 +271,8 @@ class Retry(Layer):
         return run_on_budget
 
     def __repr__(self) -> str:
-        return self._shown
+        budget = "" if self.budget is None else f", budget={self.budget!r}"
+        return f"Retry({self._settings}{budget})"
 
 
 class _Attempts:
@@ -397,9 +404,3 @@ def _checked_wait(wait: Any) -> Wait:
     if isinstance(wait, int | float):
         return checks.seconds("wait", wait, zero=True)
     return plain_callable("wait", wait)
-
-
-def _shown(on: object) -> str:
-    if isinstance(on, tuple):
-        return f"({', '.join(map(_shown, cast('tuple[object, ...]', on)))})"
-    return str(getattr(on, "__name__", on))

@@ -318,8 +318,12 @@ class SharedBreakers:
         await self.aclose()
 
     def __repr__(self) -> str:
-        names = ", ".join(sorted(self._rounds))
-        return f"<SharedBreakers {names or 'of none'} through {self._store!r}>"
+        names = ", ".join(sorted(self._rounds.copy()))
+        state = "closed" if self._thread is None else "open, alone" if self._failed_at is not None else "open"
+        return (
+            f"<SharedBreakers {names or 'of none'} through {self._store!r}, {state}, "
+            f"quorum={self._ballot.quorum or None}, interval={self.interval:g}>"
+        )
 
 
 class _Round:

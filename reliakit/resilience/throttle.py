@@ -210,4 +210,10 @@ class Throttle(Layer):
         return min(self.max_rejection, max(0.0, refused))
 
     def __repr__(self) -> str:
-        return f"Throttle({self.k:g}, window={self.window:g})"
+        with self._lock:
+            self._tally.forget(self._clock.monotonic())
+            standing = f"{self._tally.accepts} of {self._tally.requests} accepted"
+        return (
+            f"<Throttle {self.name!r} {standing}, k={self.k:g}, window={self.window:g}, "
+            f"minimum_calls={self.minimum_calls}, max_rejection={self.max_rejection:g}>"
+        )

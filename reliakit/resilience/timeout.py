@@ -279,9 +279,12 @@ class Timeout(Layer):
         report(self._emitter, error)
 
     def __repr__(self) -> str:
-        settings = ", strict=True" if self.strict else ""
-        settings += "" if self.threads is None else f", threads={self.threads}"
-        return f"Timeout({self.seconds:g}{settings})"
+        strict = ", strict=True" if self.strict else ""
+        if self._places is not None:
+            threads = f"{self._places.inside} of {self._places.count} threads in use"
+            return f"<Timeout {self.name!r} {self.seconds:g} s, {threads}{strict}>"
+        name = "" if self.name == "default" else f", name={self.name!r}"
+        return f"Timeout({self.seconds:g}{strict}{name})"
 
 
 class _Limit(deadline):

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias, cast
 from reliakit.core.deadline import remaining
 from reliakit.core.errors import ConfigurationError, DeadlineExceededError, RejectedError
 
-__all__ = ["ErrorFilter", "Judge", "Question", "Verdict", "matching", "plain_callable"]
+__all__ = ["ErrorFilter", "Judge", "Question", "Verdict", "matching", "plain_callable", "shown"]
 
 Verdict: TypeAlias = Literal["success", "failure", "ignored"]
 ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[Any], bool]"
@@ -154,3 +154,10 @@ def plain_callable(argument: str, given: object) -> Callable[[Any], Any]:
     if iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__):
         raise ConfigurationError(f"{argument} must be a plain function, {given!r} is async and would not be awaited")
     return given
+
+
+def shown(errors: object) -> str:
+    """Return an `ErrorFilter` as it stands in a `repr`."""
+    if isinstance(errors, tuple):
+        return f"({', '.join(map(shown, cast('tuple[object, ...]', errors)))})"
+    return str(getattr(errors, "__name__", errors))

@@ -16,6 +16,7 @@ import asyncio
 import importlib.util
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qs
 
 from reliakit.core.deadline import remaining
 from reliakit.core.errors import ConfigurationError
@@ -294,5 +295,10 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _without_password(url: str) -> str:
+    """Return what may be shown of an address: of its settings, which may hold passwords too, the database alone."""
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    place, _, query = rest.partition("?")
+    if "@" in query:  # of an address that is not encoded: the place may be a part of the password
+        return f"{scheme}://..."
+    database = "".join(f"?db={number}" for number in parse_qs(query).get("db", ())[:1])
+    return f"{scheme}://{place.rpartition('@')[2]}{database}"

@@ -67,6 +67,12 @@ class Fault:
         """Add this fault to the weather; called by the proxy."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        settings = [
+            f", {name.lstrip('_')}={value!r}" for name, value in vars(self).items() if name.lstrip("_") != "proxy"
+        ]
+        return f"<{type(self).__name__.lstrip('_')} of {self._proxy!r}{''.join(settings)}>"
+
     def __enter__(self) -> Self:
         return self
 
