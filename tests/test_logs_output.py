@@ -211,10 +211,10 @@ def test_a_stuck_stream_costs_what_waits_and_is_counted(monkeypatch: pytest.Monk
         assert taken.wait(30)
         for _ in range(4):
             log.info("waiting")
-        writer = handle._handler._writer._thread
+        writer = handle._handler._writer._errand
         handle.close()
     release.set()
-    writer.join()
+    assert writer.wait(30)
     assert counts == [("stream stuck", 4)]
     assert handle.dropped == 4
     assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["stuck"]
@@ -250,7 +250,11 @@ def test_configuring_again_and_again_leaves_nothing_behind():
             root.level,
             logging.getLogger("noisy").level,
             warnings.showwarning,
-            [thread for thread in threading.enumerate() if thread.name == "reliakit-logs"],
+            [
+                thread
+                for thread in threading.enumerate()
+                if thread.name == "reliakit-logs" and (thread.join(5.0) or thread.is_alive())
+            ],
             spine._everybody.routes,
             len(logging._handlerList),  # type: ignore[attr-defined]  # the standard library's list of all handlers
         )

@@ -234,6 +234,7 @@ def test_lines_behind_a_queue_are_written() -> None:
         handle.close()
         assert "second" in stream.getvalue(), f"place {at}"
         handle.close()
+        assert ends(lambda: join("reliakit-logs")), f"place {at}"
         stream = io.StringIO()
         handle = configure()
         places = at

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from reliakit.core.events import LogDropped, LogFigures, LogPresent, SecretsMasked
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.spine import Emitter, watch
-from reliakit.core.threads import Bell, start
+from reliakit.core.threads import Bell, Errand
 from reliakit.core.tracking import report
 from reliakit.logs.records import FOUND, REQUEST_ID, error_of
 
@@ -192,9 +192,11 @@ class _Writer:
         renew_locks_after_fork(self, "_start_lock")
         self._closed = False
         self._abandoned = False
-        self._pid = 0
+        self._pid = 0  # where the thread runs for sure
+        self._begun_in = 0
+        self._ident = 0
         self._queue: queue.SimpleQueue[str | Bell | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._errand: Errand | None = None
 
     def is_ready(self) -> bool:
         """Return whether a thread writes; not any more after `close`, nor when the interpreter ends."""
@@ -211,18 +213,20 @@ class _Writer:
         with self._start_lock:
             if self._pid == os.getpid():
                 return True
-            # A fork copies the queue with what waits in it, which the parent writes, but not the thread.
-            lines = self._queue = queue.SimpleQueue()
-            thread = threading.Thread(target=self._run, args=(lines,), name="reliakit-logs", daemon=True)
+            if self._errand is None or self._begun_in != os.getpid():
+                # A fork copies the queue with what waits in it, which the parent writes, but not the thread.
+                lines = self._queue = queue.SimpleQueue()
+                self._errand = Errand(lambda: self._run(lines), name="reliakit-logs")
+                self._begun_in = os.getpid()
             try:
-                start(thread)
+                self._errand.begin()  # again, where a Ctrl-C came in between
             except RuntimeError:  # no thread starts at the interpreter's end
                 return False
-            self._thread = thread
             self._pid = os.getpid()
             return True
 
     def _run(self, lines: queue.SimpleQueue[str | Bell | None]) -> None:
+        self._ident = threading.get_ident()
         while (line := lines.get()) is not None:
             if isinstance(line, Bell):
                 line.set()
@@ -236,8 +240,7 @@ class _Writer:
 
     def drain(self) -> None:
         """Wait until what is in the queue now is written, at most a few seconds."""
-        thread = self._thread
-        if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
+        if self._errand is None or self._pid != os.getpid() or self._ident == threading.get_ident():
             return
         done = Bell()
         self._queue.put(done)
@@ -246,13 +249,15 @@ class _Writer:
     def close(self) -> None:
         """Write what is waiting and end the thread. Closing twice is harmless."""
         self._closed = True
-        thread = self._thread
-        if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
+        errand = self._errand
+        if errand is None or self._begun_in != os.getpid() or self._ident == threading.get_ident():
+            return
+        if self._pid != os.getpid() and errand.take_back():  # a Ctrl-C came before it began
             return
         self._queue.put(None)
-        thread.join(_CLOSE_WAIT)
-        self._thread = None  # not before: who was interrupted while it waited may close again
-        if thread.is_alive():
+        has_ended = errand.wait(_CLOSE_WAIT)
+        self._errand = None  # not before: who was interrupted while it waited may close again
+        if not has_ended:
             # The line that it is stuck with may still be written, those behind it are not.
             self._abandoned = True
             if waiting := self._queue.qsize() - 1:
