@@ -9,6 +9,7 @@ task   ── _arun ─> wire for tasks   ──> the same; through a thread whe
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from reliakit.core.errors import ConfigurationError, StoreError
@@ -138,7 +139,11 @@ class RemoteStore:
         return StoreError(f"{self!r} does not decide: {type(error).__name__}: {told}", store=type(self).__name__)
 
     def __enter__(self) -> Self:
-        self.open()
+        if self._closed:
+            raise self._is_closed()
+        # A service starts also while its store is down: what each limiter does then, its `on_store_error` says.
+        with suppress(StoreError):
+            self.open()
         return self
 
     def __exit__(
@@ -147,7 +152,10 @@ class RemoteStore:
         self.close()
 
     async def __aenter__(self) -> Self:
-        await self.aopen()
+        if self._closed:
+            raise self._is_closed()
+        with suppress(StoreError):
+            await self.aopen()
         return self
 
     async def __aexit__(

@@ -259,6 +259,28 @@ def test_opened_early_it_has_a_connection(server: EmbeddedRedis, fault_proxy: An
         asyncio.run(RedisStore(address).aopen())
 
 
+def test_a_service_starts_while_its_store_is_down_but_not_with_a_closed_one(
+    server: EmbeddedRedis, fault_proxy: Any
+) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    proxy.refuse()
+    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+
+    async def in_a_task(store: RedisStore) -> bool:
+        async with store:
+            return (await RateLimiter("2/h", store=store).ahit("k")).degraded
+
+    with RedisStore(address) as store:
+        assert RateLimiter("2/h", store=store).hit("k").degraded
+    other = RedisStore(address)
+    assert asyncio.run(in_a_task(other))
+    for closed in (store, other):
+        with pytest.raises(StoreError, match="closed"), closed:
+            pass
+        with pytest.raises(StoreError, match="closed"):
+            asyncio.run(in_a_task(closed))
+
+
 def test_any_client_will_do(server: EmbeddedRedis) -> None:
     plans = (TEN, Plan("several", (TEN.rules[0], Rule("sliding_log", 20, HOUR, 20))))
     valkey_url = server.url
