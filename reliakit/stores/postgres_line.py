@@ -100,7 +100,9 @@ class Line:
     def ask(self, text: str, until: float) -> bytes | None:
         """Run plain statements in a thread and return the last one's first value."""
         self._pg.send_query(text.encode())
-        return self._value(self._wait(until))
+        value = self._value(self._wait(until))
+        self._is_new = False
+        return value
 
     async def aask(self, text: str) -> bytes | None:
         """Run plain statements in a task; the twin of `ask`."""
@@ -108,7 +110,9 @@ class Line:
         results: list[Any] = []
         while (result := await self._next()) is not None:
             results.append(result)
-        return self._value(results)
+        value = self._value(results)
+        self._is_new = False
+        return value
 
     def run(self, request: Request, until: float) -> list[int]:
         """Run a statement in a thread, until the monotonic clock says so."""

@@ -301,6 +301,25 @@ def test_threads_that_come_first_share_one_connection_attempt(reliakit_dsn: str,
 
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_connection_that_died_before_its_first_use_is_replaced(
+    reliakit_dsn: str, fault_proxy: Any, colour: str
+) -> None:
+    proxy: FaultProxy = fault_proxy(reliakit_dsn)
+
+    async def in_a_task() -> int:
+        async with PostgresStore(proxy.dsn(), timeout=30.0) as store:
+            proxy.reset()
+            return (await store.aapply(Op.PEEK, TEN, "k", 1)).remaining
+
+    if colour == "sync":
+        with PostgresStore(proxy.dsn(), timeout=30.0) as store:
+            proxy.reset()
+            assert left(store) == 10
+    else:
+        assert asyncio.run(in_a_task()) == 10
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
 def test_opened_early_it_has_its_table_and_a_connection(reliakit_dsn: str, fault_proxy: Any, colour: str) -> None:
     proxy: FaultProxy = fault_proxy(reliakit_dsn)
 
