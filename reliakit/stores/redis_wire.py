@@ -227,6 +227,7 @@ class _Pipe:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        self._is_new = True
 
     async def exchange(self, requests: Sequence[Request], /) -> list[Any]:
         replies = await self._replies([request.call.packed(request.keys) for request in requests])
@@ -235,6 +236,7 @@ class _Pipe:
             whole = await self._replies([requests[at].call.whole(requests[at].keys) for at in unknown])
             for at, reply in zip(unknown, whole, strict=True):
                 replies[at] = reply
+        self._is_new = False
         return replies
 
     async def _replies(self, packed: list[bytes]) -> list[Any]:
@@ -257,7 +259,7 @@ class _Pipe:
         await self._connection.disconnect(nowait=True)
 
     def is_lost(self, error: Exception) -> bool:
-        return _is_lost(error)
+        return not self._is_new and _is_lost(error)
 
 
 def _hurry(connection: Any, seconds: float) -> None:

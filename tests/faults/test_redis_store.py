@@ -239,26 +239,6 @@ def test_tasks_that_come_while_it_connects_wait_for_that_connection(server: Embe
     assert proxy.stats().connections == 1
 
 
-@pytest.mark.parametrize("colour", ["sync", "async"])
-def test_a_connection_that_died_before_its_first_use_is_replaced(
-    server: EmbeddedRedis, fault_proxy: Any, colour: str
-) -> None:
-    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
-    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
-
-    async def in_a_task() -> int:
-        async with RedisStore(address, timeout=30.0) as store:
-            proxy.reset()
-            return (await store.aapply(Op.PEEK, TEN, "first", 1)).remaining
-
-    if colour == "sync":
-        with RedisStore(address, timeout=30.0) as store:
-            proxy.reset()
-            assert store.apply(Op.PEEK, TEN, "first", 1).remaining == 10
-    else:
-        assert asyncio.run(in_a_task()) == 10
-
-
 def test_opened_early_it_has_a_connection(server: EmbeddedRedis, fault_proxy: Any) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
     address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
