@@ -11,6 +11,7 @@ import threading
 from math import inf
 
 import pytest
+import redis.asyncio
 
 from reliakit import CircuitBreaker, CircuitOpenError, ConfigurationError, SharedBreakers, StoreError
 from reliakit.core.events import StoreFailed, StoreRecovered
@@ -241,9 +242,8 @@ def test_one_round_in_which_the_process_was_suspended_makes_no_lease_longer(memb
 
 
 def test_a_store_for_tasks_alone_is_refused_at_once():
-    redis = pytest.importorskip("redis.asyncio")
     with pytest.raises(ConfigurationError, match="for threads"):
-        SharedBreakers(RedisStore(redis.Redis()))
+        SharedBreakers(RedisStore(redis.asyncio.Redis()))
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -227,7 +227,6 @@ class _Pipe:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._is_new = True
 
     async def exchange(self, requests: Sequence[Request], /) -> list[Any]:
         replies = await self._replies([request.call.packed(request.keys) for request in requests])
@@ -236,12 +235,14 @@ class _Pipe:
             whole = await self._replies([requests[at].call.whole(requests[at].keys) for at in unknown])
             for at, reply in zip(unknown, whole, strict=True):
                 replies[at] = reply
-        self._is_new = False
         return replies
 
     async def _replies(self, packed: list[bytes]) -> list[Any]:
         connection = self._connection
-        await connection.send_packed_command(b"".join(packed))
+        # The library sends by `writelines`, which on Python 3.12 and later does not notice that a connection was
+        # reset: it raises AttributeError, or leaves the descriptor watched, and the next connection to get it hangs.
+        connection._writer.write(b"".join(packed))  # noqa: SLF001
+        await connection._writer.drain()  # noqa: SLF001
         replies: list[Any] = []
         for _ in packed:
             try:
@@ -259,7 +260,7 @@ class _Pipe:
         await self._connection.disconnect(nowait=True)
 
     def is_lost(self, error: Exception) -> bool:
-        return not self._is_new and _is_lost(error)
+        return _is_lost(error)
 
 
 def _hurry(connection: Any, seconds: float) -> None:

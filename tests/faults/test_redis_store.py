@@ -239,6 +239,36 @@ def test_tasks_that_come_while_it_connects_wait_for_that_connection(server: Embe
     assert proxy.stats().connections == 1
 
 
+@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize("is_used", [False, True])
+@pytest.mark.parametrize("is_noticed", [False, True])
+def test_a_connection_that_was_reset_is_replaced(
+    server: EmbeddedRedis, fault_proxy: Any, colour: str, is_used: bool, is_noticed: bool
+) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+
+    async def in_a_task() -> int:
+        async with RedisStore(address, timeout=30.0) as store:
+            if is_used:
+                await store.aapply(Op.PEEK, TEN, "reset", 1)
+            proxy.reset()
+            if is_noticed:
+                await SYSTEM_CLOCK.asleep(0.02)
+            return (await store.aapply(Op.PEEK, TEN, "reset", 1)).remaining
+
+    if colour == "async":
+        assert asyncio.run(in_a_task()) == 10
+        return
+    with RedisStore(address, timeout=30.0) as store:
+        if is_used:
+            store.apply(Op.PEEK, TEN, "reset", 1)
+        proxy.reset()
+        if is_noticed:
+            SYSTEM_CLOCK.sleep(0.02)
+        assert store.apply(Op.PEEK, TEN, "reset", 1).remaining == 10
+
+
 def test_opened_early_it_has_a_connection(server: EmbeddedRedis, fault_proxy: Any) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
     address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
