@@ -1,4 +1,4 @@
-"""Limits on how often a key may do something, and on how much runs at once; a guard for logins."""
+"""Limits on how often a key may do something and on how many calls run at once, and a guard for logins."""
 
 from reliakit.ratelimit.concurrency import ConcurrencyLimiter, Place
 from reliakit.ratelimit.limit import Decision, Limit

@@ -1,4 +1,4 @@
-"""What a login guard does with a store's word: asks for it, raises refusals and tells listeners."""
+"""The part of a login guard that asks its store, raises refusals and emits events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Attempts:
     Args:
         store: A store that cannot fail, or a guarded one.
         rules: The rules.
-        emitter: The guard's mouth.
+        emitter: Emits the guard's events.
         service: The service's name, for events.
     """
 
@@ -43,11 +43,11 @@ class Attempts:
         return self._emitter.name
 
     def ask(self, op: AttemptOp, attempt: Attempt) -> AttemptAnswer:
-        """Return the store's word, or a stand-in's."""
+        """Return the answer of the store, or of its stand-in."""
         return self._store.attempt(op, self._rules, attempt)
 
     async def aask(self, op: AttemptOp, attempt: Attempt) -> AttemptAnswer:
-        """Return the store's word; the twin of `ask` for tasks."""
+        """Return the answer of the store, or of its stand-in; the twin of `ask` for tasks."""
         return await self._store.aattempt(op, self._rules, attempt)
 
     def settle(self, op: AttemptOp, attempt: Attempt, reserved: AttemptAnswer) -> None:
@@ -63,19 +63,19 @@ class Attempts:
             await self.aask(op, owed)
 
     def _locally(self, op: AttemptOp, attempt: Attempt, reserved: AttemptAnswer) -> Attempt | None:
-        """Tell the stand-in where it had reserved, and return what the store is owed still."""
+        """Settle with the stand-in if it granted the reservation; return what the store itself must still be told."""
         if not isinstance(reserved, StandInAttempt):
             return attempt._replace(claim=reserved.claim)
-        assert isinstance(self._store, GuardedStore)  # nobody else makes such answers
+        assert isinstance(self._store, GuardedStore)  # only a guarded store gives such answers
         self._store.local.attempt(op, self._rules, attempt._replace(claim=reserved.claim))
-        # The store has counted nothing, but a success is one there too.
+        # The store never counted this attempt, but it must learn of a success.
         return attempt._replace(claim=Claim.NOTHING) if op is AttemptOp.SUCCEED else None
 
     def passed(self, answer: AttemptAnswer, source: str) -> AttemptAnswer:
-        """Return an answer that lets an attempt through.
+        """Return the answer if it lets the attempt through.
 
         Raises:
-            LoginBlockedError: It does not.
+            LoginBlockedError: It refuses the attempt.
         """
         if answer.admitted:
             return answer
@@ -105,8 +105,8 @@ class Attempts:
             )
 
     def failed_login(self, source: str, account: str, key: str | None, failures: int) -> None:
-        """Tell listeners of a wrong password; of the account only its first letter and what tells it from others."""
-        # The key is an HMAC, so a part of it tells accounts apart in the log and names none.
+        """Tell listeners of a wrong password. Of the account they get its first letter and a tag, never the name."""
+        # The tag is part of an HMAC: it tells accounts apart in the log without naming any.
         tag = (key or "")[:12]
         self.failed("failed_login", source, {"account": hidden(account), "account_tag": tag, "failures": failures})
 
@@ -133,5 +133,5 @@ class Attempts:
 
 
 def wait_of(answer: AttemptAnswer) -> float | None:
-    """Return the seconds that an answer says to wait, None where only a reset helps."""
+    """Return the seconds that an answer asks to wait, or None if only a reset helps."""
     return None if answer.wait >= FOREVER else answer.wait / 1e9

@@ -1,11 +1,11 @@
-"""A limit on denials: whoever runs into a limit all the time is turned away altogether for a while.
+"""A limit on denials: a key that is denied too often is turned away altogether for a while.
 
 ```
 hit ──> too many denials lately? ──yes──> denied, and nothing is counted
               └no──> the limits decide ── denied ──> one more denial
 ```
 
-It asks the store once more for each decision, and a third time for each denial.
+It asks the store one more question for each decision, and a third one for each denial.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["BreachLimited"]
 
 
 class BreachLimited:
-    """Decides as a store does, and counts its denials. Safe from threads and tasks, if the store is.
+    """Decide as the store does, and count the denials of each key. Safe from threads and tasks, if the store is.
 
     Args:
         store: The store.
         denials: The plan under which denials are counted.
-        binding: What its answers call the limit on denials, after the last limit of the limiter.
+        binding: The number by which answers name the limit on denials: one past the limiter's last limit.
     """
 
     def __init__(self, store: Store | GuardedStore, denials: Plan, binding: int) -> None:
@@ -67,5 +67,5 @@ class BreachLimited:
         return standing._replace(binding=self._binding)
 
     def _later(self, answer: Answer, standing: Answer) -> Answer:
-        """Return a denial that says when the limit on denials, just spent, lets the key in again."""
+        """Return a denial whose wait also covers the limit on denials, which this denial used up."""
         return answer if standing.wait <= answer.wait else answer._replace(binding=self._binding, wait=standing.wait)

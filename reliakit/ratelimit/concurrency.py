@@ -1,7 +1,7 @@
-"""A limit on how much runs at once, whatever its rate: for what is expensive while it lasts.
+"""A limit on how many calls run at once, whatever their rate: for work that is expensive while it lasts.
 
 ```
-places:  o o o o x x      acquire takes one of them, release puts it back; none left: RateLimitedError
+places:  o o o o x x      acquire takes a place, release puts it back; when none is left: RateLimitedError
 ```
 
 After the concurrent requests limiter of "Scaling your API with rate limiters" (Stripe, 2017).
@@ -31,16 +31,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Place:
-    """One of the limiter's places, taken; give it back with `release()` or by leaving its `with` block.
+    """A place taken from a `ConcurrencyLimiter`; give it back with `release()` or by leaving its `with` block.
 
-    Releasing again changes nothing. Safe to release from another thread or task.
+    Releasing it again changes nothing. It may be released from another thread or task.
     """
 
     __slots__ = ("_limiter", "_taken")
 
     def __init__(self, limiter: ConcurrencyLimiter, number: int) -> None:
         self._limiter = limiter
-        self._taken = [number]  # list.pop is atomic: of two threads that release at once one finds it empty
+        self._taken = [number]  # list.pop is atomic: of two threads that release at once, one finds it empty
 
     def release(self) -> None:
         """Give the place back."""
@@ -71,7 +71,7 @@ class Place:
 
 
 class ConcurrencyLimiter:
-    """Let at most so many calls run at once.
+    """Let at most a fixed number of calls run at once.
 
     ```python
     reports = ConcurrencyLimiter(20, name="reports")
@@ -83,8 +83,8 @@ class ConcurrencyLimiter:
     place = reports.acquire()               # two steps; place.release()
     ```
 
-    It never waits: who finds no place is refused. One object is safe for any mix of threads and tasks, and takes no
-    lock.
+    It never waits: a call that finds no free place is refused. One object is safe for any mix of threads and tasks,
+    and takes no lock.
 
     Args:
         limit: How many may run at once.
@@ -102,35 +102,35 @@ class ConcurrencyLimiter:
         self.name: str = checks.named("name", name)
         self.limit: int = checks.count("limit", limit)
         self._emitter = Emitter(name, listeners, clock)
-        # Taking from and adding to a deque are atomic steps, so nothing is counted twice or lost.
+        # Taking from a deque and adding to it are atomic, so no place is handed out twice or lost.
         self._free = deque(range(limit))
 
     def __call__(self, fn: F) -> F:
-        """Decorate a function, method, generator or coroutine function; its signature and its colour stay.
+        """Decorate a function, method, generator or coroutine function. Its signature stays, and so does its colour.
 
         Raises:
-            ConfigurationError: `fn` is a class, a coroutine object or no callable.
+            ConfigurationError: `fn` is a class, a coroutine object or not callable.
         """
         return guarded(self, fn, by=f"concurrency limiter {self.name!r}")  # type: ignore[return-value]  # same signature
 
     def acquire(self) -> Place:
-        """Return a place, to be released by the caller. Never waits.
+        """Take a place and return it; the caller must release it. Never waits.
 
         Raises:
-            RateLimitedError: There is none; when there will be one is not known.
+            RateLimitedError: All places are taken. `retry_after` is None: nobody knows when one will be free.
         """
         return Place(self, self.enter())
 
     @property
     def in_flight(self) -> int:
-        """How many run now."""
+        """How many calls run now."""
         return self.limit - len(self._free)
 
     def enter(self) -> int:
-        """Take a place; the half of `acquire` that wrappers use.
+        """Take a place; wrappers use this half of `acquire`.
 
         Raises:
-            RateLimitedError: There is none.
+            RateLimitedError: All places are taken.
         """
         try:
             return self._free.pop()
@@ -138,10 +138,11 @@ class ConcurrencyLimiter:
             pass
         self._emitter.emit(CallRejected, reason="RateLimitedError", retry_after=None)
         raise RateLimitedError(
-            f"concurrency limiter {self.name!r} lets {self.limit} calls run at once, and they do", name=self.name
+            f"concurrency limiter {self.name!r} lets {self.limit} calls run at once, and as many are running",
+            name=self.name,
         )
 
-    def leave(self, number: int, error: BaseException | None, result: object, /) -> None:  # noqa: ARG002 - it does not judge
+    def leave(self, number: int, error: BaseException | None, result: object, /) -> None:  # noqa: ARG002 - outcomes do not matter
         """Put a place back."""
         self._free.append(number)
 

@@ -1,4 +1,4 @@
-"""A function whose calls spend from a limiter: what runs before each call, in every colour."""
+"""Functions whose calls spend from a limiter: what runs before each call, whether sync or async."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Spend:
     """What each call of a decorated function does before the function runs.
 
     Args:
-        limiter: What it spends from.
-        key: Makes the key of the call's arguments.
-        cost: How much a call costs, or a callable of its arguments.
+        limiter: The limiter it spends from.
+        key: Called with the call's arguments, returns the key.
+        cost: What a call costs, or a callable that computes it from the call's arguments.
     """
 
     def __init__(self, limiter: RateLimiter, key: Callable[..., str], cost: int | Callable[..., int]) -> None:
@@ -51,15 +51,15 @@ class Spend:
 
 
 def limited(fn: Callable[..., Any], spend: Spend, by: str) -> Callable[..., Any]:
-    """Return the function with that before each of its calls.
+    """Return the function with `spend` run before each of its calls.
 
     Args:
         fn: A function, coroutine function or generator function, or one of them as static or class method.
-        spend: What to do before.
-        by: Who decorates, for the message.
+        spend: What to run before each call.
+        by: Names the decorator in the error message.
 
     Raises:
-        ConfigurationError: It is none of these.
+        ConfigurationError: `fn` is none of these.
     """
     if isinstance(fn, staticmethod | classmethod):
         method = cast("staticmethod[..., Any] | classmethod[Any, ..., Any]", fn)

@@ -1,4 +1,4 @@
-"""A limit, as people write it, and the decision that comes of it."""
+"""A limit as people write it, and the decision a limiter takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """So much in so many seconds.
+    """How much may be spent in how many seconds.
 
     ```python
     Limit.parse("10/s")     Limit.parse("600/min burst 100")     Limit.parse("5 per 30s")
@@ -37,11 +37,11 @@ class Limit:
     Args:
         amount: How much may be spent in a period, in the long run.
         per: The period, in seconds.
-        burst: How much may be spent at once; None for `amount`. Only gcra can hold it apart from `amount`.
-        algorithm: How it is counted. "gcra" is smooth and keeps one number for each key. "sliding_log" is exact in
-            any window and keeps one number for each unit spent. "sliding_counter" keeps four and admits a little too
-            much now and then. "fixed_window" counts from a key's first hit and admits up to twice the amount around
-            the edge of two windows.
+        burst: How much may be spent at once; None means `amount`. Only gcra takes a burst that differs from `amount`.
+        algorithm: How spending is counted. "gcra" is smooth and keeps one number for each key. "sliding_log" is exact
+            in any window and keeps one number for each unit spent. "sliding_counter" keeps four numbers and now and
+            then admits a little too much. "fixed_window" counts from a key's first hit and admits up to twice the
+            amount around the edge between two windows.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -71,7 +71,7 @@ class Limit:
         Units: s sec second, m min minute, h hour, d day, also in the plural.
 
         Raises:
-            ConfigurationError: It describes none.
+            ConfigurationError: The text describes no limit.
         """
         found = _TEXT.fullmatch(text) if isinstance(text, str) else None
         seconds = _UNITS.get(found["unit"].lower()) if found else None
@@ -82,7 +82,7 @@ class Limit:
 
     @property
     def rule(self) -> Rule:
-        """The limit in whole numbers, for a store."""
+        """The limit in whole numbers, as stores take it."""
         return Rule(self.algorithm, self.amount, round(self.per * 1e9), self.burst or self.amount)
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class Limit:
 
 
 def limit_of(argument: str, given: str | Limit) -> Limit:
-    """Return the limit that a setting gives, as a text or ready made."""
+    """Return the limit that a setting gives, as text or as a `Limit`."""
     try:
         return given if isinstance(given, Limit) else Limit.parse(given)
     except ConfigurationError as error:
@@ -101,16 +101,16 @@ def limit_of(argument: str, given: str | Limit) -> Limit:
 
 
 class Decision(NamedTuple):
-    """What a limiter says; true if allowed.
+    """What a limiter decided; true when allowed.
 
     Attributes:
-        allowed: Whether to go on.
-        limit: The amount of the limit that binds: that stands in the way longest, or has least left.
+        allowed: Whether the call may go on.
+        limit: The amount of the binding limit: the one that takes longest to allow the cost, or has least left.
         remaining: How much could still be spent at once.
-        retry_after: Seconds until the cost would be allowed, 0.0 when it was.
-        reset_after: Seconds until the key is as good as new.
-        degraded: The store did not answer and a stand-in decided.
-        rule: The limit that binds, whole; None in a decision that no limiter made.
+        retry_after: Seconds until the cost would be allowed; 0.0 if it was.
+        reset_after: Seconds until nothing that the key has spent counts any more.
+        degraded: Whether a stand-in decided because the store did not answer.
+        rule: The binding limit itself; None in a decision that no limiter made.
     """
 
     allowed: bool

@@ -5,7 +5,7 @@ hit(key, cost) ──> plan: limits as whole numbers ──> store decides over 
 acquire(...)   ──> takes the next free slot ahead of time and sleeps until it comes, first come first served
 ```
 
-The counting is in `reliakit.stores`; this is the shell: keys, waiting, shadow mode and events. One limiter serves
+The counting is in `reliakit.stores`; this module adds keys, waiting, shadow mode and events. One limiter serves
 threads and tasks at once.
 """
 
@@ -38,7 +38,7 @@ __all__ = ["RateLimiter"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _HIT = Op.HIT
-_ONE = 1  # by identity it is an int for sure: 1.0 and True are equal to it too
+_ONE = 1  # compared by identity, which proves that it is an int: 1.0 and True are equal to it too
 # Decision(...) takes 300 ns, this takes 100.
 _new: Callable[..., Decision] = cast("Any", tuple).__new__
 
@@ -54,24 +54,26 @@ class RateLimiter:
     async def search(user): ...                 # raises RateLimitedError
     ```
 
-    Several limits are all or nothing: what one of them refuses, none of them counts. One limiter is safe for any mix
-    of threads and tasks. A decision in memory takes half a microsecond under one gcra limit, and up to two otherwise.
+    Several limits are all or nothing: if one of them refuses a hit, none of them counts it. One limiter is safe for
+    any mix of threads and tasks. A decision in memory takes half a microsecond under one gcra limit, and up to two
+    microseconds otherwise.
 
     Args:
         limits: Texts such as "10/s", "600/min burst 100" and "5 per 30s", or `Limit` objects.
-        name: Names the limiter in errors and events, and its keys in a shared store.
+        name: Names the limiter in errors and events, and prefixes its keys in a shared store.
         store: Where the counts are kept; None for a `MemoryStore` of its own.
-        on_store_error: Who decides while a shared store does not: "local" a memory store of this process, "open"
-            allows everything, "closed" allows nothing. Such decisions are `degraded`. A circuit breaker asks a dead
-            store a few times for each of its breaks, not for each decision.
-        store_timeout: Seconds that one decision of a shared store may take. A task is cut then. In a thread the store
-            finds it as `remaining()` and has to keep to it; one that answers later is counted as failing.
-        breach_limit: How many denials a key may run up, such as "20/h"; after those it is denied everything until
-            there is room for one again. None for no such limit. It costs one more question to the store for each
-            decision.
-        max_waiters: How many threads and tasks may wait in `acquire` at once; whoever comes then is refused if it
-            would have to wait.
-        enforce: False for shadow mode: everything is counted and told to listeners, everybody is allowed.
+        on_store_error: What decides while a shared store does not answer: "local" asks a memory store of this
+            process, "open" allows everything, "closed" denies everything. Such decisions are `degraded`. A circuit
+            breaker keeps a dead store from being asked for each decision: it is tried a few times per break.
+        store_timeout: Seconds that one decision of a shared store may take. A task is cut off after that. A thread
+            cannot be cut off: the store sees the limit as `remaining()` and has to keep to it, and one that answers
+            later is counted as failing.
+        breach_limit: How many denials a key may run up, such as "20/h"; beyond that it is denied everything until
+            there is room for one denial again. None for no such limit. It costs one more question to the store for
+            each decision.
+        max_waiters: How many threads and tasks may wait in `acquire` at once; beyond that, a call that would have to
+            wait is refused.
+        enforce: False for shadow mode: everything is counted and reported to listeners, and everything is allowed.
         listeners: Callables that receive this limiter's events.
         clock: What drives waiting, and a `MemoryStore` that was given no clock of its own.
 
@@ -110,7 +112,7 @@ class RateLimiter:
             self._store.follow(clock)
         self._on_store_error = f", on_store_error={on_store_error!r}, store_timeout={store_timeout:g}"
         self._guard: GuardedStore | None = None
-        if type(self._store) is not MemoryStore:  # that one cannot fail, unlike a class made of it
+        if type(self._store) is not MemoryStore:  # which cannot fail; a subclass of it can
             self._guard = GuardedStore(
                 self._store,
                 on_error=on_store_error,
@@ -140,13 +142,13 @@ class RateLimiter:
 
         Args:
             key: Whose limit, such as "user:42"; not empty.
-            cost: How much, from 1 to the least burst of the limits.
+            cost: How much to spend, from 1 to the smallest burst of the limits.
 
         Raises:
-            ConfigurationError: The key or the cost is none.
+            ConfigurationError: The key is not a non-empty text, or the cost is out of range.
         """
         if self._is_short and cost is _ONE:
-            spend = self._spend  # called by its attribute, what is no method costs twice as much
+            spend = self._spend  # read first: `self._spend(key)` would cost twice as much, as it is not a method
             decision = spend(key)
             if decision is not None:
                 return decision
@@ -154,7 +156,7 @@ class RateLimiter:
 
     async def ahit(self, key: str, cost: int = 1) -> Decision:
         """Spend `cost` if the limits allow it; the twin of `hit` for tasks."""
-        if self._is_short and cost is _ONE:  # a call of `hit` would cost a task a tenth more
+        if self._is_short and cost is _ONE:  # written out: calling `hit` would make it a tenth slower for tasks
             spend = self._spend
             decision = spend(key)
             if decision is not None:
@@ -175,48 +177,50 @@ class RateLimiter:
         return self._decision(await self._aapply(Op.PEEK, self._plan, key, 1, 0))
 
     def reset(self, key: str) -> None:
-        """Forget all that this key has spent."""
+        """Forget everything that this key has spent."""
         self._check(key, 1)
         self._apply(Op.RESET, self._plan, key, 1, 0)
 
     async def areset(self, key: str) -> None:
-        """Forget all that this key has spent; the twin of `reset` for tasks."""
+        """Forget everything that this key has spent; the twin of `reset` for tasks."""
         self._check(key, 1)
         await self._aapply(Op.RESET, self._plan, key, 1, 0)
 
     def refund(self, key: str, cost: int = 1) -> None:
-        """Give back what was spent for nothing. Never leads to more than the burst. One round trip.
+        """Give back what was spent in vain, up to the burst. One round trip.
 
         Args:
-            key: Whose it was.
-            cost: How much of it.
+            key: Whose limit it was spent from.
+            cost: How much to give back.
 
         Raises:
-            ConfigurationError: The key is empty, or the cost no positive number within the burst.
+            ConfigurationError: The key is not a non-empty text, or the cost is out of range.
         """
         self._check(key, cost)
         self._apply(Op.REFUND, self._plan, key, cost, 0)
 
     async def arefund(self, key: str, cost: int = 1) -> None:
-        """Give back what was spent for nothing; the twin of `refund` for tasks."""
+        """Give back what was spent in vain; the twin of `refund` for tasks."""
         self._check(key, cost)
         await self._aapply(Op.REFUND, self._plan, key, cost, 0)
 
     def acquire(self, key: str, cost: int = 1, timeout: float | None = None) -> Decision:
         """Spend `cost`, waiting in this thread for a free slot if need be. First come, first served.
 
-        The slot is taken at once, so whether it comes in time is known before the wait. Whoever is interrupted while
-        waiting gives the slot back: to the store, or to the next one to come where others wait behind it already.
+        The slot is reserved at once, so whether it comes in time is known before the wait begins. A caller that is
+        interrupted while it waits gives the slot back: to the store or, if others already wait behind it, to the
+        next caller.
 
         Args:
             key: Whose limit.
-            cost: How much, from 1 to the least burst of the limits.
-            timeout: Seconds to wait at most, None for as long as it takes. A deadline that ends sooner wins.
+            cost: How much to spend, from 1 to the smallest burst of the limits.
+            timeout: Seconds to wait at most; None for as long as it takes. A deadline that ends sooner wins.
 
         Raises:
-            RateLimitedError: It would take longer, or `max_waiters` wait already; `retry_after` says how long.
+            RateLimitedError: No slot is free in time, or `max_waiters` are waiting already; `retry_after` says how
+                long the wait would have been.
             DeadlineExceededError: The deadline has passed already.
-            ConfigurationError: The key, the cost or the timeout is none.
+            ConfigurationError: The key is not a non-empty text, or the cost or the timeout is out of range.
         """
         with self._waiting.room(self._patience(key, cost, timeout)) as patience:
             slot = self._vacancy(key, cost, patience)
@@ -261,12 +265,14 @@ class RateLimiter:
     def limit(self, *, key: Callable[..., str], cost: int | Callable[..., int] = 1) -> Callable[[F], F]:
         """Decorate a function so that each call spends from a key made of its arguments.
 
+        A denied call raises `RateLimitedError`, and the function does not run.
+
         Args:
             key: Called with the call's arguments, returns the key.
-            cost: How much a call costs, or a callable of its arguments.
+            cost: What a call costs, or a callable that computes it from the call's arguments.
 
         Raises:
-            ConfigurationError: At decoration: the function, the key or the cost is none that can be used.
+            ConfigurationError: At decoration, if the function, the key or the cost cannot be used.
         """
         if not callable(key) or inspect.iscoroutinefunction(key):
             raise ConfigurationError(f"key must be a plain function of the call's arguments, got {key!r}")
@@ -279,7 +285,7 @@ class RateLimiter:
         return decorate
 
     def stats(self) -> LimiterStats:
-        """Return what the limiter has decided so far: admitted, denied, degraded, and the keys denied most."""
+        """Return what the limiter has decided so far: admitted, denied, degraded, and the keys denied most often."""
         return self._tally.stats(len(self._waiting))
 
     def listeners_changed(self) -> None:
@@ -294,7 +300,7 @@ class RateLimiter:
         return self._apply(_HIT, self._plan, key, cost, 0)
 
     def _begin(self, _: str) -> None:
-        """Leave the first key to the long way; the next ones take the short one, as the store's clock is settled."""
+        """Send the first hit the long way, which settles the store's clock; later hits take the short way."""
         terms = Terms(Decision, self._shown, self._tally.admitted, self._denied)
         self._spend = cast("MemoryStore", self._store).spender(self._plan, terms)
 
@@ -347,14 +353,14 @@ class RateLimiter:
         return decision, wait, slot
 
     async def _decline(self, key: str, cost: int, answer: Answer) -> None:
-        """Give back a slot whose task left before it was granted, as if it had waited for it."""
+        """Give back the slot of a task that left before it was granted, as if it had waited for it."""
         line = Line(key, isinstance(answer, StandInAnswer))
         unused = self._waiting.leave(self._waiting.join(line, cost, self._clock.monotonic() + answer.wait / 1e9))
         if unused:
             await self._refunder(line).aapply(Op.REFUND, self._plan, key, unused, 0)
 
     def _refunder(self, line: Line) -> Store | GuardedStore:
-        """Return who granted a slot."""
+        """Return the store that granted a slot: the shared one or its stand-in."""
         guard = self._guard
         return self._store if guard is None else guard.local if line.is_stand_in else guard
 
@@ -371,7 +377,7 @@ class RateLimiter:
         return decision
 
     def _denied(self, key: str, cost: int, wait: int, degraded: bool) -> None:
-        """Count and tell a denial. It has no defaults and no names in calls, which would cost it a tenth."""
+        """Count and report a denial. No defaults and no keyword arguments: they would make it a tenth slower."""
         tally = self._tally
         if not next(self._denials) % tally.every:
             tally.note(key)
@@ -400,8 +406,8 @@ class RateLimiter:
         return _new(Decision, (False, limit.amount, left, wait / 1e9, reset / 1e9, degraded, limit))
 
     def refusal(self, decision: Decision) -> RateLimitedError:
-        """Return the error that says what this decision says."""
-        # The key may be personal, so the message does not show it.
+        """Return the error for a decision that denied."""
+        # The key may be personal data, so the message does not show it.
         return RateLimitedError(
             f"limiter {self.name!r} allows {decision.rule}; the next try can succeed in {decision.retry_after:.3g} s",
             name=self.name,

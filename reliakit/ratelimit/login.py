@@ -1,4 +1,4 @@
-"""A guard for logins: guesses slow down, and whose password they are for is told to nobody.
+"""A guard for logins: it slows guessing down and tells nobody whose password is being guessed.
 
 ```
 with guard.attempt(account=..., source=..., device=...) as attempt:     reserved as a failure, in one step, or refused
@@ -6,9 +6,9 @@ with guard.attempt(account=..., source=..., device=...) as attempt:     reserved
     attempt.success(user.id) if user else attempt.failure()             without a verdict it stays a failure
 ```
 
-The counting is in `reliakit.stores.attempts`; this is the shell: names, verdicts and events. After the design notes
-of NIST SP 800-63B section 5.2.2 (failures in a row stop an account), and OWASP's device cookies (who has logged in
-from a device before does not suffer for what others try).
+The counting is in `reliakit.stores.attempts`; this module adds names, verdicts and events. After the design notes of
+NIST SP 800-63B section 5.2.2 (failures in a row stop an account), and OWASP's device cookies (someone who has logged
+in from a device before does not suffer for what others try).
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _NEVER = 2**62
 
 @dataclass(frozen=True, slots=True)
 class LoginStatus:
-    """How an account, a source or both stand.
+    """How an account, a source or both stand with a `LoginGuard`.
 
     Attributes:
         blocked: Whether an attempt would be refused now.
-        blocked_by: Which count stands in the way longest, or None.
-        failures: Of the account, or of its known device; attempts without a verdict included.
+        blocked_by: Which count blocks longest, or None.
+        failures: Failures of the account, or of its known device; attempts without a verdict are included.
         retry_after: Seconds until an attempt would be let through; None for a stopped account.
         stopped: Whether only `reset()` helps.
         device_known: Whether the device has logged in to the account before.
-        degraded: The store did not answer and a stand-in did.
+        degraded: Whether a stand-in answered because the store did not.
     """
 
     blocked: bool
@@ -68,7 +68,7 @@ class LoginStatus:
 
 
 class LoginAttempt:
-    """One attempt, from the reservation to the verdict. Made by `LoginGuard.attempt`; a block of one task or thread.
+    """One attempt to log in, made by `LoginGuard.attempt` and used as the `with` block of one thread or task.
 
     Attributes:
         user_id: What `success()` was given.
@@ -87,54 +87,55 @@ class LoginAttempt:
 
     @property
     def failures(self) -> int:
-        """Failures of the account since its last success, this attempt included; 0 before the block."""
+        """Failures of the account since its last success, this attempt included; 0 before the block is entered."""
         return 0 if self._answer is None else self._answer.failures
 
     def success(self, user_id: object = None) -> None:
-        """Say that the password was right: failures of the account from here are forgotten, the device is known.
+        """Say that the password was right.
 
-        The store is told at the end of the block. What the source has failed at elsewhere stays counted.
+        The account's failures from this source are forgotten, and the device becomes known. The store is told at the
+        end of the block. Failures of the source with other accounts stay counted.
 
         Args:
-            user_id: Kept as `user_id`, for whoever holds the attempt.
+            user_id: Kept as `user_id`, for code that holds the attempt.
 
         Raises:
-            ConfigurationError: Outside of the block, or after another verdict.
+            ConfigurationError: Called outside of the block, or after another verdict.
         """
         self._judge("success")
         self.user_id = user_id
 
     def failure(self) -> None:
-        """Say that the password was wrong. It is counted already; this tells listeners.
+        """Say that the password was wrong. The failure is counted already; this call reports it to listeners.
 
         Raises:
-            ConfigurationError: Outside of the block, or after another verdict.
+            ConfigurationError: Called outside of the block, or after another verdict.
         """
         self._judge("failure")
         self._attempts.failed_login(self._source, self._account, self._keys.account, self.failures)
 
     def cancel(self) -> None:
-        """Say that no password was looked at, through no fault of the client's: what was reserved is given back.
+        """Give the reservation back: no password was checked, through no fault of the client's.
 
-        Never call this because the client went away: who hangs up before the answer would guess for nothing.
+        Never call this because the client went away: hanging up before the answer would make guesses free.
 
         Raises:
-            ConfigurationError: Outside of the block, or after another verdict.
+            ConfigurationError: Called outside of the block, or after another verdict.
         """
         self._judge("cancel")
 
     def _judge(self, verdict: str) -> None:
         if self._answer is None or self._verdict:
             state = f"has its verdict, {self._verdict}," if self._verdict else "has not begun"
-            raise ConfigurationError(f"this attempt {state}: give one verdict, inside of its `with` block")
+            raise ConfigurationError(f"this attempt {state}: give one verdict, inside its `with` block")
         self._verdict = verdict
 
     def _begin(self) -> None:
         if self._answer is not None or self._verdict:
-            raise ConfigurationError("an attempt is for one block: call attempt() again for the next")
+            raise ConfigurationError("an attempt is for one block: call attempt() again for the next one")
 
     def _end(self) -> tuple[AttemptOp, Attempt, AttemptAnswer] | None:
-        """Return what to tell the store, unless the reservation stands."""
+        """Return what to tell the store, or None if the reservation stands as a failure."""
         answer, self._answer = self._answer, None
         self._verdict = self._verdict or "none"
         op = {"success": AttemptOp.SUCCEED, "cancel": AttemptOp.CANCEL}.get(self._verdict)
@@ -170,7 +171,7 @@ class LoginAttempt:
 
 
 class LoginGuard:
-    """Slow down whoever guesses passwords, without locking out whom they belong to.
+    """Slow down anyone who guesses passwords, without locking out the owners of the accounts.
 
     ```python
     guard = LoginGuard()
@@ -181,9 +182,9 @@ class LoginGuard:
     ```
 
     Each attempt is counted as a failure before its password is looked at, in one round trip to the store, so guesses
-    in parallel get exactly `free_attempts`. After those, the next attempt waits `base_delay`, and each further
-    failure doubles the wait up to `max_delay`. What comes too early raises `LoginBlockedError` with the wait; its
-    password is not looked at, and it does not make the wait longer. Counted are
+    in parallel get exactly `free_attempts`. After those, the next attempt has to wait `base_delay`, and each further
+    failure doubles the wait, up to `max_delay`. An attempt that comes too early raises `LoginBlockedError` with the
+    wait; its password is not looked at, and it does not make the wait longer. The guard counts
 
     - the account, whoever tries it; after `stop_after` failures in a row it is stopped until `reset()`,
     - the pair of account and source, which keeps its failures when the account logs in from elsewhere,
@@ -191,19 +192,19 @@ class LoginGuard:
     - instead of all three, a device from which this account has logged in before: its owner is not blocked by what
       others try.
 
-    An attempt that is left without a verdict (an exception, a cancellation) stays counted as a failure. One guard is
-    safe for any mix of threads and tasks.
+    An attempt that is left without a verdict (after an exception or a cancellation) stays counted as a failure. One
+    guard is safe for any mix of threads and tasks.
 
     Args:
         store: Where failures are counted; None for a `MemoryStore` of its own.
-        secret: Keys the HMAC under which accounts, sources and devices are stored: best 32 random bytes, the same in
-            every process that shares the store. None draws one, for a store in this process.
-        free_attempts: How many failures cost nothing.
-        base_delay: Seconds that the first attempt after those waits.
-        max_delay: Seconds that an attempt waits at most.
-        on_store_error: Who decides while a shared store does not: "closed" lets nobody log in, "open" everybody,
-            "local" counts in this process.
-        name: Names the guard in errors and events, and its keys in a shared store.
+        secret: Key of the HMAC under which accounts, sources and devices are stored: best 32 random bytes, the same
+            in every process that shares the store. None draws a random one, which only suits a store in this process.
+        free_attempts: How many failures cause no wait.
+        base_delay: Seconds that the first attempt after those has to wait.
+        max_delay: Seconds that an attempt has to wait at most.
+        on_store_error: What decides while a shared store does not answer: "closed" lets nobody log in, "open" lets
+            everybody try, "local" counts in this process.
+        name: Names the guard in errors and events, and prefixes its keys in a shared store.
         source_limit: How many accounts may begin to fail from one source.
         stop_after: How many failures in a row stop an account.
         store_timeout: Seconds that one decision of a shared store may take.
@@ -246,7 +247,7 @@ class LoginGuard:
         if isinstance(kept, MemoryStore):
             kept.follow(clock)
         asked: AttemptStore | GuardedStore = kept
-        if type(kept) is not MemoryStore:  # that one cannot fail, unlike a class made of it
+        if type(kept) is not MemoryStore:  # which cannot fail; a subclass of it can
             asked = GuardedStore(
                 cast("Store", kept),
                 on_error=on_store_error,
@@ -256,42 +257,42 @@ class LoginGuard:
                 clock=clock,
             )
         self._logins = Attempts(asked, rules, emitter, service)
-        # A source is not stopped for good: others come from there too.
+        # A source is never stopped for good: other users may share its address.
         self._tokens = Attempts(asked, replace(rules, space=f"{rules.space} tokens", stop=_NEVER), emitter, service)
 
     def attempt(self, *, account: str, source: str, device: str | None = None) -> LoginAttempt:
-        """Return an attempt to be made in a `with` or `async with` block, which raises when it is refused.
+        """Return an attempt, to be used as a `with` or `async with` block that raises if the attempt is refused.
 
         Args:
-            account: What the user says who he is, such as an e-mail address. Case, width and spaces around it make no
+            account: Who the user claims to be, such as an e-mail address. Case, width and spaces around it make no
                 difference. Use it for unknown accounts too, so that they look like known ones.
-            source: Where he is, such as `client_ip` tells it. IPv6 counts as its /64.
-            device: What only his device knows, such as a random text in a long-lived cookie; None for none.
+            source: Where the request comes from, such as `client_ip` tells it. IPv6 counts as its /64.
+            device: What only the user's device knows, such as a random text in a long-lived cookie; None for none.
 
         Raises:
-            ConfigurationError: One of them is empty or no text.
-            LoginBlockedError: At the beginning of the block: somebody failed too often. `retry_after` says how long
-                to wait, and is None for an account that is stopped.
+            ConfigurationError: An argument is empty or not text.
+            LoginBlockedError: On entering the block: there were too many failures. `retry_after` says how long to
+                wait, and is None for an account that is stopped.
         """
         keys = self._names.attempt(account, source, device)
         return LoginAttempt(self._logins, keys, account, source)
 
     def token_failed(self, *, source: str) -> None:
-        """Count a token that was not valid, such as a forged or expired one, against where it came from.
+        """Count an invalid token, such as a forged or expired one, against the source it came from.
 
-        Valid tokens need not be told. The same numbers hold as for logins, in counts of their own.
+        Valid tokens need not be reported. The numbers set for logins hold here too, with separate counts.
 
         Args:
-            source: Where it came from.
+            source: Where the token came from.
 
         Raises:
-            LoginBlockedError: Too many came from there.
+            LoginBlockedError: Too many invalid tokens came from there.
         """
         self._tokens.failed("invalid_token", source, {})
         self._tokens.passed(self._tokens.ask(AttemptOp.RESERVE, self._names.token(source)), source)
 
     async def atoken_failed(self, *, source: str) -> None:
-        """Count a token that was not valid; the twin of `token_failed` for tasks."""
+        """Count an invalid token; the twin of `token_failed` for tasks."""
         self._tokens.failed("invalid_token", source, {})
         self._tokens.passed(await self._tokens.aask(AttemptOp.RESERVE, self._names.token(source)), source)
 
@@ -303,7 +304,7 @@ class LoginGuard:
         Args:
             account: As it was given to `attempt`.
             source: As it was given to `attempt`.
-            device: The device whose standing with the account is asked for.
+            device: A device, to see how it stands with the account.
 
         Raises:
             ConfigurationError: Neither was given.
@@ -319,7 +320,7 @@ class LoginGuard:
     def reset(self, *, account: str | None = None, source: str | None = None) -> None:
         """Forget the failures of an account, wherever they came from, and those of a source. One round trip.
 
-        Devices that are known stay known.
+        Known devices stay known.
 
         Args:
             account: As it was given to `attempt`.

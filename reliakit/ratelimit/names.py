@@ -1,4 +1,4 @@
-"""What a login guard calls accounts, sources and devices in its store: nobody can read a name from it.
+"""What a login guard calls accounts, sources and devices in its store: keys from which no name can be read.
 
 ```
 " Alice@Example.com " ──NFKC, casefold, strip──> "alice@example.com" ──HMAC-SHA256──> 3f9a...
@@ -20,10 +20,10 @@ _DIGITS = 32  # of the digest's 64: 128 bits are more than enough to tell keys a
 
 
 class Names:
-    """Makes the keys of attempts. Each is made of its kind too, so an account and a source of one text differ.
+    """Makes the keys of attempts. The kind is part of each key, so an account and a source of equal text differ.
 
     Args:
-        secret: Without it nobody can tell which account a key stands for, not even by trying all addresses.
+        secret: Keys the HMAC: without it nobody can tell whose key one is, even by trying all addresses.
     """
 
     __slots__ = ("_secret",)
@@ -35,7 +35,7 @@ class Names:
         """Return the keys of an attempt.
 
         Raises:
-            ConfigurationError: One of them is empty or no text.
+            ConfigurationError: An argument is empty or not text.
         """
         return self.some(_text("account", account), _text("source", source), device)
 
@@ -43,7 +43,7 @@ class Names:
         """Return the keys of those that are given.
 
         Raises:
-            ConfigurationError: Neither an account nor a source is, or one of them is empty or no text.
+            ConfigurationError: Neither an account nor a source is given, or one of them is empty or not text.
         """
         if account is None and source is None:
             raise ConfigurationError("account or source must be given, or both")
@@ -58,29 +58,29 @@ class Names:
         )
 
     def token(self, source: str) -> Attempt:
-        """Return the keys for a token of nobody: what it came from stands for the account."""
+        """Return the keys for a token without an account: its source stands for the account."""
         where = folded(_text("source", source))
         return Attempt(
             self._key("token account", where), self._key("token pair", where), self._key("token source", where)
         )
 
     def _key(self, kind: str, *parts: str) -> str:
-        # With their lengths, so that no two lists of parts make one text.
+        # With their lengths, so that no two different lists of parts make the same text.
         text = "".join(f"{len(part)}:{part}" for part in (kind, *parts))
         return hmac.digest(self._secret, text.encode("utf-8", "surrogatepass"), "sha256").hex()[:_DIGITS]
 
 
 def _text(argument: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ConfigurationError(f"{argument} must be a text that is not empty: all would share an empty one")
+        raise ConfigurationError(f"{argument} must be a non-empty text: everybody without one would share a count")
     return value
 
 
 def _normalised(account: str) -> str:
-    # Folding case can undo the normal form, so it is brought about twice.
+    # Case folding can undo the normal form, so the text is normalised again afterwards.
     return normalize("NFKC", normalize("NFKC", account).casefold()).strip()
 
 
 def hidden(account: str) -> str:
-    """Return what a log may show of an account."""
+    """Return the part of an account's name that a log may show."""
     return f"{account.strip()[:1]}***"

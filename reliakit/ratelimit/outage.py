@@ -1,4 +1,4 @@
-"""A store that may fail, and who decides while it does.
+"""A store that may fail, and what decides while it does.
 
 ```
 apply ──> breaker ── closed ──> store ── answers in time ──> its answer
@@ -6,9 +6,9 @@ apply ──> breaker ── closed ──> store ── answers in time ──>
              └── open ───────────────────────────────────────────────────────────────┴──> the stand-in's answer
 ```
 
-The breaker makes a dead store cost a few attempts for each break, not one for each decision. The store is given its
-time as a deadline: a task is cut when that has passed; a thread cannot be cut, so a store for threads reads
-`remaining()`, and one that answers late is counted as failing.
+The breaker makes a dead store cost a few attempts for each break instead of one for each decision. The store gets its
+time limit as a deadline: a task is cut off when it has passed; a thread cannot be cut off, so a store for threads
+reads `remaining()`, and one that answers late is counted as failing.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ OnStoreError: TypeAlias = Literal["local", "open", "closed"]
 
 _FAILURES = 3
 _BREAK = Backoff(base=1.0, cap=30.0, jitter=0.2)
-# What a denial says at least while nobody knows when the store comes back, in seconds.
+# The least wait that a denial names while nobody knows when the store comes back, in seconds.
 _SHORTEST_RETRY = 1.0
-# An event loop's timer may be this early, in seconds.
+# How early an event loop's timer may fire, in seconds.
 _MOMENT = 0.001
 
 
@@ -58,13 +58,13 @@ class StandInAnswer(Answer):
 
 
 class StandInAttempt(AttemptAnswer):
-    """The same of an attempt to log in."""
+    """An answer to an attempt to log in that the store did not give."""
 
     __slots__ = ()
 
 
 class _StoreBreaker(CircuitBreaker):
-    """The breaker before a store, which tries it again and again: of an outage, `StoreFailed` tells once."""
+    """The breaker before a store. `StoreFailed` reports an outage, so it is logged at DEBUG only."""
 
     __slots__ = ()
     _within = "store"
@@ -75,11 +75,11 @@ class GuardedStore:
 
     Args:
         store: The store.
-        on_error: Who decides instead: "local" a memory store of this process, "open" admits, "closed" denies.
+        on_error: What decides instead: "local" asks a memory store of this process, "open" admits, "closed" denies.
         timeout: Seconds that one decision of the store may take.
-        burst: What "open" says is left.
-        emitter: The limiter's mouth, for StoreFailed and StoreRecovered.
-        clock: What measures all of it.
+        burst: How much "open" reports as left.
+        emitter: Emits StoreFailed and StoreRecovered for the limiter.
+        clock: Measures the timeout and drives the breaker and the stand-in.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class GuardedStore:
         )
         self._lock = threading.RLock()
         self._failed_at: float | None = None
-        # Nothing is learnt from a call that began before the last change: it belongs to what was then.
+        # A call that began before the last change of state says nothing about the state of now.
         self._changed_at = -inf
         self.local: MemoryStore = MemoryStore(clock=clock)
         renew_locks_after_fork(self, "_lock")
@@ -123,13 +123,13 @@ class GuardedStore:
         return self._told_of_attempt(answer, op, rules, attempt)
 
     def _asked(self, ask: Callable[[*Q], T], *question: *Q) -> T | None:
-        """Return the store's answer, or None where it is not to be asked or does not answer."""
+        """Return the store's answer, or None if the breaker holds it back or it does not answer."""
         ticket = self._breaker.offer()
         if ticket is None:
             return None
         began = self._clock.monotonic()
         try:
-            # `with deadline()` written out: it costs a decision in Redis 2 %, and who is late is told of as a store.
+            # `with deadline()` written out, because it costs a decision in Redis 2 %.
             budget = Budget(self._timeout, self._clock, binding())
             current.set(budget)
             try:
@@ -169,9 +169,9 @@ class GuardedStore:
         return answer
 
     def _is_its_fault(self, ticket: Ticket, began: float, error: BaseException) -> bool:
-        """Count what the store raised and return whether the stand-in decides.
+        """Count what the store raised, and return whether the stand-in decides.
 
-        It does not on wrong use, on a cancellation, and where the caller's own deadline cut the store short.
+        It does not after wrong use, a cancellation, or when the caller's own deadline cut the store short.
         """
         left = remaining()
         if isinstance(error, TimeoutError | StoreError) and left is not None and left < _MOMENT:
@@ -214,7 +214,7 @@ class GuardedStore:
     def _told(self, answer: Answer | None, op: Op, plan: Plan, key: str, cost: int, patience: int) -> Answer:  # noqa: PLR0917 - a store's own arguments
         if answer is None:
             return self._instead(op, plan, key, cost, patience)
-        # What was spent here during an outage must not outlive a reset.
+        # What was spent in the stand-in during an outage must not outlive a reset.
         if op is Op.RESET:
             self.local.apply(op, plan, key, 1)
         return answer
@@ -231,19 +231,19 @@ class GuardedStore:
         self, answer: AttemptAnswer | None, op: AttemptOp, rules: AttemptRules, attempt: Attempt
     ) -> AttemptAnswer:
         if answer is not None:
-            # Neither a reset nor a success leaves behind what was counted here during an outage.
+            # A reset or a success also clears what the stand-in counted during an outage.
             if op in {AttemptOp.RESET, AttemptOp.SUCCEED} and len(self.local):
                 self.local.attempt(op, rules, attempt._replace(device=None, claim=Claim.NOTHING))
             return answer
         if self._on_error == "local":
-            # What the store has counted is not to be given back here.
+            # A claim was counted by the store, so it cannot be given back to the stand-in.
             return StandInAttempt(*self.local.attempt(op, rules, attempt._replace(claim=Claim.NOTHING)))
         if self._on_error == "open":
             return StandInAttempt(True, "", 0, 0, Claim.NOTHING)
         return StandInAttempt(False, "", self._break(), 0, Claim.NOTHING)
 
     def _break(self) -> int:
-        """Return the nanoseconds until the store is asked again."""
+        """Return the nanoseconds until the store is tried again."""
         return round(max(self._breaker.retry_after or 0.0, _SHORTEST_RETRY) * 1e9)
 
     def __repr__(self) -> str:

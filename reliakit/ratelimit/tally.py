@@ -1,4 +1,4 @@
-"""What a limiter has decided so far, counted so cheaply that a decision hardly notices."""
+"""Counts of what a limiter has decided so far, so cheap that they hardly slow a decision down."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from reliakit.core.fork import renew_locks_after_fork
 __all__ = ["LimiterStats", "Tally"]
 
 _SHOWN = 10
-# Keys that are counted at once; whenever there are four times as many, those with the highest counts stay.
+# Keys that are counted at once; when there are four times as many, those with the highest counts are kept.
 _KEPT = 128
-# So many denials have each key counted, then one in seventeen stands for all.
+# Up to so many denials each key is counted; from then on one in seventeen stands for all.
 _ALL_UP_TO = 1000
-_ONE_IN = 17  # a prime, so that who comes in turns is not missed
+_ONE_IN = 17  # a prime, so that keys that take turns in a regular pattern are not missed
 
 
 @dataclass(frozen=True, slots=True)
 class LimiterStats:
-    """What a limiter has decided since it was made, whoever listens.
+    """What a limiter has decided since it was made, with or without listeners.
 
     Attributes:
         admitted: Decisions that admitted, those of `acquire` included.
         denied: Decisions that denied.
-        shadow_denied: Decisions that would have denied, were the limiter not in shadow mode; all were allowed.
+        shadow_denied: Decisions that shadow mode allowed and that would have been denied without it.
         degraded: How many of all these were made by a stand-in for the store.
         waiting: Threads and tasks that wait in `acquire` now.
-        top_denied: The keys that were denied most, and about how often, most often first; ten at most. Keys may be
-            personal.
+        top_denied: The keys denied most often, each with its approximate count, highest first; ten at most. Keys may
+            be personal data.
     """
 
     admitted: int
@@ -48,16 +48,16 @@ class Tally:
     """Counts decisions. Safe from threads and tasks, and exact but for the counts of single keys.
 
     Args:
-        owner: Whose decisions; its counts outlive it while somebody reads them.
+        owner: The limiter whose decisions are counted; the counts outlive it while somebody reads them.
 
-    `next()` of a count is one atomic step, without a lock, and says how many there were before.
+    `next()` on a count is one atomic step without a lock, and returns how many there were before.
 
     Attributes:
         admitted: Counts decisions that admitted.
-        denied: Those that denied.
-        shadow_denied: Those that would have.
-        degraded: Those that a stand-in made.
-        every: The key of a denial is noted if this divides its number.
+        denied: Counts those that denied.
+        shadow_denied: Counts those that would have denied without shadow mode.
+        degraded: Counts those that a stand-in made.
+        every: The key of a denial is noted if `every` divides the denial's number.
     """
 
     __slots__ = (
@@ -84,18 +84,18 @@ class Tally:
         self._noted = 0
         self._reads = 0
         self._keys: dict[str, int] = {}
-        # Re-entrant: garbage that is collected under it may be denied something.
+        # Re-entrant: a finaliser that runs while it is held may itself be denied something.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
 
     def note(self, key: str) -> None:
-        """Remember whose a denial was; to be called for those whose number `every` divides."""
+        """Remember the key of a denial; to be called for the denials whose number `every` divides."""
         weight = self.every
         if weight == 1:
             self._noted += 1
             self.every = _ONE_IN if self._noted >= _ALL_UP_TO else 1
         known = self._keys.get(key)
-        if known is not None:  # two threads at once may count as one here
+        if known is not None:  # two threads at once may be counted as one here
             self._keys[key] = known + weight
             return
         with self._lock:
@@ -104,16 +104,16 @@ class Tally:
                 self._keys = dict(nlargest(_KEPT, list(self._keys.items()), key=itemgetter(1)))
 
     def stats(self, waiting: int) -> LimiterStats:
-        """Return the figures of now."""
+        """Return the figures as they are now."""
         figures = self.read()
         with self._lock:
             top = nlargest(_SHOWN, list(self._keys.items()), key=itemgetter(1))
         return LimiterStats(*figures[:4], waiting, tuple(top))
 
     def read(self) -> LimitFigures:
-        """Return the counts of now."""
+        """Return the counts as they are now."""
         with self._lock:
-            # Looking counts too, and is taken off again.
+            # Reading a count adds one to it, so the reads so far are subtracted.
             reads, self._reads = self._reads, self._reads + 1
             return LimitFigures(
                 next(self.admitted) - reads,

@@ -1,12 +1,12 @@
-"""Who waits for which slot, so that a slot that is not wanted any more goes to somebody else.
+"""Which caller waits for which slot, so that a slot given up goes to another caller.
 
 ```
 slots of a key:    1 s    2 s    3 s          the waiter of 1 s leaves: the next one to come takes 1 s
                     x      B      C           the waiter of 3 s leaves: it is given back to the store
 ```
 
-Whoever waits has a fixed instant already and sleeps until then, so those behind a slot that becomes free do not move
-up: two at one instant would break the limit, and a thread that sleeps cannot be told.
+Each waiter has a fixed instant and sleeps until then, so those behind a slot that becomes free do not move up: two of
+them at one instant would break the limit, and a sleeping thread cannot be told of a change.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _due = attrgetter("due")
 
 
 class Line(NamedTuple):
-    """Those who wait for one key, by who granted their slots: the store or its stand-in."""
+    """The waiters of one key, apart for those whose slots the store granted and those of its stand-in."""
 
     key: str
     is_stand_in: bool
 
 
 class Slot:
-    """A place in the future that somebody waits for."""
+    """A reserved instant in the future that a caller waits for."""
 
     __slots__ = ("cost", "due", "line", "wanted")
 
@@ -52,7 +52,7 @@ class Slot:
 
 
 class Room:
-    """One who comes, patient or not, and what is left of its patience when the waiting room is full."""
+    """One caller's visit to the waiting room; its block gives the caller's patience, or 0 if the room is full."""
 
     __slots__ = ("_is_in", "_patience", "_waiting")
 
@@ -62,7 +62,7 @@ class Room:
         self._is_in = False
 
     def __enter__(self) -> int:
-        # In before the store is asked: a thousand tasks that ask at once are not to get a thousand slots.
+        # Counted before the store is asked, or a thousand tasks that ask at once would all be given slots.
         self._is_in = self._patience > 0 and self._waiting.come()
         return self._patience if self._is_in else 0
 
@@ -83,16 +83,16 @@ class Waiting:
     def __init__(self, most: int = 10_000) -> None:
         self._most = most
         self._inside = 0
-        # Re-entrant: garbage that is collected while it is held may be a waiter of this very limiter.
+        # Re-entrant: a finaliser that runs while it is held may belong to a waiter of this very limiter.
         self._lock = threading.RLock()
         self._is_busy = False
         self._lines: dict[Line, list[Slot]] = {}
-        # Event loops hold tasks weakly.
+        # Event loops keep only weak references to tasks.
         self._returns: set[asyncio.Task[None]] = set()
         renew_locks_after_fork(self, "_lock")
 
     def room(self, patience: int) -> Room:
-        """Return the waiting room for somebody of such patience; its block says 0 where there is no place."""
+        """Return the waiting room for a caller with this patience, in nanoseconds."""
         return Room(self, patience)
 
     def come(self) -> bool:
@@ -108,7 +108,7 @@ class Waiting:
             self._inside -= 1
 
     def join(self, line: Line, cost: int, due: float) -> Slot:
-        """Return a slot that the store has granted, once it has its place."""
+        """Add a slot that the store has granted to its line, and return it."""
         slot = Slot(line, cost, due)
         with self._lock:
             self._is_busy = True
@@ -119,14 +119,14 @@ class Waiting:
         return slot
 
     def vacant(self, line: Line, cost: int, now: float) -> float | None:
-        """Return when the first slot is due that nobody wants and that this cost fits into, or None."""
+        """Return when the first unwanted slot is due that has room for this cost, or None."""
         if line not in self._lines:
             return None
         with self._lock:
             return next((slot.due for slot in self._vacancies(line, cost, now)), None)
 
     def take(self, line: Line, cost: int, now: float, until: float) -> Slot | None:
-        """Return the first such slot if it is due in time; what it has left over stays vacant."""
+        """Take the first such slot if it is due in time; what this cost leaves of it stays vacant."""
         if line not in self._lines:
             return None
         with self._lock:
@@ -138,7 +138,7 @@ class Waiting:
                 self._is_busy = False
 
     def serve(self, slot: Slot) -> None:
-        """Forget a slot whose time has come, and all before it."""
+        """Forget a slot whose time has come, and all slots before it."""
         with self._lock:
             self._is_busy = True
             try:
@@ -151,12 +151,12 @@ class Waiting:
                 self._is_busy = False
 
     def leave(self, slot: Slot) -> int:
-        """Return how much is to be given back to the store now that this slot is not wanted any more."""
+        """Give up a slot, and return how much must be given back to the store now."""
         slot.wanted = False
         unused = 0
         with self._lock:
             if self._is_busy:
-                return 0  # it was collected during a step of this thread: it keeps its place, which is vacant
+                return 0  # a finaliser called this in the middle of a step of this thread: the slot stays, vacant
             slots = self._lines.get(slot.line, [])
             while slots and not slots[-1].wanted:
                 unused += slots.pop().cost
@@ -167,9 +167,10 @@ class Waiting:
     async def granted(
         self, asking: Coroutine[Any, Any, Answer], decline: Callable[[Answer], Coroutine[Any, Any, None]]
     ) -> Answer:
-        """Return what a store answers to who asks it for a slot.
+        """Return the store's answer to a caller that asks for a slot.
 
-        A task that is cancelled before that gives back what it is granted: a store in another process has heard it.
+        A task cancelled before the answer comes gives back what it is granted: a store in another process has the
+        request already.
         """
         import asyncio  # noqa: PLC0415 - threads need none of it
 
@@ -177,7 +178,7 @@ class Waiting:
         try:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
-            # In a context of its own: the task may be cut by its deadline.
+            # In a context of its own, so that the task's deadline does not cut it off.
             work = _returned(answer, decline)
             returning = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
             self._returns.add(returning)
@@ -186,7 +187,7 @@ class Waiting:
             raise
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return how many callers wait."""
         with self._lock:
             return sum([slot.wanted for slots in list(self._lines.values()) for slot in slots])
 
@@ -207,9 +208,9 @@ class Waiting:
 async def _returned(answer: asyncio.Future[Answer], decline: Callable[[Answer], Coroutine[Any, Any, None]]) -> None:
     try:
         granted = await answer
-    except Exception:  # noqa: BLE001 - nothing was granted, and who asked has left
+    except Exception:  # noqa: BLE001 - nothing was granted, and the caller that asked has left
         return
     if granted.admitted:
-        for _ in range(2):  # steps after which those whose answers came with this one have joined the line
+        for _ in range(2):  # steps after which callers whose answers came together with this one have joined the line
             await SYSTEM_CLOCK.asleep(0)
         await decline(granted)
