@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from fractions import Fraction
 from typing import Any
 
@@ -490,6 +490,73 @@ def test_garbage_that_spends_is_collected_inside_a_decision() -> None:
     abandon(spender)
     assert in_time(lambda: store.apply(Op.HIT, PLAN, "k", CollectingCost(1))).remaining == 2
     assert store.apply(Op.PEEK, PLAN, "k", 1).remaining == 2
+
+
+class Interloper:
+    """Steps in at one of the places where Python may handle a signal or collect garbage: at a call, or after one."""
+
+    def __init__(self, step: Callable[[], object], at: int) -> None:
+        self.step = step
+        self.left = at
+
+    def __call__(self, *event: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            sys.setprofile(None)
+            self.step()
+
+    def during(self, step: Callable[[], object]) -> bool:
+        """Return whether there was such a place."""
+        sys.setprofile(self)
+        try:
+            step()
+        finally:
+            sys.setprofile(None)
+        return self.left < 0
+
+
+def store_with_old_keys(plan: Plan, *, turned: bool) -> MemoryStore:
+    """Return a store in which two of five were spent for the last of six keys, before a generation's end or after."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    store.apply(Op.HIT, plan, "first", 1)
+    clock.advance(2 * 3600 - 1)
+    for number in range(5):
+        store.apply(Op.HIT, plan, f"other {number}", 1)
+    store.apply(Op.HIT, plan, "k", 2)
+    clock.advance(2)
+    if turned:
+        store.apply(Op.PEEK, plan, "another", 1)
+        assert "k" in store._shelves[plan.space].old
+    return store
+
+
+@pytest.mark.parametrize("algorithm", ["gcra", "sliding_counter"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("mine", "key"), [(Op.HIT, "k"), (Op.REFUND, "k"), (Op.HIT, "another")])
+@pytest.mark.parametrize("theirs", [Op.HIT, Op.REFUND, Op.RESET])
+def test_whoever_steps_into_a_decision_is_counted_and_so_is_the_decision(
+    algorithm: Algorithm, turned: bool, mine: Op, key: str, theirs: Op
+) -> None:
+    plan = Plan("p", (Rule(algorithm, 5, 3600 * SECOND, 5),))
+    change = {Op.HIT: -1, Op.REFUND: 1}
+    for at in itertools.count():
+        store = store_with_old_keys(plan, turned=turned)
+        interloper = Interloper(lambda store=store: store.apply(theirs, plan, "k", 1), at)
+        if not interloper.during(lambda store=store: store.apply(mine, plan, key, 1)):
+            break
+        left = store.apply(Op.PEEK, plan, "k", 1).remaining
+        own = change[mine] if key == "k" else 0
+        if theirs is Op.RESET:
+            assert left in {5, min(5, 5 + own)}, at
+        else:
+            assert left == 3 + own + change[theirs], at
+        shelf = store._shelves["p"]
+        for _ in range(9):
+            store.apply(Op.PEEK, plan, "k", 1)
+        assert not shelf.old.keys() & shelf.young.keys()
+        assert len(store) == len(shelf.old) + len(shelf.young)
+    assert at > 10
 
 
 def test_a_store_without_a_clock_follows_the_first_one_that_is_not_the_machine_s() -> None:

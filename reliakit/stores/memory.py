@@ -100,9 +100,8 @@ class MemoryStore:
             while True:
                 known = shelf.find(place)
                 answer, after = machine.decide(op, known, now, cost, patience)
-                if shelf.find(place) is known:  # else garbage was collected that changed it: decide anew
-                    shelf.put(place, known, after)
-                    return answer
+                if after is known or shelf.put(place, known, after):
+                    return answer  # else a signal's handler or a finaliser has changed it: decide anew
 
     def spender(self, plan: Plan, terms: Terms[T]) -> Spender[T]:
         """Return what spends 1 for a key the short way: `apply` with all that can be looked up beforehand.
@@ -337,5 +336,5 @@ class _Ledger:
 
     def put(self, places: tuple[Place | None, ...], after: States) -> None:
         for shelf, place, state in zip(self.shelves, places, after, strict=True):
-            if place is not None:
-                shelf.put(place, shelf.find(place), state)
+            while place is not None and not shelf.put(place, shelf.find(place), state):
+                pass  # garbage was collected that changed it

@@ -10,6 +10,7 @@ new states ──> young ──(every lifetime)──> old ──(a few with eac
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, TypeAlias
 
 __all__ = ["Place", "Shelf"]
@@ -24,12 +25,15 @@ _DRAINED = 4
 class Shelf:
     """States by place. Its store's lock is held around every call.
 
+    The lock is re-entrant: wherever anything is called, a signal's handler or a finaliser may decide in this very
+    thread, about this very key. So from the look at what is known to the last writing nothing is called.
+
     Args:
         full: Says of a state from which instant on it may be forgotten.
         lifetime: Nanoseconds for which a state that nobody touches is kept at least.
     """
 
-    __slots__ = ("_full", "_lifetime", "_turn", "due", "old", "own", "shared", "young")
+    __slots__ = ("_full", "_held", "_lifetime", "_turn", "due", "old", "own", "shared", "young")
 
     def __init__(self, full: Callable[[Any], int], lifetime: int) -> None:
         self._full = full
@@ -37,6 +41,8 @@ class Shelf:
         # No state is None.
         self.young: dict[Place, Any] = {}
         self.old: dict[Place, Any] = {}
+        # On its way from old to young, or to nowhere.
+        self._held: list[tuple[Place, Any]] = []
         self.own: int = 0
         self.shared: int = 0
         self._turn = 0
@@ -45,46 +51,80 @@ class Shelf:
 
     def find(self, place: Place) -> Any:
         """Return the state at this place, or None."""
-        state = self.young.get(place)
-        return self.old.get(place) if state is None else state
+        if place in self.young:
+            return self.young[place]
+        if place in self.old:
+            return self.old[place]
+        return None
 
     def live(self, place: Place, now: int) -> Any:
         """Return the state at this place unless it is as good as new, or None."""
         state = self.find(place)
         return None if state is None or self._full(state) <= now else state
 
-    def put(self, place: Place, known: Any, state: Any) -> None:
-        """Write a state, or forget it, where `known` was found."""
-        if state is known:
-            return
+    def put(self, place: Place, known: Any, state: Any) -> bool:
+        """Write a state, or forget it, if `known` still is what is found; return whether it is."""
+        is_shared = isinstance(place, int)
+        young, old = self.young, self.old
+        is_young, is_old = place in young, place in old
+        found = young[place] if is_young else old[place] if is_old else None
+        if found is not known:
+            return False
+        if is_old:
+            del old[place]
         if state is not None:
-            self.young[place] = state
-        else:
-            self.young.pop(place, None)
-        self.old.pop(place, None)
-        self._count(place, (state is not None) - (known is not None))
-
-    def drain(self, now: int) -> None:
-        """Look at a few old states and forget those that are as good as new, or begin a new generation."""
-        for _ in range(_DRAINED):
-            try:
-                place, state = self.old.popitem()
-            except KeyError:
-                break
-            if self._full(state) <= now or self.young.setdefault(place, state) is not state:
-                self._count(place, -1)
-        if not self.old and now >= self._turn:
-            self._turn = now + self._lifetime
-            self.old, self.young = self.young, {}
-        self.due = 0 if self.old else self._turn
-
-    def clear(self) -> None:
-        """Forget every state."""
-        self.young, self.old = {}, {}
-        self.own = self.shared = 0
-
-    def _count(self, place: Place, change: int) -> None:
-        if isinstance(place, int):
+            young[place] = state
+        elif is_young:
+            del young[place]
+        change = (state is not None) - (known is not None)
+        if is_shared:
             self.shared += change
         else:
             self.own += change
+        return True
+
+    def drain(self, now: int) -> None:
+        """Look at a few old states and forget those that are as good as new, or begin a new generation."""
+        if self.old:
+            try:  # noqa: SIM105 - `suppress` would cost as much again
+                # One call, in C, so that none is on its way unseen.
+                self._held.extend(islice(iter(self.old.popitem, None), _DRAINED))
+            except KeyError:  # there are fewer
+                pass
+        if self._held:
+            self._let_go(now)
+        if now >= self._turn:
+            fresh: dict[Place, Any] = {}  # made before the look: it may collect garbage
+            if not self.old and now >= self._turn:
+                self._turn = now + self._lifetime
+                self.old, self.young = self.young, fresh
+        self.due = 0 if self.old else self._turn
+
+    def _let_go(self, now: int) -> None:
+        """Forget what is as good as new of those on their way, and put the others among the young.
+
+        Until then `due` has come, so that whoever decides meanwhile in this thread does this first.
+        """
+        full = self._full
+        while True:
+            held = self._held
+            if not held:
+                return
+            last = held[-1]
+            place, state = last
+            is_over, is_shared = full(state) <= now, isinstance(place, int)
+            held = self._held
+            if not held or held[-1] is not last:
+                continue
+            del held[-1]
+            if not is_over:
+                self.young[place] = state
+            elif is_shared:
+                self.shared -= 1
+            else:
+                self.own -= 1
+
+    def clear(self) -> None:
+        """Forget every state."""
+        self.young, self.old, self._held = {}, {}, []
+        self.own = self.shared = 0
