@@ -122,7 +122,8 @@ class SlidingLog(Counter):
 
     def spend(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> tuple[int, ...]:
         """See `Counter`."""
-        return self._since(state, at) + (at,) * cost
+        spent = self._since(state, at)
+        return spent + (_later(spent, at),) * cost
 
     def room(self, state: tuple[int, ...] | None, at: int, /) -> int:
         """See `Counter`."""
@@ -140,10 +141,18 @@ class SlidingLog(Counter):
         """See `Counter`."""
         spent = self._since(state, at)
         room = self._limit - len(spent) - cost
-        return None if room < 0 else (room, at + self._period, spent + (at,) * cost)
+        if room < 0:
+            return None
+        at = _later(spent, at)
+        return room, at + self._period, spent + (at,) * cost
 
     def _since(self, state: tuple[int, ...] | None, at: int) -> tuple[int, ...]:
         return () if state is None else state[bisect_right(state, at - self._period) :]
+
+
+def _later(spent: tuple[int, ...], at: int) -> int:
+    """Return the instant to write down: never one before the last, so that the order holds if a clock steps back."""
+    return at if not spent or spent[-1] < at else spent[-1]
 
 
 class SlidingCounter(Counter):

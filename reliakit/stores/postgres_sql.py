@@ -39,7 +39,7 @@ BEGIN
     RETURN ARRAY[whole + cost * rule[5] + part / rule[4], part % rule[4]];
   WHEN 1 THEN
     WHILE cardinality(state) > 0 AND state[1] <= at - period LOOP state := state[2:]; END LOOP;
-    RETURN state || array_fill(at, ARRAY[cost::int]);
+    RETURN state || array_fill(greatest(at, state[cardinality(state)]), ARRAY[cost::int]);
   WHEN 2 THEN
     start := state[1]; before := state[2]; here := state[3];
     WHILE (before > 0 OR here > 0) AND at >= start + period LOOP
@@ -363,8 +363,8 @@ END $$;
 
 
 def functions(table: str) -> dict[str, str]:
-    """Return the names of what belongs to a table; they carry the version of the rows' layout."""
-    return {name: f"{table}_{name}_1" for name in _FUNCTIONS}
+    """Return the names of what belongs to a table; they carry a version, so that others are made where it changes."""
+    return {name: f"{table}_{name}_2" for name in _FUNCTIONS}
 
 
 def definitions(table: str) -> str:

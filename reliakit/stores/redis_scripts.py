@@ -132,6 +132,7 @@ function gcra.full(rule, state) return state[1] + (state[2] > 0 and 1 or 0) end
 
 function log.spend(rule, state, at, cost)
   local after = live(rule, state, at)
+  at = math.max(at, after[#after] or at)
   for _ = 1, cost do after[#after + 1] = at end
   return after
 end

@@ -447,7 +447,7 @@ def test_what_is_as_good_as_new_is_purged(store: PostgresStore, reliakit_dsn: st
     for number in range(20):
         store.apply(Op.HIT, TEN, str(number), 1)
     with psycopg.connect(reliakit_dsn, autocommit=True) as connection:
-        purge = "SELECT reliakit_limits_purge_1((extract(epoch FROM now()) * 1000000)::bigint + %s)"
+        purge = "SELECT reliakit_limits_purge_2((extract(epoch FROM now()) * 1000000)::bigint + %s)"
         connection.execute(purge, (0,))
         assert connection.execute("SELECT count(*) FROM reliakit_limits").fetchone() == (20,)
         connection.execute(purge, (7200 * 10**6,))
