@@ -3,16 +3,19 @@
 ```
 hit ──> lease has some left ──yes──> spent here, no round trip
           └─no──> store: take `size` at once ──admitted──> one is spent, the rest is the lease
-                                              └─refused──> store: take what is asked for
+            │                                 └─refused──> store: take what is asked for
+            └─somebody takes a lease already ────────────> store: take what is asked for
 ```
 
 What is leased is spent already as far as the store knows, so all processes together never spend more in the long run;
-within one period, each may spend a lease that it took in the period before.
+within one period, each may spend a lease that it took in the period before. So a key has one lease, which one at a time
+takes, however many threads and tasks find none.
 """
 
 from __future__ import annotations
 
 import threading
+from math import inf
 from typing import NamedTuple
 
 from reliakit.core.clock import SYSTEM_CLOCK
@@ -23,6 +26,8 @@ __all__ = ["Leases"]
 
 # Beyond so many keys nothing is leased any more until others run out: a flood of keys must not grow memory.
 _MOST = 10_000
+# Seconds between two looks for leases that have run out, while there is no room for more.
+_PAUSE = 1.0
 
 
 class _Lease(NamedTuple):
@@ -41,6 +46,8 @@ class Leases:
     def __init__(self, size: int) -> None:
         self._size = size
         self._leases: dict[tuple[Plan, str], _Lease] = {}
+        self._taken: set[tuple[Plan, str]] = set()  # by somebody who awaits the store's answer
+        self._room_from = -inf
         # Re-entrant: garbage that is collected under it may spend, too.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
@@ -48,7 +55,7 @@ class Leases:
 
     def forget(self) -> None:
         """Leave a parent's leases to the parent."""
-        self._leases = {}
+        self._leases, self._taken = {}, set()
 
     def spend(self, plan: Plan, key: str, cost: int) -> Answer | None:
         """Spend from the lease, or return None where that does not do."""
@@ -70,13 +77,20 @@ class Leases:
                 del self._leases[place]
         return Answer(True, 0, after.left, 0, max(0, round((lease.full - now) * 1e9)))
 
-    def wanted(self, plan: Plan, cost: int) -> int:
-        """Return how much to ask the store for."""
-        if len(self._leases) >= _MOST:
-            self._expire()
-            if len(self._leases) >= _MOST:
+    def take(self, plan: Plan, key: str, cost: int) -> int:
+        """Return how much to ask the store for; where that is more than the cost, `leave` has to follow."""
+        place = (plan, key)
+        wanted = min(self._size, *[rule.burst for rule in plan.rules])
+        with self._lock:
+            if wanted <= cost or place in self._taken or self.left(plan, key) >= cost or not self._has_room_locked():
                 return cost
-        return max(cost, min(self._size, *[rule.burst for rule in plan.rules]))
+            self._taken.add(place)
+        return wanted
+
+    def leave(self, plan: Plan, key: str) -> None:
+        """Let others take a lease of the key again: the store has answered, or will not."""
+        with self._lock:
+            self._taken.discard((plan, key))
 
     def begin(self, plan: Plan, key: str, rest: int, answer: Answer) -> Answer:
         """Keep what the store has admitted beyond what was asked for."""
@@ -106,9 +120,11 @@ class Leases:
             leases, self._leases = self._leases, {}
         return [(plan, key, lease.left) for (plan, key), lease in leases.items()]
 
-    def _expire(self) -> None:
-        with self._lock:
+    def _has_room_locked(self) -> bool:
+        if len(self._leases) >= _MOST and (now := SYSTEM_CLOCK.monotonic()) >= self._room_from:
+            self._room_from = now + _PAUSE
             self._expire_locked()
+        return len(self._leases) < _MOST
 
     def _expire_locked(self) -> None:
         now = SYSTEM_CLOCK.monotonic()

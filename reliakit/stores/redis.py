@@ -115,11 +115,14 @@ class RedisStore(RemoteStore):
             answer = self._leases.spend(plan, key, cost)
             if answer is not None:
                 return answer
-            wanted = self._leases.wanted(plan, cost)
+            wanted = self._leases.take(plan, key, cost)
             if wanted > cost:
-                answer = self._decide(op, plan, key, wanted, 0)
-                if answer.admitted:
-                    return self._leases.begin(plan, key, wanted - cost, answer)
+                try:
+                    answer = self._decide(op, plan, key, wanted, 0)
+                    if answer.admitted:
+                        return self._leases.begin(plan, key, wanted - cost, answer)
+                finally:
+                    self._leases.leave(plan, key)
         return self._with_lease(self._leases, op, plan, key, self._decide(op, plan, key, cost, patience))
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
@@ -130,11 +133,14 @@ class RedisStore(RemoteStore):
             answer = self._leases.spend(plan, key, cost)
             if answer is not None:
                 return answer
-            wanted = self._leases.wanted(plan, cost)
+            wanted = self._leases.take(plan, key, cost)
             if wanted > cost:
-                answer = await self._adecide(op, plan, key, wanted, 0)
-                if answer.admitted:
-                    return self._leases.begin(plan, key, wanted - cost, answer)
+                try:
+                    answer = await self._adecide(op, plan, key, wanted, 0)
+                    if answer.admitted:
+                        return self._leases.begin(plan, key, wanted - cost, answer)
+                finally:
+                    self._leases.leave(plan, key)
         return self._with_lease(self._leases, op, plan, key, await self._adecide(op, plan, key, cost, patience))
 
     def _decide(self, op: Op, plan: Plan, key: str, cost: int, patience: int) -> Answer:

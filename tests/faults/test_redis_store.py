@@ -526,6 +526,51 @@ def test_with_leases_nobody_gets_more_than_there_is(server: EmbeddedRedis) -> No
         store.close()
 
 
+@pytest.mark.parametrize("colour", ["blocking", "awaited"])
+def test_those_who_come_at_once_take_one_lease(server: EmbeddedRedis, colour: str) -> None:
+    plan = Plan("crowd", (Rule("fixed_window", 1000, HOUR, 1000),))
+    leasing, plain = RedisStore(server.url, lease=4), RedisStore(server.url)
+
+    async def crowd() -> None:
+        await asyncio.gather(*[leasing.aapply(Op.HIT, plan, "k", 1) for _ in range(48)])
+
+    if colour == "awaited":
+        asyncio.run(crowd())
+    else:
+        start = threading.Barrier(16)
+
+        def hit() -> None:
+            start.wait()
+            for _ in range(3):
+                leasing.apply(Op.HIT, plan, "k", 1)
+
+        threads = [threading.Thread(target=hit) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert 1000 - 48 - 3 <= left(plain, plan) <= 1000 - 48
+    leasing.close()
+    plain.close()
+
+
+def test_a_lease_that_is_not_answered_does_not_keep_others_from_one(server: EmbeddedRedis) -> None:
+    leasing, plain = RedisStore(server.url, lease=4), RedisStore(server.url)
+
+    async def twice() -> int:
+        asking = asyncio.create_task(leasing.aapply(Op.HIT, TEN, "k", 1))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+        before = left(plain)
+        await leasing.aapply(Op.HIT, TEN, "k", 1)
+        return before - left(plain)
+
+    assert asyncio.run(twice()) == 4
+    leasing.close()
+    plain.close()
+
+
 def test_a_fork_uses_connections_of_its_own(store: RedisStore) -> None:
     assert left(store) == 10
     store.apply(Op.HIT, TEN, "k", 1)
