@@ -8,8 +8,8 @@ hit ──> lease has some left ──yes──> spent here, no round trip
 ```
 
 What is leased is spent already as far as the store knows, so all processes together never spend more in the long run;
-within one period, each may spend a lease that it took in the period before. So a key has one lease, which one at a time
-takes, however many threads and tasks find none.
+within one period, each may spend a lease that it took in the period before. So a key has one lease, which one at a
+time takes, however many threads and tasks find none.
 """
 
 from __future__ import annotations

@@ -559,7 +559,7 @@ def test_a_lease_that_is_not_answered_does_not_keep_others_from_one(server: Embe
 
     async def twice() -> int:
         asking = asyncio.create_task(leasing.aapply(Op.HIT, TEN, "k", 1))
-        await asyncio.sleep(0)
+        await SYSTEM_CLOCK.asleep(0)
         asking.cancel()
         await asyncio.wait([asking])
         before = left(plain)
