@@ -90,6 +90,19 @@ def test_a_unix_socket_is_named_unix(client):
     assert client_ip()(scope(client=client)) == "unix"
 
 
+@pytest.mark.parametrize(
+    ("server", "known"),
+    [(("127.0.0.1", 8000), "unknown"), (("::1", 8000), "unknown"), (("/run/app.sock", None), "unix")],
+)
+def test_a_client_that_was_gone_before_it_was_asked_for_its_address_is_not_taken_for_a_unix_socket(
+    server, known, caplog
+):
+    request = scope(client=None, server=server, headers={"X-Forwarded-For": "203.0.113.9"})
+    assert client_ip()(request) == known
+    assert client_ip(["unix"])(request) == ("203.0.113.9" if known == "unix" else known)
+    assert bool(caplog.records) == (known == "unix")
+
+
 def test_a_unix_socket_is_a_proxy_only_when_named():
     request = scope(client=None, headers={"X-Forwarded-For": "203.0.113.9"})
     assert client_ip(OURS)(request) == "unix"

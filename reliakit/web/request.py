@@ -23,6 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Request, Receive, Send], Awaitable[None]]
 
 UNIX = "unix"
+GONE = "unknown"
 
 
 def is_wsgi(request: Request) -> bool:
@@ -53,11 +54,17 @@ def method(request: Request) -> str:
 
 
 def peer(request: Request) -> str:
-    """Return the address at the other end of the socket, or "unix" for a unix socket."""
+    """Return the address at the other end of the socket, "unix" for a unix socket, "unknown" if it is lost."""
     if is_wsgi(request):
         return request.get("REMOTE_ADDR") or UNIX
     client = request.get("client")
-    return (client[0] if client else None) or UNIX
+    if client and client[0]:
+        found: str = client[0]
+        return found
+    # A client that resets its connection early leaves no address behind, as a unix socket has none; but then the
+    # server's own end still has one.
+    server = request.get("server")
+    return GONE if server and address_of(str(server[0])) else UNIX
 
 
 def is_secure(request: Request, trusted: Peers) -> bool:
