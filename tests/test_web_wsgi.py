@@ -7,7 +7,7 @@ import threading
 import pytest
 from web_driver import environ, wcall
 
-from reliakit import DeadlineExceededError, RateLimitedError, checkpoint, current_request, remaining
+from reliakit import DeadlineExceededError, OverloadedError, RateLimitedError, checkpoint, current_request, remaining
 from reliakit.core.events import ErrorSeen, RequestEnded, SecurityNoticed
 from reliakit.ratelimit import RateLimiter
 from reliakit.testing import ManualClock, RecordingListener
@@ -313,6 +313,13 @@ def test_code_that_notices_the_spent_budget_gives_504(heard, manual_clock):
     assert wcall(alone).status == 504
 
 
+def test_the_record_of_a_refusal_tells_its_category(caplog):
+    for error in (DeadlineExceededError("late"), OverloadedError("full")):
+        wcall(protect(raising(error), service="s"))
+    told = [(record.levelname, record.exc_info, record.category) for record in caplog.records]
+    assert told == [("WARNING", None, "timeout"), ("WARNING", None, "resource")]
+
+
 def test_a_late_answer_is_kept(manual_clock):
     def app(environ, start_response):
         manual_clock.advance(3.0)
@@ -375,6 +382,43 @@ def test_a_body_at_the_limit_passes_and_one_byte_more_is_413(how, declared):
     bad = wcall(app, method="POST", body=b"abc\ndefgh", checked=False, **chunked)
     assert (bad.status, bad.raised) == (413, None)
     assert bad.json["code"] == "body_too_large"
+
+
+class Reset:
+    """A body whose client resets the connection before it is whole."""
+
+    def read(self, *size):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    readline = readlines = read
+
+    def __iter__(self):
+        return self
+
+    __next__ = read
+
+
+@pytest.mark.parametrize("max_body", [None, 100])
+@pytest.mark.parametrize("how", READS)
+def test_a_client_that_is_gone_before_its_body_is_read_is_no_error_of_the_service(heard, caplog, how, max_body):
+    def app(environ, start_response):
+        READS[how](environ["wsgi.input"])
+        return ok(environ, start_response)
+
+    stack = protect(app, service="s", max_body=max_body, timeout=5.0, listeners=[heard])
+    answer = wcall(stack, method="POST", checked=False, **{"CONTENT_LENGTH": "9", "wsgi.input": Reset()})
+    assert isinstance(answer.raised, ConnectionResetError)  # which is for the server
+    assert (ended(heard).outcome, ended(heard).status) == ("client_disconnect", None)
+    assert (errors(heard), caplog.records) == ([], [])
+
+
+def test_an_error_of_the_apps_own_sockets_is_an_error_whoever_was_read_before(heard):
+    def app(environ, start_response):
+        environ["wsgi.input"].read(9)
+        raise ConnectionResetError(104, "of a database")
+
+    assert wcall(protect(app, service="s", listeners=[heard]), method="POST", body=b"whole").status == 500
+    assert (ended(heard).outcome, [seen.error_type for seen in errors(heard)]) == ("error", ["ConnectionResetError"])
 
 
 def test_413_stands_whatever_the_app_makes_of_it():

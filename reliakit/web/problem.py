@@ -284,6 +284,7 @@ class ProblemResponses(Part):
                 type(error).__name__,
                 response.status,
                 exc_info=None if expected else error,
+                extra={"category": classify(error).category} if expected else None,
             )
         return response
 

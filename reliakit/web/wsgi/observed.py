@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from reliakit.core.context import request_context
 from reliakit.web.cors import Cors, varied
 from reliakit.web.wsgi.messages import ExcInfo, Lines, Write, answer, begin_response, close_iterable, with_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+    from collections.abc import Callable, Iterable, Iterator
+    from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
     from reliakit.web.headers import SecurityHeaders
     from reliakit.web.observer import Exchange, RequestObserver
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Limited", "Observed", "Secured", "Shared"]
 
 
+T = TypeVar("T")
 FLASK_LEAVES = "werkzeug.debug.preserve_context"
 
 
@@ -42,6 +43,8 @@ class Observed:
         observer = self._observer
         exchange = observer.begin(environ)
         exchange.received = _length(environ.get("CONTENT_LENGTH", "")) or 0
+        if exchange.received or "HTTP_TRANSFER_ENCODING" in environ:
+            environ["wsgi.input"] = _Heard(environ["wsgi.input"], exchange)
 
         def start(status: str, lines: Lines, exc_info: ExcInfo = None, /) -> Write:
             exchange.status = int(status[:3])
@@ -75,6 +78,42 @@ class Observed:
             return _Body(context, iterable, observer, exchange, environ)
         except BaseException as error:
             observer.end(exchange, environ, error)
+            raise
+
+
+class _Heard:
+    """A request's body; an error of its socket means that the client is gone, and is nobody else's fault."""
+
+    __slots__ = ("_exchange", "_stream")
+
+    def __init__(self, stream: InputStream, exchange: Exchange) -> None:
+        self._stream = stream
+        self._exchange = exchange
+
+    def read(self, *size: int) -> bytes:
+        """Read up to so many bytes."""
+        return self._heard(self._stream.read, *size)
+
+    def readline(self, *size: int) -> bytes:
+        """Read one line."""
+        return self._heard(self._stream.readline, *size)
+
+    def readlines(self, *hint: int) -> list[bytes]:
+        """Read all lines."""
+        return self._heard(self._stream.readlines, *hint)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline():
+            yield line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _heard(self, read: Callable[..., T], *size: int) -> T:
+        try:
+            return read(*size)
+        except OSError:
+            self._exchange.disconnect()
             raise
 
 

@@ -125,8 +125,10 @@ class Answered(Rescued):
 
     def rescue(self, error: Exception) -> ProblemResponse | None:
         """Answer what this part is about."""
+        exchange: Exchange | None = self._environ.get(observing.KEY)
+        if exchange is not None and exchange.disconnected and observing.is_disconnect(error):
+            return None  # nobody is left to be answered; the server knows such errors
         if self.started:
-            exchange: Exchange | None = self._environ.get(observing.KEY)
             self._problems.seen(error, (exchange and exchange.status) or 500)
             return None
         response = self._problems.answer(error)
