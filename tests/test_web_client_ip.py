@@ -117,6 +117,13 @@ def test_wsgi_environs_are_read_alike():
     assert client_ip()(made) == "unix"
 
 
+@pytest.mark.parametrize("called", ["localhost", "<local>"])  # by waitress, by werkzeug
+def test_a_unix_socket_is_named_unix_whatever_the_server_calls_it(called):
+    made = environ(client=called, headers={"X-Forwarded-For": "203.0.113.9"})
+    assert client_ip()(made) == "unix"
+    assert client_ip(["unix"])(made) == "203.0.113.9"
+
+
 def test_only_the_configured_header_is_read():
     request = scope(headers={"X-Forwarded-For": "1.1.1.1", "Forwarded": "for=2.2.2.2"}, client=("10.0.0.1", 1))
     assert client_ip(OURS)(request) == "1.1.1.1"
@@ -135,7 +142,11 @@ def test_only_the_configured_header_is_read():
         ("for=1.1.1.1;for=2.2.2.2", "10.0.0.1"),
         ('for="1.1.1.1', "10.0.0.1"),
         ("", "10.0.0.1"),
-        ("for=1.1.1.1,,for=10.0.0.7", "10.0.0.1"),
+        (", for=203.0.113.9;proto=https", "203.0.113.9"),  # as a proxy's template writes it for a client that sent none
+        ("for=203.0.113.9,, for=10.0.0.7 , ", "203.0.113.9"),
+        ("for=1.1.1.1, ;for=203.0.113.9;;proto=http;", "203.0.113.9"),
+        ("for=1.1.1.1, for=203.0.113.9 x", "10.0.0.1"),
+        ("for=1.1.1.1, =", "10.0.0.1"),
     ],
 )
 def test_forwarded_is_read_as_rfc_7239_has_it(line, found):

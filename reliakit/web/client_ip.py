@@ -34,9 +34,9 @@ _log = logging.getLogger("reliakit.web")
 _MAX_TEXT = 8192
 _MAX_HOPS = 32
 _WITH_PORT = re.compile(r"\[([^\[\]]*)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}")
-# One `name=value` of an element, the value a token or a quoted string (RFC 7239 section 4).
+# One `name=value` of an element, the value a token or a quoted string, or nothing at all (RFC 7239 section 4).
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - a grammar, no secret
-_PAIR = re.compile(rf'[ \t]*({_TOKEN})=(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")[ \t]*(;|,|$)')
+_PAIR = re.compile(rf'[ \t]*(?:({_TOKEN})=(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")[ \t]*)?(;|,|$)')
 
 
 class ClientIP:
@@ -95,7 +95,8 @@ def client_ip(
     threads and tasks.
 
     The peer is what the server says it is: uvicorn by default rewrites it from X-Forwarded-For for proxies on the
-    same machine (`--no-proxy-headers` leaves that to this function).
+    same machine (`--no-proxy-headers` leaves that to this function), and waitress by default takes the header away
+    (`clear_untrusted_proxy_headers=False` leaves it).
 
     Args:
         trusted: Your own proxies: networks such as "10.0.0.0/8", addresses, or "unix" for a unix socket.
@@ -182,18 +183,24 @@ def _forwarded_hops(lines: list[str]) -> Iterator[str | None]:
 
 
 def _elements(line: str) -> list[str | None] | None:
-    """Return the `for` of each element of one Forwarded line, or None if the line is not well formed."""
+    """Return the `for` of each element of one Forwarded line, or None if the line is not well formed.
+
+    Empty elements are left out, as RFC 9110 section 5.6.1 has it: a proxy that appends to nothing makes one.
+    """
     found: list[str | None] = []
     names: dict[str, str] = {}
     position = 0
     while True:
         match = _PAIR.match(line, position)
-        if match is None or match[1].lower() in names:
+        if match is None:
             return None
-        quoted = match[3]
-        names[match[1].lower()] = match[2] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        if match[1] is not None:
+            name, quoted = match[1].lower(), match[3]
+            if name in names:
+                return None
+            names[name] = match[2] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
         position = match.end()
-        if match[4] != ";":
+        if match[4] != ";" and names:
             found.append(names.get("for"))
             names = {}
         if not match[4]:

@@ -24,6 +24,8 @@ ASGIApp = Callable[[Request, Receive, Send], Awaitable[None]]
 
 UNIX = "unix"
 GONE = "unknown"
+# What waitress and werkzeug call the peer of a unix socket; the peer of any other socket is a number.
+_UNIX_ALIASES = ("localhost", "<local>")
 
 
 def is_wsgi(request: Request) -> bool:
@@ -56,7 +58,8 @@ def method(request: Request) -> str:
 def peer(request: Request) -> str:
     """Return the address at the other end of the socket, "unix" for a unix socket, "unknown" if it is lost."""
     if is_wsgi(request):
-        return request.get("REMOTE_ADDR") or UNIX
+        address: str = request.get("REMOTE_ADDR") or UNIX
+        return UNIX if address in _UNIX_ALIASES else address
     client = request.get("client")
     if client and client[0]:
         found: str = client[0]
