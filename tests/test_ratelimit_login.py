@@ -310,6 +310,14 @@ def test_names_that_look_alike_are_one_account(guard: LoginGuard, one: str, othe
     assert guard.status(account=other).failures == 1
 
 
+def test_an_account_of_half_a_million_combining_marks_is_counted_at_once(guard: LoginGuard) -> None:
+    # To bring them into the order of the normal form takes minutes.
+    huge = "A" + "\u0301\u0316" * 2**18
+    fail(guard, huge)
+    assert guard.status(account=f" {huge.lower()} ").failures == 1
+    assert guard.status(account=huge[:-1]).failures == 0
+
+
 def test_ipv6_sources_are_one_by_their_64(guard: LoginGuard) -> None:
     for number in range(20):
         fail(guard, f"user {number}", f"2001:db8:0:1::{number:x}")

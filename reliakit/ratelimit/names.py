@@ -17,6 +17,8 @@ from reliakit.stores.attempts import Attempt
 __all__ = ["Names", "hidden"]
 
 _DIGITS = 32  # of the digest's 64: 128 bits are more than enough to tell keys apart
+# Bringing combining marks into order takes time by the square of their number: minutes for a body of a mebibyte.
+_NORMALISED = 1024
 
 
 class Names:
@@ -77,6 +79,9 @@ def _text(argument: str, value: object) -> str:
 
 
 def _normalised(account: str) -> str:
+    account = account.strip()
+    if len(account) > _NORMALISED:
+        return account.casefold()  # longer than any account that exists, so how it is spelt makes no difference
     # Case folding can undo the normal form, so the text is normalised again afterwards.
     return normalize("NFKC", normalize("NFKC", account).casefold()).strip()
 
