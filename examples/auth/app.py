@@ -9,6 +9,7 @@ from functools import partial
 from http import HTTPStatus
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import normalize
 
 from fastapi import Cookie, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -48,11 +49,17 @@ log = get_logger(__name__)
 
 _ADDRESS = r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+$"
 _JSON = re.compile(r"application/([^;]+\+)?json\s*(;|$)", re.IGNORECASE)
-Email = Annotated[str, StringConstraints(pattern=_ADDRESS, max_length=254), AfterValidator(str.lower)]
-
-
-Device = Annotated[str, StringConstraints(min_length=1, max_length=64)] | None
 _DEVICE_SECONDS = 90 * 86_400
+
+
+def one_spelling(email: str) -> str:
+    """Whom the guard takes for one account must be one: logging in to a twin would clear the victim's failures."""
+    return normalize("NFKC", normalize("NFKC", email).casefold())
+
+
+Email = Annotated[
+    str, StringConstraints(max_length=254), AfterValidator(one_spelling), StringConstraints(pattern=_ADDRESS)
+]
 
 
 def encodable(password: SecretStr) -> SecretStr:
@@ -150,10 +157,11 @@ def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase) -> None:
 
     @app.post("/login", dependencies=[Depends(take_json)])
     async def login(
-        login: Login, request: Request, response: Response, device: Annotated[Device, Cookie()] = None
+        login: Login, request: Request, response: Response, device: Annotated[str, Cookie()] = ""
     ) -> Token:
         source = source_of(request.scope)
-        device = device or token_urlsafe()
+        # Nobody can repair a cookie that his scripts cannot see: one that is not ours is replaced, not refused.
+        device = device if device.strip() and len(device) <= 64 else token_urlsafe()
         account_id = await authenticate(login, source, device)
         await accounts.note_login(account_id)
         token = tokens.issue(str(account_id))

@@ -46,7 +46,15 @@ def main() -> int:
 def serve(app: WSGIApplication, listener: socket.socket, threads: int, stopping: threading.Event) -> None:
     """Serve until told to stop, then answer what has been taken in, for at most five seconds."""
     sockets: dict[int, Any] = {}
-    server = create_server(app, map=sockets, sockets=[listener], threads=threads, ident=None, asyncore_use_poll=True)
+    server = create_server(
+        app,
+        map=sockets,
+        sockets=[listener],
+        threads=threads,
+        ident=None,
+        asyncore_use_poll=True,
+        clear_untrusted_proxy_headers=False,  # protect() and TRUSTED_PROXIES decide who is believed
+    )
     while not stopping.is_set():
         wasyncore.loop(timeout=0.25, use_poll=True, map=sockets, count=1)
     server.accepting = False

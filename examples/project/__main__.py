@@ -32,6 +32,7 @@ def main() -> int:
             lifespan="on",
             log_config=None,  # its lines go through reliakit's handler
             access_log=False,  # protect() writes a better one
+            proxy_headers=False,  # else uvicorn believes X-Forwarded-For of this machine; TRUSTED_PROXIES decides
             server_header=False,
             timeout_graceful_shutdown=5,
         )

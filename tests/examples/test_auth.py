@@ -47,6 +47,27 @@ def test_an_address_is_one_account_whatever_its_case(auth, account):
     assert refused.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize(("ours", "twin"), [("a", "\uff41"), ("ss", "\u00df")], ids=["width", "sharp s"])
+def test_nobody_can_register_a_twin_whose_logins_clear_the_failures_of_an_account(auth, email, ours, twin):
+    body = {"email": ours + email, "password": "correct horse battery"}
+    assert auth.client.post("/register", json=body).status_code == 201
+    assert auth.client.post("/register", json={**body, "email": twin + email}).status_code == 409
+
+
+@pytest.mark.parametrize("cookie", ['device="  "', "device=", "device=" + 65 * "x"])
+def test_a_cookie_that_is_not_ours_keeps_nobody_out(auth, account, cookie):
+    answer = auth.client.post("/login", json=account, headers={"Cookie": cookie})
+    assert answer.status_code == 200
+    assert len(answer.cookies["device"]) == 43
+
+
+def test_the_server_does_not_decide_who_the_client_is(auth):
+    # uvicorn would take the word that is no address, which costs whoever sends it nothing.
+    place = {"X-Forwarded-For": "203.0.113.77, nowhere-at-all"}
+    assert auth.client.get("/verify", headers=place).status_code in {401, 429}
+    assert "nowhere-at-all" not in auth.log
+
+
 def test_a_wrong_password_and_an_unknown_account_answer_the_same(auth, account):
     wrong = auth.client.post("/login", json={**account, "password": "wrong horse battery"})
     unknown = auth.client.post("/login", json={"email": f"x{account['email']}", "password": "wrong horse battery"})

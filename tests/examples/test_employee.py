@@ -132,6 +132,12 @@ def test_a_token_that_is_not_valid_is_401(employee, header):
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def test_the_server_does_not_decide_who_the_client_is(employee):
+    # waitress would take the header away.
+    assert employee.client.get("/employees", headers={"X-Forwarded-For": "203.0.113.78"}).status_code == 401
+    assert "203.0.113.78" in employee.log
+
+
 def test_personal_data_goes_in_and_not_into_the_log(employee, client, department):
     body = new_employee(department, note="card 4111111111111111, call grace@example.org")
     employee_id = uuid.uuid4()

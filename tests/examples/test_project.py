@@ -173,6 +173,13 @@ def test_a_token_that_is_not_valid_is_401(project, header):
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+def test_the_server_does_not_decide_who_the_client_is(project):
+    # uvicorn would take the word that is no address, which costs whoever sends it nothing.
+    place = {"X-Forwarded-For": "203.0.113.77, nowhere-at-all"}
+    assert project.client.get("/projects", headers=place).status_code == 401
+    assert "nowhere-at-all" not in project.log
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_the_pages_of_its_operators_answer_get_and_head_at_their_own_address(project, method):
     assert set(project.operations(method).values()) == {200}
