@@ -142,7 +142,7 @@ def test_only_the_configured_header_is_read():
         ("for=1.1.1.1;for=2.2.2.2", "10.0.0.1"),
         ('for="1.1.1.1', "10.0.0.1"),
         ("", "10.0.0.1"),
-        (", for=203.0.113.9;proto=https", "203.0.113.9"),  # as a proxy's template writes it for a client that sent none
+        (", for=203.0.113.9;proto=https", "203.0.113.9"),  # from a template, for a client that sent none
         ("for=203.0.113.9,, for=10.0.0.7 , ", "203.0.113.9"),
         ("for=1.1.1.1, ;for=203.0.113.9;;proto=http;", "203.0.113.9"),
         ("for=1.1.1.1, for=203.0.113.9 x", "10.0.0.1"),
