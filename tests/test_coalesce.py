@@ -366,7 +366,7 @@ async def test_an_error_that_left_is_not_kept_alive() -> None:
 
 
 def test_what_cannot_be_told_apart_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"cannot tell such calls apart .*give key="):
+    with pytest.raises(ConfigurationError, match=r"cannot compare such arguments .*give key="):
         Coalesce().call(len, [1])
 
 

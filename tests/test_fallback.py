@@ -137,7 +137,7 @@ def test_an_async_stand_in_cannot_serve_a_plain_function() -> None:
     ("make", "words"),
     [
         (lambda: Fallback(dict), "got the class dict: give `lambda error: dict"),
-        (lambda: Fallback(lambda: 7), "cannot be: give `lambda error"),
+        (lambda: Fallback(lambda: 7), "and is not: give `lambda error"),
         (lambda: Fallback(7, on=7), "on must be"),
         (lambda: Fallback(7, name=""), "name must be"),
     ],

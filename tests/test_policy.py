@@ -486,7 +486,7 @@ def test_the_standard_policy_is_in_the_right_order() -> None:
     ("make", "words"),
     [
         (Policy, "at least one pattern"),
-        (lambda: Policy(Retry), "got the class Retry: make one of it"),
+        (lambda: Policy(Retry), "got the class Retry: make an instance"),
         (lambda: Policy(fails), "Policy takes patterns such as Retry"),
         (lambda: Retry(3) | 3, "Policy takes patterns"),
         (lambda: CircuitBreaker() | 3, "Policy takes patterns"),

@@ -1,1 +1,1 @@
-"""What stands between a caller and a dependency that may fail."""
+"""The patterns that stand between a caller and a dependency that may fail."""

@@ -1,11 +1,11 @@
-"""A limit on calls at once that finds its own size from how long they take.
+"""A limit on concurrent calls that finds its own size from how long they take.
 
 ```
 calls take longer than usual     fewer at once           usual = a long average, see `Gradient2`
 calls take as long as usual      a few more at once
 ```
 
-After Netflix's concurrency-limits: `Gradient2` compares the latency of now with that of the last minutes, `AIMD`
+After Netflix's concurrency-limits: `Gradient2` compares the current latency with that of the last minutes, `AIMD`
 ("additive increase, multiplicative decrease") grows slowly until something times out, as TCP does.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AIMD", "AdaptiveLimit", "Gradient2"]
 
-# So many samples tell what is usual when nothing is known yet.
+# How many samples it takes to tell what is usual when nothing is known yet.
 _YOUNG = 10
 _SHARES: dict[Priority, float] = {"critical": 1.2, "default": 1.0, "sheddable": 0.8}
 
@@ -45,14 +45,14 @@ def _at_least(argument: str, value: float, least: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Gradient2:
-    """Shrink the limit by as much as calls take longer than they used to.
+    """Shrink the limit in proportion as calls take longer than they used to.
 
     Args:
-        tolerance: How many times longer than usual is still usual; at least 1.
-        queue: How many more calls may be under way than the latency explains, so that the limit can grow.
-        smoothing: The share of a new limit that is taken over at once.
-        period: Seconds whose calls are averaged into one sample.
-        samples: How many calls a sample has at least.
+        tolerance: How many times longer than usual still counts as usual; at least 1.
+        queue: How many calls more than the latency justifies may be under way, so that the limit can grow.
+        smoothing: The share of a newly computed limit that takes effect at once.
+        period: Seconds of calls that are averaged into one sample.
+        samples: The least number of calls in a sample.
         memory: How many samples back the usual latency reaches.
     """
 
@@ -74,11 +74,11 @@ class Gradient2:
 
 @dataclass(frozen=True, slots=True)
 class AIMD:
-    """Grow by one call a round trip, and shrink by a factor when calls are dropped.
+    """Grow the limit by one call per round trip, and shrink it by a factor when calls are dropped.
 
     Args:
         backoff: The factor, above 0 and below 1.
-        slow: Seconds from which on a call counts as dropped, or None for errors alone.
+        slow: Seconds from which a call counts as dropped; None if only errors do.
     """
 
     backoff: float = 0.9
@@ -93,7 +93,7 @@ class AIMD:
 
 
 class _Gradient:
-    """The limit by Gradient2. Pure: not thread-safe, told the time."""
+    """The limit by Gradient2. Pure and not thread-safe; the caller passes the time."""
 
     def __init__(self, settings: Gradient2) -> None:
         self._settings = settings
@@ -106,7 +106,7 @@ class _Gradient:
         self._dropped = False
 
     def moved(self, limit: float, now: float, duration: float, most: int, *, dropped: bool) -> float:
-        """Return the limit after one more call; `most` were under way with it."""
+        """Return the limit after one more call; `most` is how many calls ran at once, this one included."""
         settings = self._settings
         if self._until is None:
             self._until = now + settings.period
@@ -127,16 +127,16 @@ class _Gradient:
         if dropped:
             return limit * 0.9
         if usual > 2 * mean:
-            self._usual = usual * 0.95  # after a long slow time, what is usual comes down sooner
+            self._usual = usual * 0.95  # after a long slow period, bring the usual latency down sooner
         if most < limit / 2:
-            return limit  # nobody asked for more, so nothing was learnt of what more would do
+            return limit  # the limit was not used up, so nothing was learnt about a higher one
         gradient = min(1.0, max(0.5, settings.tolerance * usual / mean)) if mean > 0 else 1.0
         wanted = limit * gradient + settings.queue
         return limit * (1 - settings.smoothing) + wanted * settings.smoothing
 
     def _usual_with(self, mean: float) -> float:
-        # The first samples are averaged as they are; later ones weigh as in an exponential average, or a young limit
-        # would soon take a server's trouble for what is usual.
+        # The first samples get a plain average. With the weights of the exponential average from the start, a young
+        # limit would soon take a server's trouble for the usual.
         self._known = min(self._known + 1, _YOUNG + 1)
         weight = 1 / self._known if self._known <= _YOUNG else 2 / (self._settings.memory + 1)
         self._usual = mean if self._usual is None else self._usual + weight * (mean - self._usual)
@@ -144,7 +144,7 @@ class _Gradient:
 
 
 class _Additive:
-    """The limit by AIMD. Pure: not thread-safe, told the time."""
+    """The limit by AIMD. Pure and not thread-safe; the caller passes the time."""
 
     def __init__(self, settings: AIMD) -> None:
         self._settings = settings
@@ -155,7 +155,7 @@ class _Additive:
         slow = self._settings.slow
         if dropped or (slow is not None and duration >= slow):
             if now - duration < self._shrunk_at:
-                return limit  # it began before the limit was last shrunk, so it tells of the same overload
+                return limit  # the call began before the last cut, so it reports the same overload
             self._shrunk_at = now
             return limit * self._settings.backoff
         return limit + 1 / limit if most * 2 >= limit else limit
@@ -172,7 +172,7 @@ class _Ticket:
 
 
 class AdaptiveLimit(Layer):
-    """Let as many calls run at once as the other side takes without slowing down.
+    """Let as many calls run at once as the dependency can take without slowing down.
 
     ```python
     inventory = AdaptiveLimit()             # or AdaptiveLimit(AIMD(), initial=10)
@@ -182,22 +182,22 @@ class AdaptiveLimit(Layer):
     ```
 
     It never waits: beyond the limit it raises OverloadedError. Requests of `request_context(priority=...)`
-    "sheddable" may use 80 % of the limit, "critical" ones 120 %. Calls that end with an error that is no overload,
-    or are cancelled, teach nothing. One object is safe for any mix of threads and tasks.
+    "sheddable" may use 80 % of the limit, "critical" ones 120 %. Calls that are cancelled, or that end with an error
+    other than overload, do not move the limit. One object is safe for any mix of threads and tasks.
 
     Args:
         algorithm: How the limit moves: `Gradient2()` or `AIMD()`.
         initial: The limit to begin with.
-        minimum: It never goes below.
-        maximum: It never goes above.
-        overload: Which errors mean that there was too much: a type, a tuple of types, or a predicate.
-        name: Names it in errors and events.
+        minimum: The lowest the limit may go.
+        maximum: The highest the limit may go.
+        overload: Which errors mean overload: a type, a tuple of types, or a predicate.
+        name: Names the limit in errors and events.
         listeners: Callables that receive its events.
-        clock: What measures calls.
+        clock: Measures how long calls take.
 
     Raises:
         ConfigurationError: A setting is wrong.
-        OverloadedError: At a call: as many run as may.
+        OverloadedError: At a call: the limit is reached.
     """
 
     __slots__ = (
@@ -237,18 +237,18 @@ class AdaptiveLimit(Layer):
         self._machine = _Gradient(algorithm) if isinstance(algorithm, Gradient2) else _Additive(algorithm)
         self._clock = clock
         self._running = 0
-        self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call that ends
+        self._lock = threading.RLock()  # re-entrant: a finaliser may end a call while this thread holds it
         renew_locks_after_fork(self, "_lock")
         tell_after_fork(self, "begin_anew")
 
     @property
     def limit(self) -> int:
-        """How many may run at once now."""
+        """How many calls may run at once now."""
         return int(self._limit)
 
     @property
     def running(self) -> int:
-        """How many run now."""
+        """How many calls run now."""
         return self._running
 
     def begin_anew(self) -> None:
@@ -256,10 +256,10 @@ class AdaptiveLimit(Layer):
         self._running = 0
 
     def enter(self) -> _Ticket:
-        """Let a call pass, or refuse it; the half that wrappers use.
+        """Let a call pass, or refuse it; wrappers use this.
 
         Raises:
-            OverloadedError: As many run as may.
+            OverloadedError: The limit is reached.
         """
         share = _SHARES[current_priority()]
         with self._lock:
@@ -270,18 +270,19 @@ class AdaptiveLimit(Layer):
                 return _Ticket(self._clock.monotonic(), self._running)
         self._emitter.emit(CallRejected, reason=OverloadedError.__name__, retry_after=None)
         raise OverloadedError(
-            f"adaptive limit {self.name!r} lets {allowed} calls run at once now, and they do", name=self.name
+            f"adaptive limit {self.name!r} lets {allowed} calls run at once now, and as many are running",
+            name=self.name,
         )
 
     def leave(self, ticket: _Ticket, error: BaseException | None, result: object, /) -> None:  # noqa: ARG002 - latency is what counts
-        """Take a call's place back, and learn from it."""
+        """Give back a call's place, and learn from how long it took."""
         dropped = False
         try:
             dropped = isinstance(error, Exception) and self._is_overload(error)
         finally:
             with self._lock:
                 most = max(ticket.running, self._running)
-                self._running = max(0, self._running - 1)  # 0 for one that began before a fork
+                self._running = max(0, self._running - 1)  # max for a call that began before a fork
                 before = int(self._limit)
                 if error is None or dropped:
                     now = self._clock.monotonic()

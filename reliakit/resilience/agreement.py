@@ -1,4 +1,4 @@
-"""What one breaker tells the others of its name, and what it does when they agree. Pure: no store, no waiting.
+"""What one breaker tells the others of its name, and what it does when they agree. Pure: no store and no waiting.
 
 ```
 ballot(state, rest) ──> the store counts ──> heed(count) ──> Order: open for so long, forced open, closed, or nothing
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Agreement", "Order"]
 
-# A process that has the lease and no calls to probe with lets others have it after so many rounds.
+# A process that holds the lease but has no calls to probe with gives it up after so many rounds.
 _IDLE_ROUNDS = 3
 _BY_HAND = frozenset({State.FORCED_OPEN, State.DISABLED, State.METRICS_ONLY})
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a breaker has to do: be "open" or "forced" for so many seconds (None for no end), or "closed"."""
+    """What a breaker has to do: be "open" or "forced" for `seconds` (None: without end), or "closed"."""
 
     state: str
     seconds: float | None = None
@@ -33,23 +33,23 @@ class Order:
 
 @dataclass(slots=True)
 class Agreement:
-    """One breaker's part in the agreement: what it votes, and what the count means for it. Pure: no store, no wait.
+    """One breaker's part in the agreement: how it votes, and what the count means for it. Pure: no store, no waiting.
 
-    While a circuit is open by agreement its break is told to be longer than it is, by `hold`: nobody probes who has
-    not got the lease, however late his next round comes.
+    While a circuit is open by agreement, its break is made longer than it is, by `hold`, so that a process without
+    the lease does not probe even if its next round comes late.
 
     Attributes:
         interval: Seconds between two rounds.
         hold: Seconds after which a process whose rounds have stopped decides alone.
         era: The era it last heard of, -1 for none yet.
-        is_shared: Whether the circuit is open because a quorum agrees, whoever began.
-        is_forced: Whether it is forced open by the store.
+        is_shared: Whether the circuit is open because a quorum agrees, whichever process opened first.
+        is_forced: Whether the store forces it open.
         is_probing: Whether it was told to probe.
         is_voting: Whether its last ballot said that its own calls have opened it.
-        has_voted: Whether the one before did.
+        has_voted: Whether the ballot before that one did.
         until: When the break that all agree on is over.
-        own_until: When the break is over that its own calls have begun.
-        idle: For how many rounds it was to probe and did not.
+        own_until: When the break that its own calls began is over.
+        idle: How many rounds it was meant to probe and did not.
         heard_at: When it last heard of the others.
     """
 
@@ -70,10 +70,10 @@ class Agreement:
         """Return this round's ballot.
 
         Args:
-            ballot: What does not change from round to round.
+            ballot: The part that does not change from round to round.
             state: The breaker's state.
-            rest: Its `retry_after`.
-            now: The instant at which both were read.
+            rest: The breaker's `retry_after`.
+            now: When both were read.
         """
         is_open = state is State.OPEN and rest is not None
         has_failed = self.is_probing and is_open and (rest or 0.0) > 0
@@ -84,7 +84,7 @@ class Agreement:
             state is State.HALF_OPEN or has_failed or (is_over and self.idle < _IDLE_ROUNDS)
         )
         remaining = max(0.0, self.own_until - now) if is_open else 0.0
-        # A lease that is over may be another's by now, whose probes know better: he is heard first.
+        # An expired lease may be another process's by now, whose probes know better: what it says is heard first.
         is_news = now - self.heard_at < ballot.lease
         self.has_voted, self.is_voting = self.is_voting, remaining > 0
         return ballot._replace(
@@ -96,7 +96,7 @@ class Agreement:
 
     def heed(self, count: Count, state: State, rest: float | None, now: float) -> Order | None:
         """Take in the store's count, and return what the breaker has to do, or None for nothing."""
-        is_new_era = -1 < self.era < count.era  # one that is over again was flushed: nobody has closed anything
+        is_new_era = -1 < self.era < count.era  # an era that starts again means a flushed store, not a closed circuit
         self.era, self.heard_at = count.era, now
         if count.forced > 0 or self.is_forced:
             return self._obey(count, state, rest)
@@ -104,7 +104,7 @@ class Agreement:
             self._leave()
             return None
         if is_new_era:
-            # Also for one that has helped to open it and not yet heard that it has.
+            # Also a process that helped to open the circuit and has not heard yet that it is open.
             took_part = self.is_shared or self.has_voted
             self._leave()
             return Order("closed") if took_part and state is not State.CLOSED else None
@@ -113,12 +113,12 @@ class Agreement:
         return self._linger(count, state, rest, now) if self.is_shared else None
 
     def has_told(self, count: Count) -> None:
-        """Take notice that the others know that it has closed, where it has become something else meanwhile."""
+        """Note that the others have heard that it closed, although its state has changed again meanwhile."""
         self.era = count.era
         self._leave()
 
     def alone(self, state: State, rest: float | None, now: float) -> Order | None:
-        """Return what the breaker has to do when the store does not answer: go by the break itself."""
+        """Return what the breaker has to do while the store does not answer: keep to the break, without `hold`."""
         left = max(0.0, self.until - now)
         is_held = self.is_shared and state is State.OPEN and rest is not None and rest > left + self.interval
         return Order("open", left) if is_held and not self.is_probing else None
@@ -133,12 +133,12 @@ class Agreement:
         self._leave()
         if not was_forced:
             return Order("forced", None if count.forced == inf else count.forced)
-        # Let go of by hand, or run out by itself: then probes decide.
+        # Released by hand, it closes; if the time just ran out, probes decide.
         is_let_go = not self.is_forced and (rest is None or rest > 2 * self.interval)
         return Order("closed") if is_let_go and state is State.FORCED_OPEN else None
 
     def _join(self, count: Count, state: State, rest: float | None, now: float) -> Order | None:
-        """A quorum says that the circuit is open."""
+        """Follow a quorum that says that the circuit is open."""
         self.is_shared, self.until = True, now + count.remaining
         if state is State.HALF_OPEN and count.has_lease:
             return None
@@ -146,15 +146,15 @@ class Agreement:
         return self._held(state, rest, count.remaining)
 
     def _held(self, state: State, rest: float | None, left: float) -> Order | None:
-        """Return what keeps everybody out for so many seconds, and until the round after."""
+        """Return the order that keeps all calls out for `left` seconds and until the round after."""
         is_held = state is State.OPEN and rest is not None and rest >= left + self.hold - self.interval
         return None if is_held else Order("open", left + self.hold)
 
     def _linger(self, count: Count, state: State, rest: float | None, now: float) -> Order | None:
-        """The break is over; who has the lease probes, and all others wait for what comes of it."""
+        """Act after the break is over: the holder of the lease probes, and all others wait for the outcome."""
         if state is State.CLOSED:
             return None
-        # Breaks are never cut short: a store that knows of none was flushed, and the break that all know of goes on.
+        # Breaks are never cut short: a store that knows of none was flushed, and the agreed break goes on.
         left = self.until - now if self.until - now > self.interval else 0.0
         self.until = min(self.until, now + left)
         if left or not count.has_lease:

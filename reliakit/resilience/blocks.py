@@ -4,8 +4,9 @@
 with breaker: ...        __enter__ keeps the permit under the frame of the with statement, __exit__ finds it there
 ```
 
-A block is entered and left by one frame, whatever thread, task or context runs it at the time. A generator may be
-closed in another one than it began in, where a context variable would be lost, and tasks share their thread.
+A block is entered and left by one frame, whatever thread, task or context runs it at the time. Context variables
+would not do: a generator may be closed in another context than it began in. Thread-locals would not either: tasks
+share their thread.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _EXIT_STACKS = vars(contextlib)
 
 
 class Blocks(Generic[T]):
-    """The permits of the blocks that are entered now. Safe from threads and tasks: a frame runs in one of them.
+    """The permits of the blocks that are entered now. Safe from threads and tasks, as a frame runs in only one.
 
-    `enter` and `leave` are for `__enter__` and `__exit__` themselves: they look two frames up for the block.
+    Call `enter` and `leave` directly from `__enter__` and `__exit__`: they find the block two frames up.
     """
 
     __slots__ = ("_entered",)
@@ -49,7 +50,7 @@ class Blocks(Generic[T]):
             frame = _beyond(frame)
         entered = self._entered
         if frame not in entered:
-            # An exit stack was handed on to another function: take the block that was entered last.
+            # An exit stack was handed on to another function: take the permit of the block entered last.
             known = list(entered)
             if not known:
                 return None
@@ -60,7 +61,7 @@ class Blocks(Generic[T]):
         return permit
 
 
-# A permit, and what else was entered in the same frame before it.
+# A permit, and the permits entered in the same frame before it.
 _Entered: TypeAlias = "tuple[T, _Entered[T] | None]"
 
 

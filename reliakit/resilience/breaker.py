@@ -1,12 +1,12 @@
-"""A circuit breaker: stops calling what keeps failing, and lets a few probes find out when it is well again.
+"""A circuit breaker: stops calling what keeps failing, and lets a few probes find out when it works again.
 
 ```
 closed ── failures, or slow calls ──> open ── reset_timeout, then a call ──> half_open ── probes ──> closed or open
 ```
 
-After Michael Nygard, "Release It!" (2007). The decisions are in `circuit.py`; this is the shell around them: the
-lock, the clock, the verdicts and the events. One breaker serves threads and tasks at once: a decision never waits,
-the lock is held for its few steps only, and never while a call, a listener or a predicate runs.
+After Michael Nygard, "Release It!" (2007). The decisions are in `circuit.py`; this module adds the lock, the clock,
+the verdicts and the events. One breaker serves threads and tasks at once: a decision never waits, and the lock is
+held for the few steps of a decision, never while a call, a listener or a predicate runs.
 """
 
 from __future__ import annotations
@@ -74,34 +74,36 @@ class CircuitBreaker(Outcomes):
     ```
 
     A call that is refused raises CircuitOpenError. Cancellation, KeyboardInterrupt, SystemExit, GeneratorExit and
-    rejections that pass through count as nothing; an error that is neither failure nor ignored counts as a success,
-    for the dependency answered. One object is safe for any mix of threads and tasks. What a call costs beside a bare
-    wrapper function is printed by benchmarks/resilience.py.
+    rejections that pass through are not counted; an error that is neither a failure nor ignored counts as a success,
+    because the dependency answered. One object is safe for any mix of threads and tasks. benchmarks/resilience.py
+    prints what a call costs compared with a bare wrapper function.
 
-    Any one of the triggers opens the circuit. Shares are inclusive and judged after every outcome, so a success may
-    open it too, by completing `minimum_calls` or once successes have left a time window.
+    Any one of the triggers opens the circuit. Rates are inclusive and judged after every outcome, so a success may
+    open it too, by completing `minimum_calls` or after older successes have left a time window.
 
     Args:
         name: Names the breaker in errors and events.
-        failure_threshold: Failures in a row that open the circuit. None stands for 5, and for off when a rate is set.
+        failure_threshold: Failures in a row that open the circuit. None means 5, or off when a rate is set.
         failure_rate: Share of failures in the window that opens it, above 0 up to 1.
-        slow_call: Seconds from which on a call is slow, whatever it came to. Goes with `slow_rate`.
+        slow_call: Seconds from which a call counts as slow, whatever its outcome. Goes with `slow_rate`.
         slow_rate: Share of slow calls in the window that opens it, above 0 up to 1.
-        window: Over which outcomes shares are taken.
-        minimum_calls: No share is judged over fewer outcomes.
-        reset_timeout: How long it stays open, in seconds: a number, a `Backoff`, or a callable of how many times it
-            has opened since it was closed, from 1. One that raises is logged and stands for 60 s.
+        window: Which recent outcomes the rates are computed over.
+        minimum_calls: The number of outcomes in the window below which no rate is judged.
+        reset_timeout: How long it stays open, in seconds: a number, a `Backoff`, or a callable that is given how many
+            times it has opened since it was last closed, from 1. If the callable raises, that is logged and the break
+            lasts 60 s.
         half_open_calls: How many probes are let through after the break. With a rate set, the rate over them decides
             as soon as it can; else the first failure opens the circuit again, and all must succeed to close it.
         half_open_timeout: Seconds after which a probe that has not answered loses its permit to the next caller.
-            None stands for the length of the break.
+            None means the length of the break.
         failure: Which errors are failures: a type, a tuple of types, or a predicate of the error.
-        ignore: Which errors count as nothing; beats `failure`.
+        ignore: Which errors are not counted at all; takes precedence over `failure`.
         failure_result: A predicate of the result that makes it a failure, or None. `with` blocks have no result.
-        open_for: A callable of each failure, its error or its result, that returns how many seconds the dependency
-            itself asks to be left alone, such as a Retry-After, or None. The circuit then opens at once for so long.
+        open_for: A callable that is given each failure, as its error or its result, and returns for how many seconds
+            the dependency asks to be left alone, such as a Retry-After, or None. The circuit then opens at once for
+            that long.
         listeners: Callables that receive this breaker's events.
-        clock: Where time and chance come from.
+        clock: Provides the time and the random numbers.
 
     Raises:
         ConfigurationError: A setting is wrong, or two of them do not go together.
@@ -187,20 +189,20 @@ class CircuitBreaker(Outcomes):
             (clock.monotonic, inf if slow_call is None else float(slow_call)) if is_timed else None
         )
         self.passing: Lane | None = None
-        self._known: type[object] | None = None  # the class of the last result that proved to be no awaitable
+        self._known: type[object] | None = None  # the class of the last result that was not awaitable
         renew_locks_after_fork(self, "_telling")
         watch(self)
 
     def __call__(self, fn: F) -> F:
-        """Decorate a function, method, generator or coroutine function; its signature and its colour stay.
+        """Decorate a function, method, generator or coroutine function. Its signature stays, and so does its colour.
 
         Raises:
-            ConfigurationError: `fn` is a class, a coroutine object or no callable.
+            ConfigurationError: `fn` is a class, a coroutine object or not callable.
         """
         return guarded(self, fn, by=f"circuit breaker {self.name!r}")  # type: ignore[return-value]  # same signature
 
     def __or__(self, inner: object) -> Policy:
-        """Put this around another pattern: `breaker | Timeout(2.0)`."""
+        """Put this breaker around another pattern: `breaker | Timeout(2.0)`."""
         from reliakit.resilience.policy import Policy  # noqa: PLC0415 - a breaker alone needs none
 
         return Policy(self, inner)
@@ -209,10 +211,10 @@ class CircuitBreaker(Outcomes):
         """Call a plain function once.
 
         Raises:
-            CircuitOpenError: It was not called.
-            ConfigurationError: `fn` is no plain function.
+            CircuitOpenError: The circuit is open, and the function was not called.
+            ConfigurationError: `fn` is not a plain function.
         """
-        # The short way, while a success only counts: `call` of the guards takes twice as long.
+        # The short way, while a success is only counted: `call` of the guards takes twice as long.
         lane = self.passing
         if lane is None or not callable(fn):
             return call(self, fn, *args, **kwargs)
@@ -231,11 +233,11 @@ class CircuitBreaker(Outcomes):
         return result
 
     async def acall(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Await one call.
+        """Call a coroutine function once and await it.
 
         Raises:
-            CircuitOpenError: It was not called.
-            ConfigurationError: What `fn` returned is nothing to await.
+            CircuitOpenError: The circuit is open, and the function was not called.
+            ConfigurationError: `fn` returned something that cannot be awaited.
         """
         lane = self.passing
         if lane is None or not callable(fn):
@@ -256,7 +258,7 @@ class CircuitBreaker(Outcomes):
         return result
 
     def acquire(self) -> Permit:
-        """Return the permit for one call, to be settled by the caller. Never waits.
+        """Return the permit for one call, which the caller must settle. Never waits.
 
         Raises:
             CircuitOpenError: No call may pass now.
@@ -267,7 +269,7 @@ class CircuitBreaker(Outcomes):
         return Permit(self, lane if self.timing is None else Entry(lane, self._now()))
 
     def enter(self) -> Ticket:
-        """Let a call pass and return its ticket for `leave`; the half of `acquire` that wrappers use.
+        """Let a call pass and return its ticket for `leave`; wrappers use this half of `acquire`.
 
         Raises:
             CircuitOpenError: No call may pass now.
@@ -276,7 +278,7 @@ class CircuitBreaker(Outcomes):
         if lane is not None and self.timing is None:
             return lane
         until = self._circuit.until
-        if until > -inf:  # one value that tells everything, so a refusal needs no lock
+        if until > -inf:  # one value says it all, so a refusal needs no lock
             wait = until - self._now()
             if wait > 0:
                 raise self._refusal(wait if wait < inf else None)
@@ -292,21 +294,21 @@ class CircuitBreaker(Outcomes):
         return ticket
 
     def offer(self) -> Ticket | None:
-        """Let a call pass as `enter` does, or return None: for callers to whom a refusal is no error."""
+        """Let a call pass as `enter` does, or return None, for callers that do not treat a refusal as an error."""
         ticket, wait = self._decide()
         if ticket is None and self._tells_refusals:
             self._emitter.emit(CallRejected, reason="CircuitOpenError", retry_after=wait)
         return ticket
 
     def _decide(self) -> tuple[Ticket | None, float | None]:
-        """Return the ticket of a call that may pass, or None and the seconds until one may, where that is known."""
+        """Return the ticket of a call that may pass, or None and the seconds until one may, if they are known."""
         circuit = self._circuit
         lane = circuit.lane
         if lane.until > -inf and not self._heard:
             return (lane if self.timing is None else Entry(lane, self._now())), None
         now = self._now()
         until = circuit.until
-        if now < until:  # one value that tells everything, so a refusal needs no lock
+        if now < until:  # one value says it all, so a refusal needs no lock
             return None, until - now if until < inf else None
         with self._ledger.lock:
             ticket = circuit.admit(now)
@@ -315,7 +317,7 @@ class CircuitBreaker(Outcomes):
         return ticket, wait
 
     def permit_since(self, lane: Lane, began: float, /) -> Entry:
-        """Return the ticket of a call that began on this lane at this instant; for its wrapper."""
+        """Return the ticket of a call that began on this lane at this instant; for the call's wrapper."""
         return Entry(lane, began)
 
     def listeners_changed(self) -> None:
@@ -328,8 +330,8 @@ class CircuitBreaker(Outcomes):
         self._emitter.introduce(CircuitPresent, read=self._ledger.read)
 
     def _refusal(self, retry_after: float | None) -> CircuitOpenError:
-        # Refusing must stay cheap when thousands do nothing else: __new__ alone takes half the time of the class.
-        # It is made here and not where it is raised, for a frame that holds the error it raises is a reference cycle.
+        # Refusing must stay cheap when thousands do nothing else: calling __new__ takes half as long as the class.
+        # The error is made here, not in the frame that raises it: a frame holding the error it raises is a cycle.
         error = _new(CircuitOpenError, self._refused)
         error.name = self.name
         error.retry_after = retry_after

@@ -1,4 +1,4 @@
-"""How long a circuit stays open: what the settings say, and what the dependency itself asks for.
+"""How long a circuit stays open: by the settings, and by what the dependency itself asks for.
 
 ```
 reset_timeout      60.0, Backoff(5.0, cap=120.0), or a callable of how many times it has opened
@@ -28,15 +28,15 @@ FALLBACK = 60.0
 
 
 class BreakLength:
-    """Decides the length of breaks, and contains the faults of the caller's callables.
+    """Decides the length of breaks, and contains errors of the caller's callables.
 
     Args:
-        name: The breaker's, for the log.
+        name: The breaker's name, for the log.
         reset_timeout: See `CircuitBreaker`.
-        open_for: See there.
+        open_for: See `CircuitBreaker`.
 
     Raises:
-        ConfigurationError: One of them is no such thing.
+        ConfigurationError: A setting is wrong.
     """
 
     __slots__ = ("_has_told", "_name", "_open_for", "_reset_timeout")
@@ -52,7 +52,7 @@ class BreakLength:
         self._has_told = False
 
     def after(self, opened_count: int, random: Callable[[], float]) -> float:
-        """Return how long the break lasts that the circuit enters for the so manieth time in a row, from 1."""
+        """Return how long the break lasts when the circuit opens for the `opened_count`th time in a row, from 1."""
         given = self._reset_timeout
         if isinstance(given, Backoff):
             return given.delay(opened_count, random)
@@ -62,19 +62,19 @@ class BreakLength:
             length = float(given(opened_count))
             if isfinite(length) and length >= 0:
                 return length
-            raise ConfigurationError(f"reset_timeout returned {length!r}, which is no number of seconds")
+            raise ConfigurationError(f"reset_timeout must return a number of seconds, it returned {length!r}")
         except Exception:  # noqa: BLE001
-            # An open circuit protects; a wrong length of the break does not.
+            # An open circuit protects, even with a break of the wrong length.
             _log.exception("reset_timeout of circuit breaker %r raised; it opens for %g s", self._name, FALLBACK)
             return FALLBACK
 
     @property
     def is_asked(self) -> bool:
-        """Whether the dependency itself has a say."""
+        """Whether the dependency itself is asked how long to leave it alone."""
         return self._open_for is not None
 
     def asked_by(self, failure: object) -> float | None:
-        """Return for how many seconds this error, or failing result, asks to be left alone; None for not at all."""
+        """Return for how many seconds this error or failing result asks to be left alone, or None if it does not."""
         if self._open_for is None or failure is None:
             return None
         try:

@@ -1,11 +1,11 @@
-"""A budget for retries and hedges: a share of what is under way, so that they cannot multiply an outage.
+"""A budget for retries and hedges: a share of the calls under way, so that they cannot multiply an outage.
 
 ```
 calls    o o o o o o o o o o o o o o o o o o o o      20 under way
 retries  x x x x                                       4 of them may be tries beyond the first: ratio 0.2
 ```
 
-After failsafe-go's budget and the retry budgets of Finagle. A few may always run, for a service with little to do.
+After failsafe-go's budget and the retry budgets of Finagle. A few may always run, for a service with few calls.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ["RetryBudget"]
 
 
 class RetryBudget:
-    """Bound how many of the calls under way may be tries beyond their first.
+    """Limit how many of the calls under way may be retries or hedges.
 
     Give one object to every `Retry` and `Hedge` that calls the same dependency. A retry holds its place from the
-    beginning of its pause to the end of its attempt. When the budget is spent a Retry gives up with the last real
-    error and a Hedge starts no copy; no first try is ever refused. For a loop of your own:
+    beginning of its pause to the end of its attempt. When the budget is spent, a Retry gives up with the last real
+    error and a Hedge starts no copy; a first attempt is never refused. For a loop of your own:
 
     ```python
     with budget:                            # one call, however often it is tried
@@ -47,7 +47,7 @@ class RetryBudget:
 
     Args:
         ratio: The share of the calls under way that may be retries.
-        minimum: So many may always be.
+        minimum: How many retries are always allowed.
         name: Names the budget in errors and events.
         listeners: Callables that receive its events.
         clock: Where the time of events comes from.
@@ -71,10 +71,10 @@ class RetryBudget:
         self.minimum: int = checks.count("minimum", minimum, least=0)
         self.name: str = checks.named("name", name)
         self._emitter = Emitter(name, listeners, clock)
-        # Adding to and taking from a deque are atomic steps, so nothing is counted twice or lost without a lock.
+        # Adding to a deque and taking from it are atomic, so no call is counted twice or lost without a lock.
         self._calls: deque[None] = deque()
         self._retries: deque[None] = deque()
-        self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call
+        self._lock = threading.RLock()  # re-entrant: a finaliser may end a call while this thread holds it
         renew_locks_after_fork(self, "_lock")
         tell_after_fork(self, "begin_anew")
 
@@ -90,12 +90,12 @@ class RetryBudget:
 
     @property
     def limit(self) -> int:
-        """How many there may be now."""
+        """How many retries there may be now."""
         return max(self.minimum, int(self.ratio * len(self._calls)))
 
     def offer(self) -> bool:
         """Take a place for one more try and return True, or return False when there is none. Never waits."""
-        with self._lock:  # of two threads that look at once, one must see what the other has taken
+        with self._lock:  # two threads that look at once must not both take the last place
             granted = len(self._retries) < self.limit
             if granted:
                 self._retries.append(None)
@@ -104,10 +104,10 @@ class RetryBudget:
         return granted
 
     def acquire(self) -> None:
-        """Take a place for one more try, to be released by the caller.
+        """Take a place for one more try; the caller must release it.
 
         Raises:
-            RetryBudgetExceededError: There is none.
+            RetryBudgetExceededError: The budget is spent.
         """
         if not self.offer():
             raise RetryBudgetExceededError(
@@ -116,7 +116,7 @@ class RetryBudget:
             )
 
     def release(self) -> None:
-        """Give the place of a try back. One too many changes nothing."""
+        """Give the place of a try back. Releasing once too often changes nothing."""
         if self._retries:
             self._retries.pop()
 
@@ -132,7 +132,7 @@ class RetryBudget:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._calls:  # else it began before a fork
+        if self._calls:  # empty if the block was entered before a fork
             self._calls.pop()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""At most so many calls at once, and a short queue for those who come while all places are taken.
+"""A limit on concurrent calls, with a short queue for callers that come while all places are taken.
 
 ```
 places   x x x x        max_concurrent
@@ -35,7 +35,7 @@ __all__ = ["Bulkhead"]
 
 
 class Bulkhead(Layer):
-    """Let at most so many calls run at once.
+    """Let at most a fixed number of calls run at once; a bounded number of others may wait.
 
     ```python
     reports = Bulkhead(10, max_waiting=20, wait=2.0)
@@ -46,25 +46,26 @@ class Bulkhead(Layer):
     with reports: ...                       # or async with reports
     ```
 
-    Who finds no place waits in one queue with all others, threads and tasks, for at most `wait` seconds and never
-    beyond the deadline; a full queue refuses with BulkheadFullError. Requests of `request_context(priority=...)`
-    "critical" are served first and "sheddable" ones last; a more important one takes the place in a full queue of a
-    less important one. A waiter that is cancelled gives back what it may have got. A generator holds its place from
-    its first step to its end. One object is safe for any mix of threads and tasks; taking a free place takes no lock.
+    A caller that finds no free place waits in one queue with all others, threads and tasks, for at most `wait`
+    seconds and never beyond the deadline; a full queue refuses with BulkheadFullError. Requests of
+    `request_context(priority=...)` "critical" are served first and "sheddable" ones last; in a full queue, a more
+    important one takes the place of a less important one. A waiter that is cancelled gives back any place it was just
+    given. A generator holds its place from its first step to its end. One object is safe for any mix of threads and
+    tasks; taking a free place takes no lock.
 
     Args:
-        max_concurrent: How many may run at once.
-        max_waiting: How many may wait for a place.
-        wait: Seconds that one may wait, or None for as long as the deadline allows.
-        order: Who of the waiting comes first: the first that came ("fifo") or the last ("lifo", which keeps most
-            callers fast when there are too many).
-        name: Names it in errors and events.
+        max_concurrent: How many calls may run at once.
+        max_waiting: How many callers may wait for a place.
+        wait: Seconds that a caller may wait, or None for as long as the deadline allows.
+        order: Which waiter comes first: the one that came first ("fifo") or last ("lifo", which keeps most callers
+            fast when there are too many).
+        name: Names the bulkhead in errors and events.
         listeners: Callables that receive its events.
-        clock: What measures waits.
+        clock: Measures the waits.
 
     Raises:
         ConfigurationError: A setting is wrong.
-        BulkheadFullError: At a call: there is no place and no room to wait, or none came free in time.
+        BulkheadFullError: At a call: there is no free place and no room to wait, or none became free in time.
         DeadlineExceededError: At a call: the deadline came before a place did.
     """
 
@@ -86,26 +87,26 @@ class Bulkhead(Layer):
         self.max_waiting: int = checks.count("max_waiting", max_waiting, least=0)
         self.wait: float | None = None if wait is None else checks.seconds("wait", wait, zero=True)
         if wait is not None and max_waiting == 0:
-            raise ConfigurationError("wait needs a queue to wait in: give max_waiting, how many may stand in it")
+            raise ConfigurationError("wait needs a queue: give max_waiting, how many callers may wait in it")
         self.order: Order = checks.choice("order", order, ("fifo", "lifo"))
         self._clock = clock
         self._places = Places(max_concurrent, max_waiting, order)
 
     @property
     def running(self) -> int:
-        """How many run now."""
+        """How many calls run now."""
         return self._places.inside
 
     @property
     def waiting(self) -> int:
-        """How many wait now."""
+        """How many callers wait now."""
         return self._places.waiting
 
     def enter(self) -> None:
         """Take a place, waiting for one if that is allowed; give it back with `leave`.
 
         Raises:
-            BulkheadFullError: There is none.
+            BulkheadFullError: There is no free place.
             DeadlineExceededError: The deadline came first.
         """
         if self._places.take():
@@ -225,7 +226,7 @@ class Bulkhead(Layer):
         return begin
 
     def _patience(self) -> tuple[float | None, bool]:
-        """Return how long this call may wait, and whether the deadline says so; refuse it if it may not."""
+        """Return how long this call may wait, and whether the deadline set that; refuse it if it may not wait."""
         if not self.max_waiting:
             raise self._refusal()
         left = remaining()
@@ -248,7 +249,7 @@ class Bulkhead(Layer):
             self._places.leave()
 
     def _admit(self, ticket: Ticket, began: float, deadline: float | None) -> None:
-        """Return if there is a place now; `deadline` is the wait that it allowed, if it was what bounded it."""
+        """Return if a place was granted, else raise; `deadline` is the wait allowed, if the deadline set it."""
         granted = ticket.state == "granted"
         if self._emitter.hears(CallWaited):
             self._emitter.emit(CallWaited, wait=self._clock.monotonic() - began, granted=granted)
@@ -262,9 +263,10 @@ class Bulkhead(Layer):
 
     def _refusal(self) -> RejectedError:
         self._emitter.emit(CallRejected, reason=BulkheadFullError.__name__, retry_after=None)
-        queue = f" and {self.max_waiting} wait" if self.max_waiting else ""
+        queue = f", with a queue for {self.max_waiting} more" if self.max_waiting else ""
         return BulkheadFullError(
-            f"bulkhead {self.name!r} lets {self.max_concurrent} calls run at once, and they do{queue}", name=self.name
+            f"bulkhead {self.name!r} lets {self.max_concurrent} calls run at once{queue}, and has no place free",
+            name=self.name,
         )
 
     # The places are all alike, so a block need not know which one it took.

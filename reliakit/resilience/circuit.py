@@ -10,10 +10,10 @@
   forced_open: nobody passes      disabled: all pass, nothing counts      metrics_only: all pass, counted
 ```
 
-Every state that begins is a new generation, known by its lane. A call carries the lane of the generation that it
-began in, and its outcome is dropped when that is over: a late failure never lengthens a break and a late success
-never closes a circuit. Generations are from sony/gobreaker, the re-armed probe is from Polly, the rule that a success
-may open a circuit is from Resilience4j.
+Every state that begins is a new generation, identified by its lane. A call carries the lane of the generation that it
+began in, and its outcome is dropped when that generation is over: a late failure never lengthens a break and a late
+success never closes a circuit. Generations are from sony/gobreaker, the probe that loses its permit is from Polly,
+the rule that a success may open a circuit is from Resilience4j.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["DISABLED", "Change", "Circuit", "Entry", "State", "Ticket"]
 
 
 class State(StrEnum):
-    """Where a circuit breaker stands."""
+    """The state of a circuit breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -45,31 +45,31 @@ class State(StrEnum):
     METRICS_ONLY = "metrics_only"
 
 
-# A call that ends so many changes of state later is missing from the sum of all successes.
+# A call that ends after so many more changes of state is missing from the sum of all successes.
 _LANES_KEPT = 16
-# Looked up in its class, a member takes longer than most of what is done with it.
+# Looking a member up in its enum takes longer than most of what is done with it.
 DISABLED, _HALF_OPEN, _METRICS_ONLY = State.DISABLED, State.HALF_OPEN, State.METRICS_ONLY
 _PASSING = frozenset({State.CLOSED, DISABLED, _METRICS_ONLY})
 
 
 class Entry:
-    """One call's leave to pass, good for the generation of its lane."""
+    """One call's permission to pass, valid for the generation of its lane."""
 
     __slots__ = ("began", "is_out", "lane")
 
     def __init__(self, lane: Lane, began: float | None = None) -> None:
         self.lane: Lane = lane
         self.began: float | None = began
-        self.is_out: bool = False  # it is a probe's, and holds its place among the probes
+        self.is_out: bool = False  # whether it is a probe's and still holds its place among the probes
 
 
 Ticket: TypeAlias = Entry | Lane
 
 
 class Change:
-    """A move from one state to another, to be told to listeners in the order in which it happened.
+    """A move from one state to another. Listeners are told of changes in the order in which they happened.
 
-    Where both are the same, `metrics_only` kept the circuit from opening.
+    If both states are the same, `metrics_only` kept the circuit from opening.
     """
 
     __slots__ = ("cause", "previous", "retry_after", "state")
@@ -84,12 +84,12 @@ class Change:
 class Circuit:
     """The states and counts of one breaker. Not thread-safe: its owner holds a lock around every call.
 
-    That lock is re-entrant, so another step of the same thread may come in between: any allocation may collect
-    garbage, and that may close a guarded generator. So whether a probe is out is told by its own ticket alone.
+    The lock is re-entrant, so another step on the same thread may come in between: any allocation may trigger garbage
+    collection, and that may close a guarded generator. So only its own ticket says whether a probe is out.
 
     Args:
-        triggers: What opens it.
-        window: Over which outcomes shares are taken.
+        triggers: What opens the circuit.
+        window: Which recent outcomes the rates are computed over.
         half_open_timeout: Seconds after which a probe loses its ticket to the next caller; None for the break length.
     """
 
@@ -102,8 +102,8 @@ class Circuit:
         self.changes: deque[Change] = deque()
         self.state: State = State.CLOSED
         self.opened_count: int = 0
-        # When the break ends: inf while that is not known, -inf outside of breaks. Callers may be refused by this
-        # one value without the lock.
+        # When the break ends: inf while that is not known, -inf outside of breaks. This one value is enough to refuse
+        # a call without the lock.
         self.until: float = -inf
         self.lane: Lane = Lane()
         self._lanes = deque([self.lane])
@@ -119,12 +119,12 @@ class Circuit:
 
     @property
     def is_lane_open(self) -> bool:
-        """Whether all may pass, and a success before `lane.until` changes nothing but counts."""
+        """Whether all calls may pass, and a success before `lane.until` is only counted."""
         return self.lane.until > -inf
 
     @property
     def passed(self) -> int:
-        """How many successes all lanes have counted, those of calls that began on an earlier lane included."""
+        """How many successes all lanes have counted, calls that began on an earlier lane included."""
         return self._passed + sum(lane.count for lane in self._lanes)
 
     @property
@@ -134,7 +134,7 @@ class Circuit:
         return self._in_a_row
 
     def admit(self, now: float) -> Entry | None:
-        """Return a ticket, or None when the call must not be tried. Begins the probes once the break is over."""
+        """Return a ticket, or None if the call must not be tried. Begins the probes once the break is over."""
         if self.state in _PASSING:
             return Entry(self.lane, now)
         if now < self.until:
@@ -156,9 +156,9 @@ class Circuit:
         """Count an outcome. Return whether it opened the circuit, which then waits for `hold`.
 
         Args:
-            ticket: The call's.
+            ticket: The call's ticket.
             verdict: Failure, success or neither.
-            now: When it ended.
+            now: When the call ended.
             slow: Whether it took too long.
             asked: For how many seconds the dependency itself asks to be left alone.
         """
@@ -167,10 +167,10 @@ class Circuit:
         if lane is not self.lane or state is DISABLED:
             return False
         if state is _HALF_OPEN:
-            assert isinstance(ticket, Entry)  # its lane is closed
+            assert isinstance(ticket, Entry)  # any other ticket's lane is closed
             was_out, ticket.is_out = ticket.is_out, False
             if not was_out or verdict == "ignored":
-                return False  # it had lost its place to a later caller, or gives it back unused
+                return False  # the probe had lost its place to a later caller, or gives it back unused
             if asked is None:
                 cause = self._count_probe(verdict, slow=slow)
         elif verdict == "ignored":
@@ -180,12 +180,12 @@ class Circuit:
         if asked is not None:
             cause = f"the dependency asked for {asked:g} s"
         if cause is None or state is _METRICS_ONLY or lane is not self.lane:
-            return False  # the last where collected garbage moved the circuit meanwhile
+            return False  # the lane check covers a finaliser that moved the circuit meanwhile
         self._open(cause)
         return True
 
     def absorb(self) -> None:
-        """Take over what the lane has counted. Successes are in time for this as long as nothing came in between."""
+        """Take over what the lane has counted. Successes may be added late, if no other outcome came in between."""
         more = self.lane.count - self._counted
         if more > 0 and self.state is not DISABLED:
             self._counted += more
@@ -193,7 +193,7 @@ class Circuit:
             self._in_a_row = 0
 
     def hold(self, lane: Lane, now: float, length: float) -> None:
-        """Say how long the break lasts that began with this lane."""
+        """Set the length of the break that began with this lane."""
         if lane is self.lane:
             self._break_length = length
             if self.state is State.OPEN:
@@ -202,13 +202,13 @@ class Circuit:
                 self.changes[-1].retry_after = length
 
     def trip(self, now: float, length: float, cause: str) -> None:
-        """Open for so many seconds, or make the break that is under way end then."""
+        """Open for `length` seconds, or make the current break end then."""
         if self.state is not State.OPEN:
             self._open(cause)
         self.hold(self.lane, now, length)
 
     def retry_after(self, now: float) -> float | None:
-        """Return the seconds until a call may pass, 0.0 when it may now, None when that is not known."""
+        """Return the seconds until a call may pass: 0.0 if it may now, None if they are not known."""
         if self.until == inf:
             return None
         probes = self._probes_out()
@@ -218,33 +218,33 @@ class Circuit:
         return max(0.0, self.until - now)
 
     def force_open(self, now: float, seconds: float | None) -> None:
-        """Let nobody pass, for so many seconds or until told otherwise."""
+        """Let no call pass, for `seconds` or until told otherwise."""
         self._move(State.FORCED_OPEN, "forced open", seconds)
         self._break_length = inf if seconds is None else seconds
         self.until = now + self._break_length
 
     def switch(self, state: State) -> None:
-        """Enter closed, disabled or metrics_only, with nothing counted; staying there changes nothing."""
+        """Enter closed, disabled or metrics_only with all counts at zero; nothing changes if it is there already."""
         if self.state is not state:
             self._move(state, "set by hand")
             self.opened_count = 0
 
     def reset(self) -> None:
-        """Begin anew: closed, with nothing counted."""
+        """Start afresh: closed, with nothing counted."""
         self._move(State.CLOSED, "reset")
         self.opened_count = 0
 
     def rest_of_break(self, now: float) -> float | None:
-        """Return the seconds until the break is over, None where there is none or no end of it."""
+        """Return the seconds until the break is over, or None if there is no break or it has no end."""
         return max(0.0, self.until - now) if -inf < self.until < inf else None
 
     @property
     def break_length(self) -> float | None:
-        """The length of the current or last break, None where there was none or it has no end."""
+        """The length of the current or last break, None if there was none or it has no end."""
         return self._break_length if self._break_length < inf else None
 
     def restore(self, kept: BreakerSnapshot, now: float) -> bool:
-        """Go on from a snapshot. Return whether the break's length is not known and waits for `hold`."""
+        """Go on from a snapshot. Return whether the break's length is unknown and waits for `hold`."""
         self._move(State(kept.state), "restored", kept.retry_after)
         for age, calls, failures, slow in kept.window:
             self.tally.add(now - age, calls, failures, slow)
@@ -278,16 +278,16 @@ class Circuit:
         return cause
 
     def _count(self, failed: bool, slow: bool, now: float) -> str | None:
-        """Count an outcome of a state in which all pass, and return what it means for the circuit."""
+        """Count an outcome in a state that lets all calls pass, and return why the circuit must open, or None."""
         if self.lane.count != self._counted:
             self.absorb()
         tally = self.tally
-        if self._is_exceeded:  # in metrics_only: told once, and again when it was good in between
+        if self._is_exceeded:  # in metrics_only: reported once, and again if things were good in between
             tally.forget(now)
             self._is_exceeded = self._triggers.exceeded(self._in_a_row, tally) is not None
         self._in_a_row = self._in_a_row + 1 if failed else 0
         tally.count(now, failed, slow)
-        if self.lane.until < inf:  # else it stays open for as long as this generation
+        if self.lane.until < inf:  # otherwise the lane stays open for the rest of this generation
             self._open_lane()
         if self._in_a_row < self._most_in_a_row and not self._has_rates:
             return None
@@ -298,7 +298,7 @@ class Circuit:
         return cause
 
     def _open_lane(self) -> None:
-        """Let successes pass by while they only count: the minimum is complete, and nothing leaves the window."""
+        """Open the express lane while successes are only counted: minimum reached, and nothing leaves the window."""
         triggers, tally = self._triggers, self.tally
         is_open = self.state in _PASSING and GIL and (not triggers.has_rates or tally.calls >= triggers.minimum)
         self.lane.until = (inf if self.state is DISABLED else tally.settled_until) if is_open else -inf
@@ -306,9 +306,9 @@ class Circuit:
     def _open(self, cause: str) -> None:
         in_a_row, tally = self._in_a_row, self.tally
         self._move(State.OPEN, cause)
-        self._in_a_row, self.tally = in_a_row, tally  # to be looked at: nothing is counted now
+        self._in_a_row, self.tally = in_a_row, tally  # kept for display: nothing is counted now
         self.opened_count += 1
-        self.until = inf  # refuses everybody until `hold` says how long
+        self.until = inf  # refuse all calls until `hold` says for how long
 
     def _move(self, state: State, cause: str, retry_after: float | None = None) -> None:
         if state is not self.state:

@@ -1,4 +1,4 @@
-"""One call for all who ask the same at the same time.
+"""One call shared by all callers that ask for the same thing at the same time.
 
 ```
 ask ──┐
@@ -6,7 +6,7 @@ ask ──┼── one flight ── result or error ──> everybody
 ask ──┘
 ```
 
-After Go's singleflight. Nothing is kept: whoever asks after the flight has ended starts the next one.
+After Go's singleflight. Nothing is cached: a caller that asks after the flight has ended starts the next one.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Keyed: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
 
 
 class Flight:
-    """One call that is under way, and those who wait for it.
+    """One call under way, and the callers that wait for it.
 
     Attributes:
-        has_outcome: There is a result or an error to share.
-        is_over: Nobody joins it any more.
-        waiters: Who waits.
-        task: The task that makes the call, where one does.
+        has_outcome: Whether there is a result or an error to share.
+        is_over: Whether callers can no longer join it.
+        waiters: The callers that wait.
+        task: The task that makes the call, if a task does.
     """
 
     __slots__ = ("error", "has_outcome", "is_over", "task", "trace", "value", "waiters")
@@ -53,23 +53,23 @@ class Flight:
         self.has_outcome: bool = False
         self.value: Any = None
         self.error: Exception | None = None
-        self.trace: TracebackType | None = None  # of the error when it was raised first, so that it does not grow
+        self.trace: TracebackType | None = None  # the error's first traceback, so that sharing does not lengthen it
         self.is_over: bool = False
         self.waiters: list[ThreadWaiter | TaskWaiter] = []
         self.task: asyncio.Task[None] | None = None
 
     def came_to(self, value: Any, error: Exception | None) -> None:
-        """Write down the outcome."""
+        """Store the outcome."""
         self.value, self.error, self.has_outcome = value, error, True
         self.trace = None if error is None else error.__traceback__
 
 
-# The flights that this thread or task is itself a part of: who asked for one of them there would wait for himself.
+# The flights that this thread or task is itself part of: asking for one of them would make it wait for itself.
 _aboard: ContextVar[frozenset[Flight]] = ContextVar("reliakit_flights", default=frozenset())
 
 
 class Coalesce(Layer):
-    """Make one call for all who ask the same while it is under way, and give them all its outcome.
+    """Make one call for all callers that ask for the same thing while it is under way, and give them its outcome.
 
     ```python
     @Coalesce()                             # or Coalesce(key=lambda user_id, **more: user_id)
@@ -78,15 +78,16 @@ class Coalesce(Layer):
 
     For reads that may be shared: all get the same object, or the same error. A coroutine runs in a task of its own
     with a copy of the first caller's context; a caller that is cancelled leaves the others alone, and when the last
-    one leaves the call is cancelled. A plain function runs in the thread of the first caller, and others wait for it.
-    Nobody waits beyond his deadline. Results are not kept. One object is safe for any mix of threads and tasks.
+    one leaves, the call is cancelled. A plain function runs in the thread of the first caller, and others wait for
+    it. No caller waits beyond its deadline. Results are not cached. One object is safe for any mix of threads and
+    tasks.
 
     Args:
-        key: What makes calls the same: a function of their arguments that returns something hashable. By default all
-            arguments with their types.
+        key: What makes two calls the same: a function of their arguments that returns something hashable. By default
+            all arguments with their types.
         name: Names it in events.
         listeners: Callables that receive its events.
-        clock: What measures waits.
+        clock: Measures the waits.
 
     Raises:
         ConfigurationError: A setting is wrong; at decoration, the function is a generator; or, at a call, the key
@@ -107,7 +108,7 @@ class Coalesce(Layer):
         self._key = None if key is None else plain_callable("key", key)
         self._clock = clock
         self._flights: dict[Hashable, Flight] = {}
-        self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call that ends
+        self._lock = threading.RLock()  # re-entrant: a finaliser may end a call while this thread holds it
         tell_after_fork(self, "begin_anew")
 
     @property
@@ -116,20 +117,20 @@ class Coalesce(Layer):
         return len(self._flights)
 
     def begin_anew(self) -> None:
-        """Forget the flights of the parent process, whose threads are not in this one."""
+        """Forget the flights of the parent process, whose threads do not exist in this one."""
         self._lock = threading.RLock()
         self._flights = {}
 
     def wrap(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:
-        """Return `fn` as one call for all who ask the same.
+        """Return `fn` as one call shared by all callers that ask for the same thing.
 
         Raises:
-            ConfigurationError: It is a generator function.
+            ConfigurationError: `fn` is a generator function.
         """
         return self._wrap(fn, colour, lambda args, kwargs: self._keyed(fn, args, kwargs))
 
     def wrap_caller(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:
-        """Return the same for a caller, whose first argument is the function that it calls with the others."""
+        """Return the same for a caller: a function that calls its first argument with the others."""
         return self._wrap(fn, colour, lambda args, kwargs: self._keyed(args[0], args[1:], kwargs))
 
     def _wrap(self, fn: Callable[..., Any], colour: Colour, keyed: Keyed) -> Callable[..., Any]:
@@ -151,7 +152,7 @@ class Coalesce(Layer):
                         del flight  # an error's traceback holds this frame, which must not hold the error
                 joined = self._join(key)
                 if joined is None:
-                    continue  # it has ended meanwhile
+                    continue  # the flight has ended meanwhile
                 flight, waiter = joined
                 if flight in _aboard.get():
                     self._leave(flight, waiter)
@@ -210,7 +211,7 @@ class Coalesce(Layer):
         return run
 
     def _fly(self, key: Hashable, flight: Flight, call: Callable[[], Any]) -> Any:
-        """Make the call in this thread. Whoever waits shares what it came to, unless this thread is to end."""
+        """Make the call in this thread. Waiters share its outcome, unless that is a KeyboardInterrupt or the like."""
         token = _aboard.set(_aboard.get() | {flight})
         try:
             flight.came_to(call(), None)
@@ -249,7 +250,7 @@ class Coalesce(Layer):
             return flight
 
     def _join(self, key: Hashable) -> tuple[Flight, ThreadWaiter] | None:
-        """Join the flight that is under way; None if there is none any more."""
+        """Join the flight under way; return None if it has ended."""
         waiter = ThreadWaiter()
         with self._lock:
             flight = self._flights.get(key)
@@ -259,7 +260,7 @@ class Coalesce(Layer):
             return flight, waiter
 
     def _board(self, key: Hashable, waiter: TaskWaiter) -> tuple[Flight, bool]:
-        """Join the flight that is under way or begin one, in one step; return it, and whether it was begun."""
+        """Join the flight under way or begin one, in one step; return it, and whether it was begun."""
         with self._lock:
             flight = self._flights.get(key)
             is_mine = flight is None
@@ -269,35 +270,35 @@ class Coalesce(Layer):
             return flight, is_mine
 
     def _land(self, key: Hashable, flight: Flight) -> None:
-        """End a flight and wake everybody."""
+        """End a flight and wake all its waiters."""
         with self._lock:
             flight.is_over = True
             if self._flights.get(key) is flight:
                 del self._flights[key]
             waiters, flight.waiters = flight.waiters, []
-            flight.task = None  # its context holds the flight, which must not hold it in turn
+            flight.task = None  # the task's context holds the flight, so this would be a reference cycle
         for waiter in waiters:
             try:
                 waiter.wake()
             except RuntimeError:
-                continue  # its event loop is closed, so nobody waits there any more
+                continue  # its event loop is closed, so nobody waits there any longer
 
     def _leave(self, flight: Flight, waiter: ThreadWaiter | TaskWaiter) -> bool:
-        """Wait no longer; return whether nobody does."""
+        """Stop waiting; return whether nobody is left waiting."""
         with self._lock:
             if waiter in flight.waiters:
                 flight.waiters.remove(waiter)
             return not flight.waiters and not flight.is_over
 
     async def _abandon(self, key: Hashable, flight: Flight, waiter: TaskWaiter) -> None:
-        """Wait no longer, and if nobody does, cancel the call and see to its end."""
+        """Stop waiting; if nobody is left waiting, cancel the call and await its end."""
         import asyncio  # noqa: PLC0415
 
         with self._lock:
             if not self._leave(flight, waiter):
                 return
             if self._flights.get(key) is flight:
-                del self._flights[key]  # who asks now gets a flight of his own
+                del self._flights[key]  # the next caller begins a new flight
             task = flight.task
         assert task is not None
         loop = task.get_loop()
@@ -320,7 +321,9 @@ class Coalesce(Layer):
             raise DeadlineExceededError(
                 f"the deadline came while coalesce {self.name!r} waited for a call under way", seconds=left
             )
-        return flight.has_outcome  # who made the call may have been stopped, which is no answer for the others
+        return (
+            flight.has_outcome
+        )  # without one, the caller that made the call was stopped, which is no answer for others
 
     def _tell(self, began: float) -> None:
         if self._emitter.hears(CallCoalesced):
@@ -337,7 +340,7 @@ class Coalesce(Layer):
             hash(found)
         except TypeError as error:
             raise ConfigurationError(
-                f"coalesce {self.name!r} cannot tell such calls apart ({error}): give key=, a function of them"
+                f"coalesce {self.name!r} cannot compare such arguments ({error}): give key=, a function of them"
             ) from error
         return found
 

@@ -1,4 +1,4 @@
-"""Where a breaker stands, and how it is moved by hand."""
+"""A breaker's state, and the methods that change it by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Controls"]
 
 
 class Controls:
-    """The part of a `CircuitBreaker` that is not about calls. Safe from threads and tasks, and never waits."""
+    """The part of a `CircuitBreaker` that is not about calls. Safe from threads and tasks; never waits."""
 
     __slots__ = (
         "_circuit",
@@ -58,22 +58,22 @@ class Controls:
 
     @property
     def state(self) -> State:
-        """Where the circuit stands. It moves on calls only: after the break it is open until somebody calls."""
+        """The circuit's state. It changes on calls only: after the break it stays open until somebody calls."""
         return self._circuit.state
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds until a call may pass: 0.0 when it may now, None when that is not known."""
+        """Seconds until a call may pass: 0.0 if it may now, None if they are not known."""
         with self._ledger.lock:
             return self._circuit.retry_after(self._now())
 
     def snapshot(self) -> BreakerSnapshot:
-        """Return state, counts and the rest of the break, in plain values that another process can restore."""
+        """Return the state, the counts and the rest of the break as plain values that another process can restore."""
         with self._ledger.lock:
             return snapshot_of(self._circuit, self._now())
 
     def restore(self, snapshot: BreakerSnapshot) -> None:
-        """Go on from a snapshot, of this breaker or of one in another process. Calls under way are not counted."""
+        """Go on from a snapshot of this breaker or of one in another process. Calls under way are not counted."""
         if not isinstance(snapshot, BreakerSnapshot):
             raise ConfigurationError(f"restore takes a BreakerSnapshot, got {type(snapshot).__name__}")
         with self._ledger.lock:
@@ -85,10 +85,10 @@ class Controls:
         self._tell()
 
     def force_open(self, seconds: float | None = None) -> None:
-        """Refuse every call until told otherwise, or for so many seconds, after which probes decide.
+        """Refuse every call, for `seconds` or until told otherwise. After `seconds`, probes decide.
 
         Args:
-            seconds: As a server asks for with Retry-After, or None for no end.
+            seconds: How long, such as a server's Retry-After; None for no end.
         """
         if seconds is not None:
             seconds = checks.seconds("seconds", seconds, zero=True)
@@ -98,11 +98,11 @@ class Controls:
         self._tell()
 
     def trip(self, seconds: float, *, cause: str = "tripped by hand") -> None:
-        """Open the circuit as failures would, for so many seconds, after which probes decide.
+        """Open the circuit as failures would, for `seconds`, after which probes decide.
 
         Args:
-            seconds: The length of the break. An open circuit's break then ends so many seconds from now.
-            cause: Why, for events and logs.
+            seconds: The length of the break. If the circuit is open already, its break now ends after this time.
+            cause: The reason, for events and logs.
         """
         seconds = checks.seconds("seconds", seconds, zero=True)
         with self._ledger.lock:
@@ -115,15 +115,15 @@ class Controls:
         self._switch(State.DISABLED)
 
     def metrics_only(self) -> None:
-        """Let every call pass, and go on counting and telling listeners, until told otherwise."""
+        """Let every call pass, but go on counting and telling listeners, until told otherwise."""
         self._switch(State.METRICS_ONLY)
 
     def close(self) -> None:
-        """Close the circuit, whatever its state. A closed one goes on as it was."""
+        """Close the circuit, whatever its state. A circuit that is closed keeps its counts."""
         self._switch(State.CLOSED)
 
     def reset(self) -> None:
-        """Begin anew: closed, with nothing counted, and no outcome of an earlier call will be."""
+        """Start afresh: closed, with nothing counted. Outcomes of calls under way will not be counted either."""
         with self._ledger.lock:
             self._circuit.reset()
             self._show_lane_locked()
@@ -136,7 +136,7 @@ class Controls:
         self._tell()
 
     def _hold(self, lane: Lane, opened_count: int, asked: float | None = None) -> None:
-        """Give the break its length. Until then everybody is refused, so the caller's code may take its time."""
+        """Set the length of the break. Until then all calls are refused, so the caller's code may take its time."""
         now, length = self._now(), FALLBACK
         try:
             length = self._length.after(max(1, opened_count), self._clock.random) if asked is None else asked
@@ -145,13 +145,13 @@ class Controls:
                 self._circuit.hold(lane, now, length)
 
     def _show_lane_locked(self) -> None:
-        """Open the express lane while a success would change nothing and nobody wants to hear of it."""
+        """Open the express lane while a success would change nothing and nobody listens to it."""
         circuit = self._circuit
         is_open = circuit.is_lane_open and not self._heard and not self._judge.reads_results
         self.passing = circuit.lane if is_open else None
 
     def _tell(self) -> None:
-        """Emit what has changed, in order: one thread does it, and who comes meanwhile leaves it to that one."""
+        """Emit the changes in order. One thread does it; others that come meanwhile leave their changes to it."""
         changes = self._circuit.changes
         while changes and self._telling.acquire(blocking=False):
             try:

@@ -1,4 +1,4 @@
-"""A policy in words: what its parts mean in their order, and which known traps it walks into."""
+"""A policy in words: what its parts mean in their order, and which known traps it contains."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MEANINGS: dict[type[object], str] = {
     Retry: "tries everything further in again",
     CircuitBreaker: "counts what comes from further in, and refuses while it is open",
     Bulkhead: "holds one of its places while everything further in runs",
-    Throttle: "refuses the more, the less of what is further in is accepted",
+    Throttle: "refuses more calls the fewer the server accepts",
     AdaptiveLimit: "lets as much of what is further in run at once as runs well",
     Hedge: "starts everything further in again when it takes unusually long",
     Coalesce: "makes one call of those that ask the same at the same time",

@@ -1,4 +1,4 @@
-"""Something in place of a result: yesterday's prices, an empty list, an answer made of the error.
+"""Something in place of a result: yesterday's prices, an empty list, an answer made from the error.
 
 ```
 fn() ── error ──> value, or what fn(error) returns
@@ -38,18 +38,18 @@ class Fallback(Layer):
     async def prices(): ...
     ```
 
-    Rejections are errors too, so this is what a caller gets while a circuit is open. Cancellation, KeyboardInterrupt,
-    SystemExit, GeneratorExit and ConfigurationError always pass. If the stand-in fails itself, its error leaves, with
-    the first one as its context. For a generator the stand-in is an iterable, used while no item is out; after that
-    an error passes. One object is safe for any mix of threads and tasks.
+    Rejections are errors too, so the fallback also stands in while a circuit is open. Cancellation,
+    KeyboardInterrupt, SystemExit, GeneratorExit and ConfigurationError always pass. If the stand-in itself fails, its
+    error is raised, with the first one as its context. For a generator the stand-in is an iterable, used as long as
+    no item has been yielded; after that, an error passes. One object is safe for any mix of threads and tasks.
 
     Args:
-        fallback: The stand-in itself, or a function that takes the error and returns it, `async def` if you like for
-            functions that are. A list, dict or set is copied for each caller.
+        fallback: The stand-in itself, or a function that takes the error and returns it; it may be `async def` if the
+            functions that it stands in for are. A list, dict or set is copied for each caller.
         on: Which errors it stands in for: a type, a tuple of types, or a predicate of the error.
         name: Names it in events.
         listeners: Callables that receive its events.
-        clock: Where the time of events comes from.
+        clock: Provides the time of events.
 
     Raises:
         ConfigurationError: A setting is wrong; or, at decoration, an `async def` stands in for a plain function.
@@ -73,12 +73,12 @@ class Fallback(Layer):
                 f"Fallback takes a value or a function of the error, got the class {fallback.__qualname__}: "
                 f"give `lambda error: {fallback.__name__}()`"
             )
-        # Cut where it is long: values may be of any size.
+        # Shortened for messages: values may be of any size.
         self._shown = getattr(fallback, "__qualname__", None) or reprlib.repr(fallback)
         self._settings = "" if on is Exception else f", on={shown(on)}"
         if callable(fallback) and not _takes_an_error(fallback):
             raise ConfigurationError(
-                f"Fallback {self._shown} is called with the error alone and cannot be: give `lambda error: ...`"
+                f"Fallback {self._shown} must be callable with the error alone, and is not: give `lambda error: ...`"
             )
         self._fallback = fallback
         self._is_async = iscoroutinefunction(fallback) or iscoroutinefunction(type(fallback).__call__)
@@ -158,7 +158,7 @@ def _takes_an_error(fn: Callable[..., Any]) -> bool:
     try:
         parameters = signature(fn)
     except (TypeError, ValueError):
-        return True  # what is not written in Python need not tell
+        return True  # functions that are not written in Python need not have a signature
     try:
         parameters.bind(None)
     except TypeError:

@@ -1,4 +1,4 @@
-"""A second try before the first has failed: for the few calls that take much longer than the rest.
+"""A second copy of a call before the first has failed: for the few calls that take much longer than the rest.
 
 ```
 first   ────────────────────────────────── cancelled
@@ -7,7 +7,7 @@ second          ─────────── done: its result is taken
 ```
 
 After Dean and Barroso, "The Tail at Scale" (2013). Only coroutines can be cancelled, so only they can be hedged; and
-only what may happen twice should be.
+hedge only calls that may safely be made twice.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _REFRESH = 10
 
 
 class Latencies:
-    """How long the last calls took, and so how long is unusual.
+    """How long recent calls took, and from that, how long is unusual.
 
     Args:
-        share: Which share of the calls is usual.
-        minimum: How many must be known before anything is said.
+        share: The share of the calls that counts as usual.
+        minimum: How many durations must be known before it answers.
     """
 
     __slots__ = ("_fresh", "_minimum", "_recent", "_share", "median", "unusual")
@@ -56,7 +56,7 @@ class Latencies:
         self.median: float | None = None
 
     def add(self, duration: float) -> None:
-        """Learn of one more call. Every tenth time the others are sorted, which takes microseconds."""
+        """Add one call's duration. Every tenth time all of them are sorted, which takes microseconds."""
         self._recent.append(duration)
         self._fresh += 1
         if len(self._recent) >= self._minimum and (self.unusual is None or self._fresh >= _REFRESH):
@@ -75,23 +75,23 @@ class Hedge(Layer):
     ```
 
     The losers are cancelled and awaited before the result is returned, so nothing is left running; each copy runs in
-    a task of its own, with a copy of the caller's context. A copy that fails while another one runs is waited over;
-    if all fail, the first one's error is raised. One that fails before the delay is not hedged:
-    that is what `Retry` is for. Nothing is started that the deadline leaves no time for.
+    a task of its own, with a copy of the caller's context. If a copy fails while another one runs, the other one is
+    awaited; if all fail, the first one's error is raised. A call that fails before the delay is not hedged: that is
+    what `Retry` is for. No copy is started that the deadline leaves no time for.
 
     Args:
-        delay: Seconds after which another copy is started; None for the measured `quantile`, and no hedging until
+        delay: Seconds after which another copy is started; None for the measured `quantile`, with no hedging until
             `minimum_calls` were measured.
-        quantile: Which share of the calls is quick enough.
-        minimum_calls: How many durations must be known before they are believed.
+        quantile: The share of calls that counts as quick enough.
+        minimum_calls: How many durations must be known before the quantile is used.
         max_hedges: How many copies may be started besides the first, each after another delay.
-        budget: Bounds copies to a share of all calls, see `RetryBudget`; when it is spent no copy is started.
+        budget: Limits copies to a share of all calls, see `RetryBudget`; when it is spent, no copy is started.
         name: Names it in events.
         listeners: Callables that receive its events.
-        clock: What measures time.
+        clock: Measures the time.
 
     Raises:
-        ConfigurationError: A setting is wrong; or, at decoration, the function is no `async def`.
+        ConfigurationError: A setting is wrong; or, at decoration, the function is not an `async def`.
     """
 
     __slots__ = ("_clock", "_latencies", "_settings", "budget", "delay", "max_hedges")
@@ -122,18 +122,18 @@ class Hedge(Layer):
 
     @property
     def current_delay(self) -> float | None:
-        """Seconds after which a copy is started now, None while too little is known."""
+        """Seconds after which a copy is started now; None while too few durations are known."""
         return self._latencies.unusual if self.delay is None else self.delay
 
     def wrap(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:
-        """Return `fn` with its copies.
+        """Return `fn` with hedged calls.
 
         Raises:
-            ConfigurationError: It is no `async def`.
+            ConfigurationError: `fn` is not an `async def`.
         """
         if colour != "async":
             raise ConfigurationError(
-                f"hedge {self.name!r} takes an `async def`, got a {colour} one: only a coroutine can be cut"
+                f"hedge {self.name!r} takes an `async def`, got a {colour} one: only a coroutine can be cancelled"
             )
         budget, latencies, now = self.budget, self._latencies, self._clock.monotonic
 
@@ -160,10 +160,10 @@ class Hedge(Layer):
         return self.budget is None or self.budget.offer()
 
     def over(self, copies: list[_Copy], winner: int | None) -> None:
-        """Learn from the copies of one call, and tell of them."""
+        """Learn from the copies of one call, and report them."""
         now = self._clock.monotonic()
         for copy in copies:
-            # One that was cancelled took at least so long: without it, slow calls would seem to become rare.
+            # A cancelled copy took at least this long: without it, slow calls would seem to become rare.
             self._latencies.add((copy.ended or now) - copy.began)
         if len(copies) > 1:
             self._emitter.emit(
@@ -193,7 +193,7 @@ class _Copy:
 
     @property
     def has_failed(self) -> bool:
-        # Asking for the exception also says that somebody has seen it.
+        # Reading the exception also marks it as retrieved, so that asyncio does not log it.
         return self.task.done() and not self.task.cancelled() and self.task.exception() is not None
 
     @property
@@ -210,13 +210,13 @@ class _Race:
         self._delay = delay
         self._clock = hedge._clock  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # two halves of one thing
         self._copies: list[_Copy] = []
-        self._more = hedge.max_hedges  # how many may still be started
-        self._next = 0.0  # when the next one is
+        self._more = hedge.max_hedges  # how many copies may still be started
+        self._next = 0.0  # when the next one starts
         self._on_budget = 0
         self._waiter: TaskWaiter | None = None
 
     async def run(self) -> Any:
-        """Return the first result, or raise the first copy's error if there is none, with nothing left running."""
+        """Return the first result, or raise the first copy's error if there is none. Nothing is left running."""
         winner = chosen = None
         try:
             self._start()
@@ -248,7 +248,7 @@ class _Race:
         def ended(_: object) -> None:
             copy.ended = self._clock.monotonic()
             if not copy.task.cancelled():
-                copy.task.exception()  # seen, also where the caller is cancelled before it could look
+                copy.task.exception()  # marked as retrieved, even if the caller is cancelled before it can look
             if self._waiter is not None:
                 self._waiter.woken()
 
@@ -256,7 +256,7 @@ class _Race:
 
     def _start_another(self) -> None:
         if not self._hedge.may_start():
-            self._more = 0  # what was refused once is not asked for again
+            self._more = 0  # refused once, so it is not asked again
             return
         self._more -= 1
         self._on_budget += self._hedge.budget is not None
@@ -272,7 +272,7 @@ class _Race:
             self._waiter = None
 
     async def _end(self) -> None:
-        """Cancel the copies that still run, and wait for their end, cancelling again when cancelled meanwhile."""
+        """Cancel the copies that still run and wait for them to end; cancel them again if cancelled meanwhile."""
         import asyncio  # noqa: PLC0415
 
         again: BaseException | None = None

@@ -1,4 +1,4 @@
-"""A policy for each host that is called, and what HTTP says about trying again.
+"""A policy for each host that is called, and what HTTP says about sending a request again.
 
 ```
 request ── host? ── its policy ── may it be sent twice? ── yes: the whole policy
@@ -6,7 +6,7 @@ request ── host? ── its policy ── may it be sent twice? ── yes: 
 answer  ── 5xx or 429? ── inside the policy an error, so breakers count it and retries see it; then an answer again
 ```
 
-Methods are safe to repeat as in RFC 9110, section 9.2.2; any request that carries an `Idempotency-Key` is, too.
+Methods are safe to repeat as in RFC 9110, section 9.2.2; so is any request that carries an `Idempotency-Key`.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ __all__ = ["FailedResponse", "HostPolicies", "HostPolicy", "is_failure"]
 HostPolicy: TypeAlias = Policy | Part | Callable[[str], Policy | Part]
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _REPEATING = (Retry, Hedge)
-# A server that does not know the method or the version will not learn it.
+# A server that does not implement the method or the HTTP version will not do so on the next try either.
 _FINAL = frozenset({501, 505})
 _DEFAULT_HOSTS = 256
 
 
 def is_failure(status: int) -> bool:
-    """Return whether an answer says that the host is in trouble or wants to be left alone: 5xx and 429."""
+    """Return whether a status says that the host is in trouble or wants to be left alone: 5xx and 429."""
     return status == 429 or (status >= 500 and status not in _FINAL)
 
 
 class FailedResponse(Exception):  # noqa: N818 - the error is the response
-    """What a policy sees of an answer such as 503. Outside of the policy it is the answer again.
+    """An answer such as 503, as the error that a policy sees. Outside of the policy it is an answer again.
 
-    `Retry(on=...)` and `CircuitBreaker(failure=...)` name it where they name types: `failure=(OSError,
-    FailedResponse)`. Their default, Exception, has it in.
+    List it where `Retry(on=...)` and `CircuitBreaker(failure=...)` list types: `failure=(OSError, FailedResponse)`.
+    Their default, Exception, includes it.
 
     Attributes:
-        response: The client's own response object, its body read.
-        status: Its status.
+        response: The client's own response object, with its body read.
+        status: The HTTP status.
     """
 
     def __init__(self, response: Any, status: int) -> None:
@@ -58,12 +58,12 @@ class HostPolicies:
     """One policy for each host, made when the host is first called. Safe from threads and tasks.
 
     Args:
-        policy: A callable that makes the policy of a host such as "api.example.com:8443", or one policy for all.
+        policy: A callable that returns the policy for a host such as "api.example.com:8443", or one policy for all.
         max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
-        failed: Which statuses are failures.
+        failed: A function of the status that says which ones are failures.
 
     Raises:
-        ConfigurationError: A setting is wrong, or no policy came out.
+        ConfigurationError: A setting is wrong, or `policy` did not return a policy.
     """
 
     __slots__ = ("_failed", "_hosts", "_lock", "_make", "max_hosts")
@@ -75,7 +75,7 @@ class HostPolicies:
         max_hosts: int = _DEFAULT_HOSTS,
         failed: Callable[[int], bool] = is_failure,
     ) -> None:
-        # Patterns are callable, too: as decorators.
+        # Patterns are callable too, as decorators, so they are looked for first.
         if not isinstance(policy, type) and (isinstance(policy, Policy | Layer) or hasattr(policy, "enter")):
             chains = _chains(policy)
             self._make: Callable[[str], tuple[Policy, Policy | None]] = lambda _: chains
@@ -92,20 +92,20 @@ class HostPolicies:
         self._lock = threading.Lock()
 
     def choose(self, host: str, method: str, *, is_marked: bool, is_replayable: bool) -> Policy | None:
-        """Return what to send a request through: the host's whole policy, what is left of it, or None for nothing.
+        """Return the policy to send a request through: the whole one, the part that sends once, or None for none.
 
         Args:
             host: The host with its port.
             method: The HTTP method.
-            is_marked: The request carries an Idempotency-Key.
-            is_replayable: Its body can be sent a second time.
+            is_marked: Whether the request carries an Idempotency-Key.
+            is_replayable: Whether its body can be sent a second time.
         """
         with self._lock:
             chains = self._hosts.get(host)
             if chains is not None:
                 self._hosts.move_to_end(host)
         if chains is None:
-            made = self._make(host)  # the user's code, so not under the lock
+            made = self._make(host)  # the user's code, so it runs without the lock
             with self._lock:
                 chains = self._hosts.setdefault(host, made)
                 if len(self._hosts) > self.max_hosts:
@@ -127,7 +127,7 @@ class HostPolicies:
 
 
 def _chains(policy: object) -> tuple[Policy, Policy | None]:
-    """Return a policy, and what is left of it for a request that must not be sent twice."""
+    """Return a policy, and the part of it that sends a request only once."""
     if not isinstance(policy, Policy):
         policy = Policy(*parts_of(policy))
     whole = policy

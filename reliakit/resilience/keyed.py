@@ -1,4 +1,4 @@
-"""One circuit breaker for each host, tenant or shard, of which there may be many.
+"""One circuit breaker for each host, tenant or shard, however many keys there are.
 
 ```
 hosts["a.example"] ──> closed      recently used      ┐
@@ -6,8 +6,8 @@ hosts["b.example"] ──> open        kept while open    ├ at most max_keys
 hosts["c.example"] ──> closed      first to be let go ┘
 ```
 
-Keys often come from outside, so how many breakers are kept is bounded. An open one is what stands between callers and
-a dead dependency; those that are closed go first, and come back as new.
+Keys often come from outside, so the number of breakers is bounded. An open one stands between callers and a dead
+dependency, so those that are closed are dropped first, and are made anew when needed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ENDING = frozenset({State.OPEN, State.HALF_OPEN})
 
 
 class KeyedBreakers(Generic[K]):
-    """Keep a breaker for each key, at most `max_keys` of them.
+    """Keep one breaker for each key, at most `max_keys` of them.
 
     ```python
     hosts = KeyedBreakers(lambda host: CircuitBreaker("hosts", failure_threshold=3))
@@ -46,17 +46,17 @@ class KeyedBreakers(Generic[K]):
     async def get(host, path): ...
     ```
 
-    When there are too many, the closed one that was not used for longest is let go. Where none is closed, it is the
-    open one that would let a probe through first. One that was forced open, disabled or set to metrics_only by hand
-    is never let go, even if that means more than `max_keys`. A breaker that somebody still holds, such as a call
-    under way, comes back as the same object.
+    When there are too many, the closed breaker that was not used for longest is dropped. If none is closed, the open
+    one that would let a probe through first is dropped. One that was forced open, disabled or set to metrics_only by
+    hand is never dropped, even if that means more than `max_keys`. A breaker that is still referenced, such as by a
+    call under way, comes back as the same object.
 
-    Safe from threads and tasks. Looking up a key is O(1); making room is O(1) too, but for every older one that is
-    not closed.
+    Safe from threads and tasks. Looking up a key is O(1); so is making room, plus one step for each older breaker
+    that is not closed.
 
     Args:
-        make: Returns the breaker of a new key. Breakers of one name are counted together in metrics.
-        max_keys: How many are kept.
+        make: Returns the breaker of a new key. Breakers of the same name are counted together in metrics.
+        max_keys: How many breakers are kept.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -69,21 +69,21 @@ class KeyedBreakers(Generic[K]):
             raise ConfigurationError("make must be a function that returns a new breaker for each key, not a breaker")
         self._make: Callable[[K], CircuitBreaker] = make
         given: object = make
-        if given is not CircuitBreaker:  # the class itself makes breakers that are named by their keys
+        if given is not CircuitBreaker:  # the class itself makes breakers named after their keys
             plain_callable("make", given)
         self._max_keys = checks.count("max_keys", max_keys)
         self._kept: OrderedDict[K, CircuitBreaker] = OrderedDict()
-        # Those that were let go while somebody held them: two breakers for one key would both be wrong.
+        # Dropped breakers that are still referenced: a second breaker for the same key would make both wrong.
         self._known: WeakValueDictionary[K, CircuitBreaker] = WeakValueDictionary()
-        # Re-entrant, because garbage that is collected while it is held may look up a key.
+        # Re-entrant: a finaliser that runs while it is held may look up a key.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
 
     def __getitem__(self, key: K) -> CircuitBreaker:
-        """Return the breaker of this key, a new one where there is none.
+        """Return the breaker of this key, made now if there is none.
 
         Raises:
-            ConfigurationError: `make` returned no breaker.
+            ConfigurationError: `make` did not return a breaker.
         """
         with self._lock:
             breaker = self._known.get(key)
@@ -100,7 +100,7 @@ class KeyedBreakers(Generic[K]):
             key: Called with the call's own arguments, returns the key. What it raises goes to the caller.
 
         Raises:
-            ConfigurationError: `key` is no plain function, or what is decorated cannot be guarded.
+            ConfigurationError: `key` is not a plain function, or the decorated object cannot be guarded.
         """
         key_of = cast("Callable[..., K]", plain_callable("key", key))
 
@@ -146,7 +146,7 @@ class KeyedBreakers(Generic[K]):
         soonest: K | None = None
         shortest = inf
         newest = next(reversed(self._kept))
-        for key, breaker in self._kept.copy().items():  # garbage that is collected may make another one
+        for key, breaker in self._kept.copy().items():  # a copy: a finaliser may add a breaker meanwhile
             state = breaker.state
             if state is State.CLOSED and key != newest:
                 return key

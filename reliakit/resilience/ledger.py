@@ -1,4 +1,4 @@
-"""What a breaker has counted since it was made, to be read when somebody looks: calls cost nothing more for it."""
+"""What a breaker has counted since it was made, summed up only when read: calls cost nothing more for it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class Ledger:
 
     Args:
         circuit: The circuit.
-        breaker: Whose it is; held weakly.
-        clock: What the window is measured by.
+        breaker: The breaker that owns it; held weakly.
+        clock: The clock of the window.
     """
 
     __slots__ = ("__weakref__", "_breaker", "_clock", "circuit", "counts", "lock")
 
     def __init__(self, circuit: Circuit, breaker: object, clock: Clock) -> None:
         self.circuit: Circuit = circuit
-        # Re-entrant, because garbage that is collected while it is held may hold a permit of this very breaker.
+        # Re-entrant: a finaliser that runs while it is held may settle a permit of this very breaker.
         self.lock: threading.RLock = threading.RLock()
         self._breaker = ref(breaker)
         self._clock = clock
-        # The outcomes that took the long way; the others are counted by their lane.
+        # Outcomes settled under the lock; the others are counted by their lane.
         self.counts: dict[Verdict, int] = {"success": 0, "failure": 0, "ignored": 0}
         renew_locks_after_fork(self, "lock")
 
     def read(self) -> CircuitFigures:
-        """Return the sums, and where the breaker stands. Waits for a decision under way at most."""
+        """Return the sums and the breaker's state. At most waits for a decision under way."""
         now = self._clock.monotonic()
         with self.lock:
             circuit = self.circuit

@@ -1,8 +1,8 @@
-"""How a breaker takes a call back: what it came to, where that is counted, and what follows from it.
+"""How a breaker takes a call back: its verdict, where it is counted, and what follows from it.
 
 ```
 a success on the lane        lane.count += 1
-any other outcome            judged, then settled by the circuit under the lock, and told after it
+any other outcome            judged, then settled by the circuit under the lock, and reported after that
 ```
 """
 
@@ -26,16 +26,16 @@ __all__ = ["Outcomes"]
 
 
 class Outcomes(Controls):
-    """The part of a `CircuitBreaker` that counts. Safe from threads and tasks, and never waits."""
+    """The part of a `CircuitBreaker` that counts. Safe from threads and tasks; never waits."""
 
     __slots__ = ("_asks", "_tells_errors", "timing")
 
     timing: tuple[Callable[[], float], float] | None
-    _asks: bool  # whether the dependency has a say in how long it is left alone
+    _asks: bool  # whether the dependency is asked how long to leave it alone
     _tells_errors: bool
 
     def leave(self, ticket: Ticket, error: BaseException | None, result: object, /) -> None:
-        """Take a ticket back with what the call came to, and judge it."""
+        """Take a ticket back with the call's outcome, and judge it."""
         lane = self.passing
         if error is None and lane is not None and ticket is lane:
             lane.count += 1
@@ -47,16 +47,16 @@ class Outcomes(Controls):
             if self._asks and verdict == "failure":
                 asked = self._length.asked_by(result if error is None else error)
         finally:
-            # Also when a predicate is interrupted: a permit that is not given back would be lost.
+            # Even if a predicate is interrupted: a permit that is not given back would be lost.
             if ticket is lane and verdict == "failure":
-                self._settle(ticket, verdict, 0.0, False, asked)  # what is on the lane is neither timed nor heard of
+                self._settle(ticket, verdict, 0.0, False, asked)  # a lane's outcome is neither timed nor reported
             else:
                 self._count(ticket, verdict, asked)
         if error is not None and self._tells_errors:
             report(self._emitter, error)
 
     def settle(self, ticket: Ticket, verdict: Verdict, error: BaseException | None) -> None:
-        """Take a ticket back with a verdict that is known; an error that counts as nothing overrules it."""
+        """Take a ticket back with a given verdict; an error that is not to be counted overrules it."""
         neutral = True
         asked = None
         try:
@@ -70,7 +70,7 @@ class Outcomes(Controls):
 
     def _count(self, ticket: Ticket, verdict: Verdict, asked: float | None = None) -> None:
         """Count an outcome, on its lane if that is all there is to do."""
-        now, took, heard = 0.0, None, self._heard  # a count window alone knows no time
+        now, took, heard = 0.0, None, self._heard  # a count window needs no time
         if self.timing is not None or heard:
             now = self._now()
             if isinstance(ticket, Entry) and ticket.began is not None:
@@ -88,7 +88,7 @@ class Outcomes(Controls):
         """Let the circuit judge an outcome, and do what follows. Return whether it counts at all."""
         circuit, ledger = self._circuit, self._ledger
         lock, opened_count = ledger.lock, 0
-        lock.acquire()  # `with` takes twice as long: a tenth of all that a failure costs
+        lock.acquire()  # not `with`, which takes twice as long: a tenth of what a failure costs
         try:
             opened = circuit.settle(ticket, verdict, now, slow, asked)
             counted = circuit.state is not DISABLED

@@ -1,4 +1,4 @@
-"""Leave for one call in two steps, for code that does not run the call itself."""
+"""Permission for one call in two steps, for code that does not make the call through the breaker."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Permit"]
 
 
 class Permit:
-    """Leave for one call that the breaker does not make itself; give it back with exactly one verdict.
+    """Permission for one call that the breaker does not make itself; give it back with exactly one verdict.
 
-    The first verdict counts, later ones change nothing. Safe to settle from another thread or task. How long the call
-    took is measured from `acquire()` to the verdict.
+    The first verdict counts; later ones change nothing. It may be settled from another thread or task. The duration
+    of the call is measured from `acquire()` to the verdict.
     """
 
     __slots__ = ("_breaker", "_ticket")
@@ -26,22 +26,22 @@ class Permit:
         self._ticket = ticket
 
     def success(self) -> None:
-        """The dependency answered."""
+        """Say that the dependency answered."""
         self._settle("success", None)
 
     def failure(self, error: BaseException | None = None) -> None:
-        """The dependency failed. With an error that the breaker ignores, this is `ignore()`."""
+        """Say that the dependency failed. With an error that the breaker ignores, this is the same as `ignore()`."""
         self._settle("failure", error)
 
     def ignore(self) -> None:
-        """The call said nothing about the dependency: it neither counts nor resets."""
+        """Say that the call tells nothing about the dependency: it neither counts nor resets anything."""
         self._settle("ignored", None)
 
     def claim(self) -> Ticket | None:
-        """Take out the ticket, once; for the breaker itself."""
+        """Return the ticket, once; for the breaker itself."""
         try:
             ticket = self._ticket
-            del self._ticket  # atomic: of two threads that settle at once one finds it gone
+            del self._ticket  # atomic: of two threads that settle at once, one finds it gone
         except AttributeError:
             return None
         return ticket

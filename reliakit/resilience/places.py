@@ -1,12 +1,12 @@
-"""So many places, and a queue of those who wait for one: threads and tasks in one line.
+"""A fixed number of places, and a queue of those that wait for one, threads and tasks in one line.
 
 ```
-places   x x x x                 taken; whoever leaves hands his to the first in the queue
+places   x x x x                 taken; a call that leaves hands its place to the first in the queue
 queue    critical: A   default: B C   sheddable: D          A first, D last; B before C, or C before B (lifo)
 ```
 
 No place is ever lost: a waiter that goes away hands on what it was just given, and one whose event loop is gone never
-keeps it. Nobody barges in: who comes while others wait joins the queue.
+keeps it. Nobody jumps the queue: a call that comes while others wait joins it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _RANKS: tuple[Priority, ...] = ("critical", "default", "sheddable")
 
 
 class Ticket:
-    """Somebody's place in the queue.
+    """A waiter's position in the queue.
 
     Attributes:
-        state: "waiting", then "granted", "displaced" by a more important one, or "left" by himself.
+        state: "waiting", then "granted", "displaced" by a more important waiter, or "left" of its own accord.
     """
 
     __slots__ = ("priority", "state", "waiter")
@@ -43,12 +43,12 @@ class Ticket:
 
 
 class Places:
-    """Who is inside, and who waits. Safe from threads and tasks; taking a free place takes no lock.
+    """Which calls are inside, and which wait. Safe from threads and tasks; taking a free place takes no lock.
 
     Args:
         count: How many places there are.
         most_waiting: How many may wait.
-        order: Who of equals comes first: the first to wait ("fifo") or the last ("lifo").
+        order: Which of equal priority comes first: the first to wait ("fifo") or the last ("lifo").
     """
 
     __slots__ = ("__weakref__", "_lock", "_queues", "count", "free", "most_waiting", "order", "waiting")
@@ -57,12 +57,12 @@ class Places:
         self.count: int = count
         self.most_waiting: int = most_waiting
         self.order: Order = order
-        # Taking from and adding to a deque are atomic steps. It never holds more than there are: in a child process
-        # that begins anew, who was inside at the fork leaves once more.
+        # Taking from a deque and adding to it are atomic. Its maximal length matters after a fork: in the child,
+        # calls that were inside leave once more although all places are free again.
         self.free: deque[None] = deque([None] * count, maxlen=count)
         self.waiting: int = 0
         self._queues: dict[Priority, deque[Ticket]] = {rank: deque() for rank in _RANKS}
-        self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call that leaves
+        self._lock = threading.RLock()  # re-entrant: a finaliser may end a call while this thread holds it
         renew_locks_after_fork(self, "_lock")
         tell_after_fork(self, "begin_anew")
 
@@ -72,14 +72,14 @@ class Places:
         return self.count - len(self.free)
 
     def begin_anew(self) -> None:
-        """Forget who was inside and who waited: threads of a parent process, which are not in this one."""
+        """Forget what was inside and what waited: threads of a parent process, which do not exist in this one."""
         self.waiting = 0
         for queue in self._queues.values():
             queue.clear()
         self.free.extend([None] * self.count)
 
     def take(self) -> bool:
-        """Take a place and return True, unless there is none or others wait for it."""
+        """Take a place and return True, or return False if none is free or others wait for one."""
         if self.waiting:
             return False
         try:
@@ -91,13 +91,13 @@ class Places:
     def leave(self) -> None:
         """Give a place back."""
         self.free.append(None)
-        # Who joins the queue looks for a free place after he has joined, and this looks for him after there is one:
-        # one of the two sees the other.
+        # A waiter joins the queue and then looks for a free place; this frees the place and then looks at the queue.
+        # So one of the two always sees the other.
         if self.waiting:
             self.hand_out()
 
     def join(self, ticket: Ticket) -> bool:
-        """Queue, and return whether there was room: a full queue gives way only to the more important."""
+        """Join the queue; return whether there was room. A full queue makes room only for a higher priority."""
         displaced = None
         with self._lock:
             if self.waiting >= self.most_waiting:
@@ -115,14 +115,14 @@ class Places:
         return True
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Leave the queue, unless it was granted or displaced meanwhile."""
+        """Leave the queue, unless the ticket was granted or displaced meanwhile."""
         with self._lock:
             if ticket.state == "waiting":
                 ticket.state = "left"
                 self._remove_locked(ticket)
 
     def hand_out(self) -> None:
-        """Give free places to those who wait, as long as there are both."""
+        """Give free places to waiters, as long as there are both."""
         while True:
             with self._lock:
                 try:
@@ -140,7 +140,7 @@ class Places:
         try:
             ticket.waiter.wake()
         except RuntimeError:
-            # Its event loop was closed over its head, so nobody will ever use or return what it was granted.
+            # The waiter's event loop was closed, so nobody will ever use or return what it was granted.
             if ticket.state == "granted":
                 ticket.state = "left"
                 self.leave()
@@ -153,7 +153,7 @@ class Places:
         return None
 
     def _less_important_locked(self, priority: Priority) -> Ticket | None:
-        """Return the waiter to make room for one of this priority: the last one to be served, if it matters less."""
+        """Return the waiter to displace for this priority: the one to be served last, if it is less important."""
         for rank in reversed(_RANKS):
             if rank == priority:
                 return None

@@ -5,8 +5,8 @@ Policy(Retry(3), breaker, Timeout(2.0))      Retry( breaker( Timeout( fn )))    
 Retry(3) | breaker | Timeout(2.0)            the same
 ```
 
-Order decides what a policy means, so it can be told in words: `explain()`. After Polly's pipelines and failsafe-go's
-composition; every part is usable alone, in the same ways.
+The order decides what a policy means, and `explain()` puts it into words. After Polly's pipelines and failsafe-go's
+composition; every part is also usable alone, in the same ways.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _GENERATORS: tuple[type[object], ...] = (GeneratorType, AsyncGeneratorType)
 
 
 class _Composed:
-    """Whatever wraps calls: one pattern or several."""
+    """Anything that wraps calls: one pattern or several."""
 
     __slots__ = ("__weakref__", "_chains", "_clock", "_emitter", "name", "tells")
 
@@ -55,16 +55,16 @@ class _Composed:
         self._emitter = Emitter(name, listeners, clock)
         self._clock = clock
         self._chains: dict[Colour, Callable[..., Any]] = {}
-        # Whether somebody wants to hear of every call; asking each time would cost 70 ns instead of 15.
+        # Whether anybody listens to every call, kept here because asking each time would cost 70 ns instead of 15.
         self.tells: bool = False
 
     def begin(self) -> float:
-        """Tell that a call begins, and return when."""
+        """Report that a call begins, and return when."""
         self._emitter.emit(PolicyStarted)
         return self._clock.monotonic()
 
     def end(self, began: float, error: BaseException | None) -> None:
-        """Tell that a call is over."""
+        """Report that a call is over."""
         self._emitter.emit(
             PolicyEnded,
             duration=self._clock.monotonic() - began,
@@ -72,13 +72,13 @@ class _Composed:
         )
 
     def left(self, began: float | None, error: BaseException) -> None:
-        """Tell that a call is over if its beginning was told, and of the error unless somebody has already."""
+        """Report that a call is over if its beginning was reported, and its error if it was not."""
         if began is not None:
             self.end(began, error)
         report(self._emitter, error)
 
     def report(self, error: BaseException) -> None:
-        """Tell of an error that leaves, unless somebody has already."""
+        """Report an error that leaves, unless it was reported already."""
         report(self._emitter, error)
 
     @property
@@ -87,10 +87,10 @@ class _Composed:
         raise NotImplementedError
 
     def __call__(self, fn: F) -> F:
-        """Decorate a function, method, generator or coroutine function; its signature and its colour stay.
+        """Decorate a function, method, generator or coroutine function. Its signature stays, and so does its colour.
 
         Raises:
-            ConfigurationError: `fn` is a class, a coroutine object or no callable, or a pattern has no meaning for
+            ConfigurationError: `fn` is a class, a coroutine object or not callable, or a pattern does not apply to
                 functions of its colour.
         """
         if isinstance(fn, staticmethod | classmethod):
@@ -103,16 +103,16 @@ class _Composed:
         """Call a plain function once.
 
         Raises:
-            ConfigurationError: `fn` is no plain function, or a pattern has no meaning for one.
+            ConfigurationError: `fn` is not a plain function, or a pattern does not apply to plain functions.
         """
         chain = self._chains.get("plain") or self._chain("plain", _invoke)
         return cast("R", chain(fn, *args, **kwargs))
 
     async def acall(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Await one call.
+        """Call a coroutine function once and await it.
 
         Raises:
-            ConfigurationError: What `fn` returned is nothing to await.
+            ConfigurationError: `fn` returned something that cannot be awaited.
         """
         chain = self._chains.get("async") or self._chain("async", _ainvoke)
         return cast("R", await chain(fn, *args, **kwargs))
@@ -130,7 +130,7 @@ class _Composed:
         return f"{type(self).__name__.lower()} {self.name!r}"
 
     def _chain(self, colour: Colour, caller: Callable[..., Any]) -> Callable[..., Any]:
-        # Two threads may both make it the first time; either will do.
+        # Two threads may both build it the first time; either result will do.
         chain = self._chains[colour] = self._compose(caller, colour, calls=True)
         return chain
 
@@ -151,19 +151,19 @@ class Layer(_Composed):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """This one alone."""
+        """This pattern alone."""
         return (self,)
 
     def wrap(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:
         """Return `fn` within this pattern, in the same colour.
 
         Raises:
-            ConfigurationError: It has no meaning for this colour.
+            ConfigurationError: The pattern does not apply to this colour.
         """
         raise NotImplementedError
 
     def wrap_caller(self, fn: Callable[..., Any], colour: Colour) -> Callable[..., Any]:
-        """Return the same for a caller, whose first argument is the function that it calls with the others."""
+        """Return the same for a caller: a function that calls its first argument with the others."""
         return self.wrap(fn, colour)
 
 
@@ -171,15 +171,15 @@ Part = Layer | Guard[Any]
 
 
 def parts_of(given: object) -> tuple[Part, ...]:
-    """Return the patterns that something given to a `Policy` stands for.
+    """Return the patterns that an argument of `Policy` stands for.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: It is not a pattern.
     """
     if isinstance(given, _Composed):
         return given.parts
     if isinstance(given, type):
-        raise ConfigurationError(f"Policy takes patterns, got the class {given.__qualname__}: make one of it")
+        raise ConfigurationError(f"Policy takes patterns, got the class {given.__qualname__}: make an instance of it")
     if callable(getattr(given, "enter", None)) and callable(getattr(given, "leave", None)):
         return (cast("Guard[Any]", given),)
     raise ConfigurationError(
@@ -188,7 +188,7 @@ def parts_of(given: object) -> tuple[Part, ...]:
 
 
 class Policy(_Composed):
-    """Several patterns around one call, the outermost first.
+    """Combine several patterns around one call, the outermost first.
 
     ```python
     payments = Policy(Retry(3), CircuitBreaker("payments"), Timeout(2.0))
@@ -200,8 +200,8 @@ class Policy(_Composed):
     print(payments.explain())
     ```
 
-    Composed once, when it decorates or is first called. Rejections are neither retried nor counted as failures. One
-    object is safe for any mix of threads and tasks.
+    It is composed once, when it decorates a function or first makes a call. Rejections are neither retried nor
+    counted as failures. One object is safe for any mix of threads and tasks.
 
     Args:
         parts: Retry, Timeout, Bulkhead, Fallback, Throttle, AdaptiveLimit, Hedge, Coalesce, circuit breakers,
@@ -211,7 +211,7 @@ class Policy(_Composed):
         clock: Where the time of events comes from.
 
     Raises:
-        ConfigurationError: No parts, or something that is none.
+        ConfigurationError: There are no parts, or one of them is not a pattern.
     """
 
     __slots__ = ("_parts",)
@@ -230,7 +230,7 @@ class Policy(_Composed):
         watch(self)
 
     def listeners_changed(self) -> None:
-        """Tell of each call while somebody listens; see `reliakit.core.spine.watch`."""
+        """Report each call while somebody listens; see `reliakit.core.spine.watch`."""
         self.tells: bool = self._emitter.hears(PolicyStarted) or self._emitter.hears(PolicyEnded)
 
     @property
@@ -239,7 +239,7 @@ class Policy(_Composed):
         return self._parts
 
     def explain(self) -> str:
-        """Print the patterns in their order, what they mean in it, and warnings of known traps; return the text."""
+        """Print the patterns in order, what each means there, and warnings of known traps; return the text."""
         from reliakit.resilience.explain import explained  # noqa: PLC0415 - knows every pattern, which need this module
 
         text = explained(self)
@@ -262,23 +262,23 @@ class Policy(_Composed):
         listeners: Iterable[Listener] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> Policy:
-        """Return what most outgoing calls need, in the one right order.
+        """Return a policy with what most outgoing calls need, in the one right order.
 
-        Fallback, if one is given, around the time limit of the whole call, around retries that share a budget, around
-        a circuit breaker, around the time limit of each attempt, around a bulkhead, if a size is given.
+        From the outside in: a fallback, if one is given; the time limit of the whole call; retries that share a
+        budget; a circuit breaker; the time limit of each attempt; a bulkhead, if a size is given.
 
         Args:
             name: Names the policy and its parts in errors and events.
-            timeout: Seconds for the whole call with all its attempts; None for the caller's deadline alone.
+            timeout: Seconds for the whole call with all its attempts; None if only the caller's deadline limits it.
             attempt_timeout: Seconds for each attempt.
-            max_attempts: How often it may be tried in all; 1 for no retries.
+            max_attempts: The total number of attempts; 1 for no retries.
             wait: The pause after each failed attempt; by default from 0.1 s, doubling to 10 s, with full jitter.
-            on: Which errors are tried again, see `Retry`.
+            on: Which errors are retried, see `Retry`.
             max_concurrent: How many calls may run at once, or None for any number.
-            breaker: The circuit breaker, by default one of that name.
-            fallback: What stands in for the result, see `Fallback`; left out, errors pass.
+            breaker: The circuit breaker; by default a new one named `name`.
+            fallback: What stands in for the result, see `Fallback`; if left out, errors pass.
             listeners: Callables that receive the events of all parts.
-            clock: Where time and chance come from.
+            clock: Provides the time and the random numbers.
         """
         from reliakit.resilience.standard import standard_parts  # noqa: PLC0415 - as above
 
@@ -302,7 +302,7 @@ class Policy(_Composed):
         return f"<Policy {self.name!r} {' | '.join(map(repr, self._parts))}>"
 
 
-# The outermost frame of every chain: tells of the error that leaves, and finds functions of another colour.
+# The outermost frame of every chain: reports the error that leaves, and detects functions of another colour.
 
 
 def _invoke(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -331,7 +331,7 @@ async def _ainvoke(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
 
 def _plain(fn: Callable[..., Any], chain: Callable[..., Any], policy: _Composed, by: str) -> Callable[..., Any]:
-    known: type[object] = _Composed  # the class of the last result that proved to be no awaitable
+    known: type[object] = _Composed  # the class of the last result that was not awaitable
 
     @wraps(fn)
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -1,12 +1,12 @@
-"""Trying again what failed, as long as it can help and there is time.
+"""Calling again what failed, as long as that can help and there is time.
 
 ```
 attempt ── error ── pause ── attempt ── error ── pause ── attempt ── error      the last real error, with a note
                       ^ not begun if it does not fit the deadline or the budget
 ```
 
-Pauses grow with jitter (see `reliakit.core.backoff`); a server that says when to come back is listened to. What one
-call's attempts come to is decided by `_Attempts`; the loops around it only wait.
+Pauses grow with jitter (see `reliakit.core.backoff`), and a server that says when to come back is obeyed. `_Attempts`
+decides what follows each attempt of a call; the loops around it only wait.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _log = logging.getLogger("reliakit")
 Wait: TypeAlias = "Backoff | float | Callable[[int], float]"
 Reason = Literal["success", "attempts", "deadline", "budget", "rejected", "retry_after", "error"]
 
-# Not tried again unless `on` asks for them by name: a refusal is an answer, and a COMMIT of unknown outcome may have
-# been one.
+# Not retried unless `on` asks for them by name: a refusal is an answer, and a COMMIT of unknown outcome may have been
+# carried out.
 _TO_BE_NAMED = (RejectedError, CommitUnknownError)
 _MOST_NOTES = 16
 _NOTHING: Outcome[Any] = Outcome()
@@ -59,35 +59,36 @@ _WORDS: dict[Reason, str] = {
 
 
 class Retry(Layer):
-    """Try again what failed.
+    """Call a function again when it fails.
 
     ```python
     @Retry(3, on=OSError)                   # def, async def, generators, async generators, methods
     async def fetch(url): ...
     ```
 
-    Whatever ends it (attempts, deadline, budget, a circuit that opened meanwhile), the last real error is raised, the
-    object itself, with a note of how many attempts there were and how long they took. A pause that does not fit the
-    deadline is not begun. Never tried again are cancellation, KeyboardInterrupt, SystemExit, GeneratorExit and
-    ConfigurationError; rejections and CommitUnknownError only if `on` names them or is a predicate that says so.
+    Whatever ends the retries (attempts, deadline, budget, a circuit that opened meanwhile), the last real error is
+    raised, the same object, with a note that says how many attempts there were and how long they took. A pause that
+    does not fit the deadline is not begun. Cancellation, KeyboardInterrupt, SystemExit, GeneratorExit and
+    ConfigurationError are never retried; rejections and CommitUnknownError only if `on` names them or is a predicate
+    that accepts them.
 
-    A generator is tried again until its first item is out; after that its error passes, for the consumer has seen
+    A generator is retried until it yields its first item; after that its error passes, because the consumer has seen
     something. One object is safe for any mix of threads and tasks. A first attempt that succeeds costs one reading of
     the clock.
 
     Args:
-        max_attempts: How often it may be tried in all; 1 means never again.
-        on: Which errors are tried again: a type, a tuple of types, or a predicate of the error.
-        wait: The pause after each failed attempt: a `Backoff`, seconds, or a callable of the attempt's number, from
-            1, that returns seconds. An error or result that says when to come back (`retry_after`, or a Retry-After
-            header) is not tried before that.
-        budget: Bounds retries to a share of all calls, see `RetryBudget`.
-        retry_result: A predicate of the result that makes it one to try again; the last one is returned when the
-            attempts are spent. For functions alone, not for generators.
-        max_retry_after: A server that asks for a longer pause than so many seconds is not waited for.
+        max_attempts: The total number of attempts; 1 for no retries.
+        on: Which errors are retried: a type, a tuple of types, or a predicate of the error.
+        wait: The pause after each failed attempt: a `Backoff`, seconds, or a callable that is given the attempt's
+            number, from 1, and returns seconds. If an error or result says when to come back (`retry_after`, or a
+            Retry-After header), the next attempt does not start before that.
+        budget: Limits retries to a share of all calls, see `RetryBudget`.
+        retry_result: A predicate of the result that says whether to retry; when the attempts are used up, the last
+            result is returned. For functions only, not for generators.
+        max_retry_after: The longest pause, in seconds, that a server may ask for; for a longer one it gives up.
         name: Names it in events.
         listeners: Callables that receive its events.
-        clock: Where time and chance come from.
+        clock: Provides the time and the random numbers.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -154,7 +155,7 @@ class Retry(Layer):
         return astream(self._async(afirst(fn)))
 
     def wants(self, error: BaseException) -> bool:
-        """Return whether this error is one to try again."""
+        """Return whether this error is retried."""
         if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
             return False
         if isinstance(error, _TO_BE_NAMED) and not self._names(error):
@@ -162,13 +163,13 @@ class Retry(Layer):
         return self._wants(error)
 
     def judge(self, outcome: Outcome[Any]) -> bool:
-        """Return whether this outcome is one to try again."""
+        """Return whether this outcome is retried."""
         if outcome.error is not None:
             return self.wants(outcome.error)
         return self._result is not None and self._result(outcome.value)
 
     def pause(self, number: int, outcome: Outcome[Any], previous: float | None) -> float | None:
-        """Return the seconds to wait after this attempt, or None if somebody asks for too many."""
+        """Return the seconds to wait after this attempt, or None if a longer wait is asked for than is allowed."""
         own = self._own_pause(number, previous)
         told = retry_after_of(outcome.value if outcome.error is None else outcome.error, self._clock.time())
         if told is None:
@@ -184,9 +185,9 @@ class Retry(Layer):
         try:
             pause = float(wait(number))
             if not (isfinite(pause) and pause >= 0):
-                raise ConfigurationError(f"wait returned {pause!r}, which is no number of seconds")
+                raise ConfigurationError(f"wait must return a number of seconds, it returned {pause!r}")
         except Exception:  # noqa: BLE001
-            # The error of the call matters more than a fault in how long to wait after it.
+            # The call's own error matters more than a fault in the pause after it.
             pause = _USUAL.delay(number, random)
             _log.exception("wait of retry %r raised; the pause is %g s", self.name, pause)
         return pause
@@ -276,7 +277,7 @@ class Retry(Layer):
 
 
 class _Attempts:
-    """The attempts of one call: whether there is another one, and what is left when there is none."""
+    """The attempts of one call: whether another one follows, and what the call ends with when none does."""
 
     __slots__ = (
         "_began",
@@ -296,9 +297,9 @@ class _Attempts:
         self._began = began
         self._number = 0
         self._previous: float | None = None
-        self._kept: Outcome[Any] | None = None  # the last one that came from where the call went to
+        self._kept: Outcome[Any] | None = None  # the last outcome that came from the call itself
         self._reason: Reason = "success"
-        self._untried = False  # whether the last one was refused before it was tried
+        self._untried = False  # whether the last attempt was refused before it was made
         self._holds_budget = False
 
     def pause_after(self, outcome: Outcome[Any]) -> float | None:
@@ -312,7 +313,7 @@ class _Attempts:
             self._reason = self._reason_to_stop(outcome)
             self._untried = self._reason == "rejected" and self._kept is not outcome
             return None
-        # The caller's own `wait` and the clock's chance are asked for a pause only where one may follow.
+        # Only asked when an attempt may follow: it calls the caller's own `wait` and draws from the clock's random.
         is_last = self._number >= self._retry.max_attempts
         pause = None if is_last else self._retry.pause(self._number, outcome, self._previous)
         if pause is None:
@@ -335,7 +336,7 @@ class _Attempts:
         return pause
 
     def end(self) -> Outcome[Any]:
-        """Return what the call came to, its error with a note, and tell how it ended."""
+        """Return the call's final outcome, its error with a note, and report how it ended."""
         kept = self._kept
         assert kept is not None
         error, number = kept.error, self._number
@@ -356,7 +357,7 @@ class _Attempts:
         return kept
 
     def close(self) -> None:
-        """Let go of what is held, also when the call was cancelled in a pause."""
+        """Release what is held, also when the call was cancelled during a pause."""
         self._give_back()
         self._kept = None
 
@@ -385,7 +386,7 @@ class _Attempts:
 
 
 def _says_nothing(error: BaseException | None) -> bool:
-    """Return whether this error tells of our own limits, and not of where the call went to."""
+    """Return whether this error comes from our own limits and says nothing about the dependency."""
     if isinstance(error, RejectedError):
         return True
     return isinstance(error, DeadlineExceededError) and remaining() == 0.0
@@ -394,7 +395,7 @@ def _says_nothing(error: BaseException | None) -> bool:
 def _note(error: BaseException, number: int, spent: float, reason: Reason) -> None:
     attempts = f"{number} attempt{'s' if number > 1 else ''}"
     with contextlib.suppress(Exception):  # an error that takes no notes is raised without one
-        if len(getattr(error, "__notes__", ())) < _MOST_NOTES:  # one object may be raised for ever
+        if len(getattr(error, "__notes__", ())) < _MOST_NOTES:  # the same object may be raised for ever
             error.add_note(f"reliakit: gave up after {attempts} in {spent:.3f} s: {_WORDS[reason]}")
 
 

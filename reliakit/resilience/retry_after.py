@@ -1,4 +1,4 @@
-"""How long somebody else asks us to wait before the next try.
+"""How long an error or a response asks us to wait before the next try.
 
 ```
 error.retry_after                      our own rejections, and clients that carry it as a number
@@ -22,9 +22,9 @@ _LONGEST_DATE = 64
 
 
 def retry_after_of(outcome: object, wall: float) -> float | None:
-    """Return the seconds to wait that an error or a result asks for, 0 or more, or None where it asks for nothing.
+    """Return the seconds that an error or a result asks to wait, 0 or more, or None if it does not ask.
 
-    Looked for by name, so that the errors and responses of any HTTP client will do. Never raises.
+    The attributes are looked up by name, so the errors and responses of any HTTP client will do. Never raises.
 
     Args:
         outcome: An exception or a result.
@@ -54,7 +54,7 @@ def _number(value: object) -> float | None:
 def _header(headers: Any) -> str | None:
     if headers is None or not callable(getattr(headers, "get", None)):
         return None
-    value = headers.get("Retry-After") or headers.get("retry-after")  # a plain dict knows one spelling
+    value = headers.get("Retry-After") or headers.get("retry-after")  # a plain dict is case-sensitive
     return value.strip() if isinstance(value, str) else None
 
 

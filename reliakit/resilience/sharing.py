@@ -1,4 +1,4 @@
-"""Breakers of many processes that share their verdicts, and count each for itself.
+"""Breakers in many processes that share their verdicts, each counting for itself.
 
 ```
 breaker opens ──> ballot ──> store counts ── quorum of processes ──> every process opens
@@ -6,8 +6,8 @@ the break ends ──> one process gets the lease to probe ── success ──
 ```
 
 A call never waits for the store and costs nothing more: one thread asks it every `interval` seconds, and at once when
-a breaker opens or closes. While the store is down each process decides alone, as if there were no sharing. One bad
-process poisons nobody: it takes several that agree, as in Envoy's outlier detection by many hosts.
+a breaker opens or closes. While the store is down, each process decides alone, as if there were no sharing. One bad
+process harms nobody else: it takes several that agree, as in Envoy's outlier detection by many hosts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _log = logging.getLogger("reliakit")
 B = TypeVar("B", bound=CircuitBreaker)
 
 _LONGEST_PAUSE = 30.0
-# In rounds: who has not been heard of for so long is dead, and his lease is over.
+# In rounds: a process that was not heard of for so long counts as dead, and its lease is over.
 _LIFETIME = 5
 _LEASE = 3
 _HOLD = 5
@@ -56,14 +56,14 @@ _SHORTEST = 0.05
 
 @dataclass(frozen=True, slots=True)
 class SharedStatus:
-    """Where the processes stand on one circuit.
+    """How the processes that share one circuit stand.
 
     Attributes:
-        name: The breaker's.
+        name: The breaker's name.
         state: Its state in this process.
         members: How many processes share it, as last heard.
         votes: How many of them say that it is open.
-        quorum: How many are needed.
+        quorum: How many votes are needed.
         is_shared: Whether it is open by their agreement.
         is_degraded: Whether the store did not answer last time, so that this process decides alone.
     """
@@ -90,16 +90,16 @@ class SharedBreakers:
 
     Breakers of the same name share. Each counts for itself; once a quorum of the living processes has opened, all
     open, one of them probes at a time, and its success closes all. A process hears of a change within `interval`
-    seconds. Calls never wait for the store; while it is down each process decides alone.
+    seconds. Calls never wait for the store; while it is down, each process decides alone.
 
     Args:
-        store: A RedisStore or PostgresStore of an address, or of a client for threads.
-        quorum: How many processes must have opened; None for two or 30 % of the living, whatever is more. With 1, the
-            first one opens all.
-        interval: Seconds between two rounds, 0.05 at least.
-        member: The name of this process among the others; default: made of host, process id and chance.
+        store: A RedisStore or PostgresStore made from an address, or from a client for threads.
+        quorum: How many processes must have opened; None for two or 30 % of the living, whichever is more. With 1,
+            the first one opens all.
+        interval: Seconds between two rounds, at least 0.05.
+        member: The name of this process among the others; by default made from host, process id and a random part.
         listeners: Callables that receive StoreFailed and StoreRecovered.
-        clock: Where the time of events comes from.
+        clock: Provides the time of events.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -118,7 +118,9 @@ class SharedBreakers:
         if not callable(getattr(store, "vote", None)):
             raise ConfigurationError(f"store must be one that processes share, such as a RedisStore, got {store!r}")
         if not getattr(store, "serves_threads", True):
-            raise ConfigurationError(f"store must be one of an address or of a client for threads, got {store!r}")
+            raise ConfigurationError(
+                f"store must be made from an address or from a client for threads, as a thread asks it, got {store!r}"
+            )
         self._store = store
         self.interval: float = checks.seconds("interval", interval)
         if self.interval < _SHORTEST:
@@ -144,16 +146,16 @@ class SharedBreakers:
         self._failed_at: float | None = None
         self._failures = 0
         self._pauses = Backoff(2 * self.interval, cap=max(self.interval, _LONGEST_PAUSE), jitter=0.2)
-        # Seconds from round to round: what the interval says, or what it takes to ask for many circuits.
+        # Seconds from round to round: the interval, or longer if asking for many circuits takes longer.
         self._pace = self._last_took = self.interval
         renew_locks_after_fork(self, "_lock", "_round")
         tell_after_fork(self, "_forget_thread")
 
     def add(self, breaker: B) -> B:
-        """Let a breaker take part, under its name; return it.
+        """Let a breaker take part under its name, and return it.
 
         Raises:
-            ConfigurationError: It is no circuit breaker, or another one has its name here.
+            ConfigurationError: It is not a circuit breaker, or another breaker of the same name takes part already.
         """
         if not isinstance(breaker, CircuitBreaker):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without types
             raise ConfigurationError(f"add takes a CircuitBreaker, got {breaker!r}")
@@ -166,7 +168,7 @@ class SharedBreakers:
         return breaker
 
     def open(self) -> None:
-        """Start the thread that votes and listens. Doing it again changes nothing. In a forked child, open again."""
+        """Start the thread that votes and listens. Calling it again changes nothing. A forked child opens anew."""
         with self._lock:
             if self._thread is not None:
                 return
@@ -176,14 +178,14 @@ class SharedBreakers:
             try:
                 start(thread)
                 self._heard, self._thread = heard, thread
-            except BaseException:  # no room for a thread, or a Ctrl-C: who did not get in will not close it
+            except BaseException:  # the thread could not start, or Ctrl-C: a caller that fails to open does not close
                 self._stop.set()
                 self._wake.set()
                 heard.close()
                 raise
 
     def close(self) -> None:
-        """Stop it. Breakers stay as they are, and each decides for itself from now on. The store stays open."""
+        """Stop the thread. Breakers stay as they are and each decides for itself again. The store stays open."""
         with self._lock:
             thread = self._thread
             if thread is None:
@@ -196,35 +198,35 @@ class SharedBreakers:
             thread.join()
 
     async def aclose(self) -> None:
-        """Stop it like `close`, without blocking the event loop."""
+        """Stop the thread like `close`, without blocking the event loop."""
         import asyncio  # noqa: PLC0415 - only programs that await pay for the import
 
         await asyncio.to_thread(self.close)
 
     def force_open(self, name: str, seconds: float | None = None) -> None:
-        """Force a circuit open in every process, for so many seconds or until `release`. One round trip.
+        """Force a circuit open in every process, for `seconds` or until `release`. One round trip.
 
         Args:
-            name: The breakers' name; this process need not have one.
+            name: The name of the breakers; this process need not have one.
             seconds: How long, after which probes decide; None for no end.
 
         Raises:
-            StoreError: The store cannot be asked, so nothing was changed.
+            StoreError: The store cannot be reached, so nothing was changed.
         """
         self._store.force(checks.named("name", name), inf if seconds is None else checks.seconds("seconds", seconds))
         self._wake.set()
 
     def release(self, name: str) -> None:
-        """Let go of a circuit that `force_open` has opened; it closes in every process. One round trip.
+        """Release a circuit that `force_open` has opened; it closes in every process. One round trip.
 
         Raises:
-            StoreError: The store cannot be asked, so nothing was changed.
+            StoreError: The store cannot be reached, so nothing was changed.
         """
         self._store.force(checks.named("name", name), 0.0)
         self._wake.set()
 
     def status(self) -> tuple[SharedStatus, ...]:
-        """Return where the processes stand on each circuit, as last heard. No round trip."""
+        """Return how the processes stand on each circuit, as last heard. No round trip."""
         with self._lock:
             rounds = tuple(self._rounds.copy().values())
         is_degraded = self._failed_at is not None
@@ -239,14 +241,14 @@ class SharedBreakers:
             if self._refresh(stop):
                 wake.wait(self.interval)
             else:
-                # Not woken by breakers: one that opens every moment must not make a dead store be asked as often.
+                # Breakers do not end this pause: one that opens all the time must not query a dead store as often.
                 stop.wait(self._pauses.delay(max(1, self._failures), self._clock.random))
             wake.clear()
 
     def refresh(self) -> bool:
         """Vote and listen now, one round trip for each breaker; return whether the store answered.
 
-        The thread does it every `interval` seconds. For programs that have no threads, and for tests.
+        The thread does this every `interval` seconds. Call it in programs without threads, and in tests.
         """
         return self._refresh(Bell())
 
@@ -271,7 +273,7 @@ class SharedBreakers:
         except Exception as error:  # noqa: BLE001 - a store may be somebody else's: the breakers decide alone
             self._failed(error)
             return False
-        # The shorter of two: once a process may have been suspended.
+        # The shorter of the last two, because the process may have been suspended during one of them.
         took, self._last_took = self._last_took, self._clock.monotonic() - began
         self._pace = max(self.interval, min(took, self._last_took))
         self._failures = 0
@@ -292,7 +294,7 @@ class SharedBreakers:
         self._emitter.emit(StoreFailed, store=type(self._store).__name__, reason=reason)
 
     def _forget_thread(self) -> None:
-        """In a forked child there is no thread, and the child is somebody else to the others."""
+        """In a forked child, forget the thread, which does not exist there, and take a new member name."""
         if self._thread is not None:
             self._heard.close()
         self._thread = None
@@ -327,7 +329,7 @@ class SharedBreakers:
 
 
 class _Round:
-    """One breaker, its part in the agreement, and what was last heard."""
+    """One breaker, its part in the agreement, and what it last heard."""
 
     __slots__ = ("_agreement", "_count", "breaker")
 
@@ -340,9 +342,9 @@ class _Round:
         """Vote, and do what the count says.
 
         Args:
-            store: Where to.
-            ballot: What all circuits' ballots have in common.
-            clock: What measures how late the count comes.
+            store: Where to vote.
+            ballot: What the ballots of all circuits have in common.
+            clock: Measures how late the count comes.
             pace: Seconds from round to round.
         """
         breaker, agreement = self.breaker, self._agreement
@@ -352,13 +354,13 @@ class _Round:
         count = store.vote(own)
         now = clock.monotonic()
         self._count = count = count.aged(now - asked_at, own.lease)
-        if breaker.state is state:  # else the next round, which begins at once, tells what has become of it meanwhile
+        if breaker.state is state:  # if it has changed meanwhile, the next round, which begins at once, tells of it
             self._follow(agreement.heed(count, state, breaker.retry_after, now))
         elif own.has_closed:
             agreement.has_told(count)
 
     def go_alone(self, clock: Clock) -> None:
-        """Do without the store."""
+        """Decide without the store."""
         self._follow(self._agreement.alone(self.breaker.state, self.breaker.retry_after, clock.monotonic()))
 
     def _follow(self, order: Order | None) -> None:
@@ -373,7 +375,7 @@ class _Round:
             breaker.close()
 
     def status(self, *, is_degraded: bool) -> SharedStatus:
-        """Return where the processes stand, as last heard."""
+        """Return how the processes stand, as last heard."""
         count = self._count
         return SharedStatus(
             name=self.breaker.name,

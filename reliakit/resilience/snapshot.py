@@ -1,4 +1,4 @@
-"""What is worth keeping of a breaker: plain values that survive JSON, another process and another clock."""
+"""What is worth saving of a breaker: plain values that survive JSON, another process and another clock."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class BreakerSnapshot:
     """A breaker's state at one instant. `BreakerSnapshot(**json.loads(json.dumps(dataclasses.asdict(it)))) == it`.
 
     Attributes:
-        state: Where it stands.
+        state: The breaker's state.
         failures: Failures in a row so far.
         opened_count: How many times it has opened since it was last closed.
-        retry_after: The rest of the break in seconds, or None where there is no break or no end of it.
-        break_length: The length of the current or last break in seconds, or None where there was none.
-        window: What is in the window, oldest first: how many seconds ago, outcomes, failures and slow ones among
-            them. In an open circuit, what was in it when it opened.
+        retry_after: The rest of the break in seconds, or None if there is no break or it has no end.
+        break_length: The length of the current or last break in seconds, or None if there was none.
+        window: What is in the window, oldest first, as runs of (how many seconds ago, outcomes, failures among them,
+            slow calls among them). In an open circuit, what was in it when it opened.
     """
 
     state: State
@@ -56,22 +56,22 @@ class BreakerSnapshot:
 
     @property
     def failed_calls(self) -> int:
-        """How many of them are failures."""
+        """How many outcomes in the window are failures."""
         return sum(run[2] for run in self.window)
 
     @property
     def slow_calls(self) -> int:
-        """How many of them were slow."""
+        """How many outcomes in the window were slow."""
         return sum(run[3] for run in self.window)
 
     @property
     def failure_rate(self) -> float | None:
-        """The share of failures in the window, None when nothing is in it."""
+        """The share of failures in the window, or None if it is empty."""
         return self.failed_calls / self.calls if self.calls else None
 
     @property
     def slow_rate(self) -> float | None:
-        """The share of slow calls in the window, None when nothing is in it."""
+        """The share of slow calls in the window, or None if it is empty."""
         return self.slow_calls / self.calls if self.calls else None
 
 
@@ -94,7 +94,7 @@ def _checked_run(given: object) -> Run:
 
 
 def snapshot_of(circuit: Circuit, now: float) -> BreakerSnapshot:
-    """Return everything that is worth keeping. The owner's lock is held."""
+    """Return everything that is worth saving. The owner must hold its lock."""
     circuit.absorb()
     return BreakerSnapshot(
         circuit.state,

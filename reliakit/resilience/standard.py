@@ -4,8 +4,8 @@
 Fallback | Timeout(total) | Retry(budget) | CircuitBreaker | Timeout(attempt) | Bulkhead
 ```
 
-The order is Resilience4j's with a limit on the whole: attempts are counted one by one by the breaker, one that takes
-too long is a failure of the dependency, and no pause is begun that does not fit.
+The order is Resilience4j's with a limit on the whole: the breaker counts attempts one by one, one that takes too long
+is a failure of the dependency, and no pause is begun that does not fit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def standard_parts(
     listeners: Iterable[Listener],
     clock: Clock,
 ) -> list[object]:
-    """Return the parts of `Policy.standard`, which says what the arguments mean."""
+    """Return the parts of `Policy.standard`, which documents the arguments."""
     told: dict[str, Any] = {"name": name, "listeners": listeners, "clock": clock}
     if timeout is not None and attempt_timeout > timeout:
         raise ConfigurationError(

@@ -1,8 +1,8 @@
-"""What a policy can do for generators: decide until the first item is out, then hand everything on.
+"""What a policy can do for generators: act until the first item, then pass everything on.
 
 ```
 begin: fn() ── first item ──┬── item ── item ── end
-       may be tried again   │   the consumer has seen something: errors are his now
+       may be tried again   │   the consumer has seen something: errors are passed on to it
 ```
 
 `send`, `throw` and `close` reach the generator inside, as with `yield from`.
@@ -21,7 +21,7 @@ AsyncStep = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
 
 class Ended:
-    """A generator that ended without an item."""
+    """A generator that ended without yielding an item."""
 
     __slots__ = ("value",)
 
@@ -30,12 +30,12 @@ class Ended:
 
 
 class Begun:
-    """A generator that has made its first item.
+    """A generator that has yielded its first item.
 
     Attributes:
         inner: The generator.
         item: Its first item.
-        step: Takes each further step, a callable that is called at once; None to just call it.
+        step: Runs each further step, given a callable to call at once; None to just call it.
         end: Called once the stream is over, however it ends; None for nothing.
     """
 
@@ -55,7 +55,7 @@ class Begun:
 
 
 class AsyncBegun:
-    """The same for an async generator."""
+    """An async generator that has yielded its first item; see `Begun`."""
 
     __slots__ = ("end", "inner", "item", "step")
 
@@ -73,7 +73,7 @@ class AsyncBegun:
 
 
 def first(fn: Callable[..., Any]) -> Callable[..., Begun | Ended]:
-    """Return a plain function that starts the generator as far as its first item."""
+    """Return a plain function that runs the generator up to its first item."""
 
     def begin(*args: Any, **kwargs: Any) -> Begun | Ended:
         inner = fn(*args, **kwargs)
@@ -86,7 +86,7 @@ def first(fn: Callable[..., Any]) -> Callable[..., Begun | Ended]:
 
 
 def afirst(fn: Callable[..., Any]) -> Callable[..., Awaitable[AsyncBegun | Ended]]:
-    """Return a coroutine function that starts the async generator as far as its first item."""
+    """Return a coroutine function that runs the async generator up to its first item."""
 
     async def begin(*args: Any, **kwargs: Any) -> AsyncBegun | Ended:
         inner = fn(*args, **kwargs)
@@ -99,7 +99,7 @@ def afirst(fn: Callable[..., Any]) -> Callable[..., Awaitable[AsyncBegun | Ended
 
 
 def stream(begin: Callable[..., Begun | Ended]) -> Callable[..., Any]:
-    """Return a generator function that begins like this, and then hands on what comes."""
+    """Return a generator function that begins with `begin`, and then passes on what comes."""
 
     def run(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         begun = begin(*args, **kwargs)
@@ -122,7 +122,7 @@ def stream(begin: Callable[..., Begun | Ended]) -> Callable[..., Any]:
                 except StopIteration as done:
                     return done.value
                 except BaseException:
-                    inner.close()  # a step that was not even begun leaves it half-way
+                    inner.close()  # the step never began, so the generator would be left suspended
                     raise
         finally:
             if begun.end is not None:
@@ -132,7 +132,7 @@ def stream(begin: Callable[..., Begun | Ended]) -> Callable[..., Any]:
 
 
 def astream(begin: Callable[..., Awaitable[AsyncBegun | Ended]]) -> Callable[..., Any]:
-    """Return an async generator function that begins like this, and then hands on what comes."""
+    """Return an async generator function that begins with `begin`, and then passes on what comes."""
 
     async def run(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         begun = await begin(*args, **kwargs)

@@ -1,12 +1,12 @@
-"""A client that holds itself back when its server accepts little of what it is asked.
+"""A client that holds itself back when its server accepts few of its requests.
 
 ```
 p(refuse) = (requests - k * accepts) / (requests + 1)        over the last two minutes, never above 0.9
 ```
 
 After "Handling Overload" in "Site Reliability Engineering" (Google, 2016), chapter 21. It needs no open state and no
-probes: the share that still passes finds out when the server is well again. A request counts when it begins, not when
-it ends, so a server that hangs is noticed at once.
+probes: the share of requests that still passes finds out when the server is well again. A request counts when it
+begins, not when it ends, so a server that hangs is noticed at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SLICES = 12
 
 
 class Slice:
-    """What was asked and accepted in one part of the window."""
+    """The requests and accepts in one part of the window."""
 
     __slots__ = ("accepts", "number", "requests")
 
@@ -56,7 +56,7 @@ class Tally:
         self.accepts: int = 0
 
     def begin(self, now: float) -> Slice:
-        """Count a request, and return where."""
+        """Count a request, and return the slice it was counted in."""
         self.forget(now)
         number = int(now // self._length)
         slices = self._slices
@@ -68,7 +68,7 @@ class Tally:
         return current
 
     def forget(self, now: float) -> None:
-        """Let go what is too old by now."""
+        """Drop what is too old by now."""
         oldest = int(now // self._length) - _SLICES
         slices = self._slices
         while slices and slices[0].number <= oldest:
@@ -78,20 +78,20 @@ class Tally:
             gone.number = -1
 
     def accepted(self, begun: Slice) -> None:
-        """Count an accept, where its request was counted."""
+        """Count an accept, in the slice of its request."""
         if begun.number >= 0:
             begun.accepts += 1
             self.accepts += 1
 
     def withdrawn(self, begun: Slice) -> None:
-        """Forget a request that says nothing."""
+        """Uncount a request that says nothing about the server."""
         if begun.number >= 0:
             begun.requests -= 1
             self.requests -= 1
 
 
 class Throttle(Layer):
-    """Refuse calls at random, the more of them the fewer the server accepts.
+    """Refuse calls at random, and the more of them the fewer the server accepts.
 
     ```python
     search = Throttle()
@@ -100,23 +100,23 @@ class Throttle(Layer):
     async def find(words): ...
     ```
 
-    While the server accepts at least one request in `k`, nothing is refused. What fails is not accepted; an error
-    that is no failure is; cancellation and rejections from further in count as not asked. Requests of
-    `request_context(priority=...)` "sheddable" are refused earlier, as with a `k` halfway to 1, and "critical" ones
-    later, as with twice the `k`. A refused call raises OverloadedError. One object is safe for any mix of
-    threads and tasks and never waits.
+    While the server accepts at least one request in `k`, nothing is refused. A call that fails was not accepted; one
+    that ends with an error that is not a failure was; cancellations and rejections from further in are not counted as
+    requests. Requests of `request_context(priority=...)` "sheddable" are refused earlier, as with a `k` halfway to 1,
+    and "critical" ones later, as with twice the `k`. A refused call raises OverloadedError. One object is safe for
+    any mix of threads and tasks and never waits.
 
     Args:
         k: How many requests may be made for each one that is accepted.
-        window: Over how many seconds, in twelve slices; longer than the longest call.
-        minimum_calls: Nothing is refused before so many requests in the window.
-        max_rejection: The most that is refused, so that some always find out.
+        window: How many seconds are counted, in twelve slices; should be longer than the longest call.
+        minimum_calls: How many requests the window must hold before any is refused.
+        max_rejection: The largest share that is refused, so that some requests always find out.
         failure: Which errors mean that the server did not accept: a type, a tuple of types, or a predicate.
-        ignore: Which errors count as not asked; beats `failure`.
-        failure_result: A predicate of the result that means the same as a failure, or None.
-        name: Names it in errors and events.
+        ignore: Which errors do not count as a request; takes precedence over `failure`.
+        failure_result: A predicate of the result that makes it a failure, or None.
+        name: Names the throttle in errors and events.
         listeners: Callables that receive its events.
-        clock: Where time and chance come from.
+        clock: Provides the time and the random numbers.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -160,18 +160,18 @@ class Throttle(Layer):
         self._judge = Judge(failure, ignore, failure_result)
         self._clock = clock
         self._tally = Tally(self.window)
-        self._lock = threading.RLock()  # re-entrant: garbage that is collected under it may be a call that ends
+        self._lock = threading.RLock()  # re-entrant: a finaliser may end a call while this thread holds it
         renew_locks_after_fork(self, "_lock")
 
     @property
     def rejection(self) -> float:
-        """The share of requests of default priority that is refused now, 0 to `max_rejection`."""
+        """The share of requests of default priority that is refused now, from 0 to `max_rejection`."""
         with self._lock:
             self._tally.forget(self._clock.monotonic())
             return self._probability(self._tally.requests, "default")
 
     def enter(self) -> Slice:
-        """Count a request and let it pass, or refuse it; the half that wrappers use.
+        """Count a request and let it pass, or refuse it; wrappers use this.
 
         Raises:
             OverloadedError: It was refused.
@@ -188,7 +188,7 @@ class Throttle(Layer):
         return begun
 
     def leave(self, begun: Slice, error: BaseException | None, result: object, /) -> None:
-        """Count what a request came to."""
+        """Count the outcome of a request."""
         verdict = "ignored"
         try:
             verdict = self._judge.of_result(result) if error is None else self._judge.of_error(error)

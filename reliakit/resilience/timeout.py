@@ -1,9 +1,9 @@
 """A time limit for one call, which everything inside it reads as its deadline.
 
 ```
-async      cut at the limit: the call is cancelled and leaves as DeadlineExceededError
-plain      cooperative: waits and checkpoint() raise; a late result is kept and told (strict=True: refused)
-threads=n  a plain function in a worker thread: its caller is let go at the limit, the function runs on unheard
+async      cut off at the limit: the call is cancelled and raises DeadlineExceededError
+plain      cooperative: waits and checkpoint() raise; a late result is kept and reported (strict=True: refused)
+threads=n  a plain function in a worker thread: its caller stops waiting at the limit, the function runs on unheard
 ```
 
 Nothing can stop Python code that runs in a thread, so nothing here pretends to.
@@ -42,35 +42,35 @@ _MOST_WAITING = 1_000_000
 
 
 class Timeout(Layer):
-    """Give each call so many seconds, or what is left of the caller's deadline if that is less.
+    """Limit each call to a number of seconds, or to what is left of the caller's deadline if that is less.
 
     ```python
     @Timeout(2.0)                           # def, async def, generators, async generators, methods
     async def fetch(url): ...
     ```
 
-    What runs inside reads the limit as its deadline: `remaining()`, pool checkouts, statements, pauses of retries,
-    waits in queues. A call is not begun when nothing is left. A cancellation by the caller stays one, and the
-    function's own TimeoutError stays its own. For a generator the limit bounds the time that it works itself, over
+    Code inside reads the limit as its deadline: `remaining()`, pool checkouts, statements, pauses of retries, waits
+    in queues. A call is not begun when no time is left. The caller's own cancellation stays a cancellation, and the
+    function's own TimeoutError passes unchanged. For a generator the limit covers the time that it works itself, over
     all its items; what its consumer does in between does not count. One object is safe for any mix of threads and
     tasks.
 
-    A coroutine is cut by cancelling it. A plain function cannot be cut: waits of reliakit and `checkpoint()` raise, a
-    function that returns too late keeps its result and is told of by the event `DeadlineOverrun`. With `threads` it
-    runs in a thread of its own, with a copy of the caller's context, and its caller is let go at the limit while the
-    function runs on; only so many run at once, those included that nobody waits for any more.
+    A coroutine is cut off by cancelling it. A plain function cannot be cut off: waits of reliakit and `checkpoint()`
+    raise, and a function that returns too late keeps its result and is reported by the event `DeadlineOverrun`. With
+    `threads` it runs in a thread of its own, with a copy of the caller's context, and its caller stops waiting at the
+    limit while the function runs on; the number of such threads includes those that nobody waits for any more.
 
     Args:
         seconds: The limit.
         strict: Whether a result that comes too late is refused with DeadlineExceededError.
-        threads: How many worker threads plain functions may use at once, or None to run them in their caller's.
+        threads: How many worker threads plain functions may use at once, or None to run them in the caller's thread.
         name: Names it in events.
         listeners: Callables that receive its events.
-        clock: What measures it.
+        clock: Measures the time.
 
     Raises:
         ConfigurationError: A setting is wrong.
-        DeadlineExceededError: At a call: its time is over, or was so before it began.
+        DeadlineExceededError: At a call: its time is over, or was over before it began.
     """
 
     __slots__ = ("_clock", "_places", "seconds", "strict", "threads")
@@ -103,7 +103,7 @@ class Timeout(Layer):
         return stream(self._begin(first(fn))) if colour == "generator" else astream(self._abegin(afirst(fn)))
 
     def _plain(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        # `with _Limit(self, seconds)` written out: it costs a third (see benchmarks/policies.py).
+        # `with _Limit(self, seconds)` written out, which saves a third (see benchmarks/policies.py).
         seconds, clock, now = self.seconds, self._clock, self._clock.monotonic
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -133,7 +133,7 @@ class Timeout(Layer):
         from asyncio import timeout  # noqa: PLC0415 - only programs that await pay for the import
 
         async def run(*args: Any, **kwargs: Any) -> Any:
-            # As above, and with asyncio's own timeout, which sees to whose cancellation is whose.
+            # As above, and with asyncio's own timeout, which tells our cancellation from the caller's.
             budget = Budget(seconds, clock, None if current.get() is None else binding())
             left = budget.remaining()
             if left <= 0:
@@ -226,7 +226,9 @@ class Timeout(Layer):
                 job.forgo()
                 raise
             finally:
-                job.is_abandoned = True  # said before it is looked at: whoever comes second sees the other
+                job.is_abandoned = (
+                    True  # set before looking: whichever of the two threads comes second sees the other
+                )
             outcome = job.outcome
             if outcome is None:
                 raise self._expired(seconds)
@@ -264,18 +266,18 @@ class Timeout(Layer):
             self.timed_out(budget.seconds)
 
     def overran(self, seconds: float, elapsed: float) -> None:
-        """Tell of a result that came too late, or refuse it if that is wanted; for the limit of each call."""
+        """Report a result that came too late, or refuse it if strict; for the limit of each call."""
         if self.strict:
             self.timed_out(seconds)
             raise exceeded(seconds)
         self._emitter.emit(DeadlineOverrun, seconds=seconds, elapsed=elapsed)
 
     def timed_out(self, seconds: float) -> None:
-        """Tell of a call that was cut; for the limit of each call."""
+        """Report a call that was cut off; for the limit of each call."""
         self._emitter.emit(CallTimedOut, seconds=seconds)
 
     def failed_unheard(self, error: BaseException) -> None:
-        """Tell of the error of a function whose caller had gone; for worker threads."""
+        """Report the error of a function whose caller had gone; for worker threads."""
         report(self._emitter, error)
 
     def __repr__(self) -> str:
@@ -288,14 +290,14 @@ class Timeout(Layer):
 
 
 class _Limit(deadline):
-    """The deadline of one call, told in the name of its Timeout."""
+    """The deadline of one call, reported in the name of its Timeout."""
 
     __slots__ = ("_layer", "_mine")
 
     def __init__(self, layer: Timeout, seconds: float) -> None:
         # The settings were checked when the Timeout was made.
         self._layer = layer
-        self._mine: Budget | None = None  # until its end was told
+        self._mine: Budget | None = None  # until its end was reported
         self._seconds = seconds
         self._clock = layer._clock  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # two halves of one thing
         self._budget = self._timeout = self._watchdog = None
@@ -340,7 +342,7 @@ class _Limit(deadline):
 
 
 class _Job:
-    """One call in a worker thread, and what came of it."""
+    """One call in a worker thread, and its outcome."""
 
     def __init__(self, layer: Timeout, places: Places, work: Callable[[], Any], until: float) -> None:
         self.waiter = ThreadWaiter()
@@ -354,7 +356,7 @@ class _Job:
         self._errand = Errand(self._run, f"reliakit-timeout-{layer.name}")
 
     def start(self) -> None:
-        """Begin, in a thread that keeps no program from ending."""
+        """Start it in a daemon thread, which does not keep the program from ending."""
         self._errand.begin()
 
     def forgo(self) -> None:

@@ -2,7 +2,7 @@
 
 ```
 closed      any of: failures in a row, share of failures, share of slow calls; judged after every outcome
-half_open   the same shares, of all probes, as soon as no outcome that is missing could change the verdict
+half_open   the same rates over all probes, as soon as no missing outcome could change the verdict
 ```
 """
 
@@ -23,7 +23,7 @@ __all__ = ["Probed", "Triggers", "triggers_of"]
 
 @dataclass(slots=True)
 class Probed:
-    """What the probes of one half-open time came to so far."""
+    """The outcomes of the probes of one half-open period so far."""
 
     calls: int = 0
     failures: int = 0
@@ -32,13 +32,13 @@ class Probed:
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """The limits that a circuit is judged by; None for one that is off. Shares are inclusive.
+    """The thresholds that a circuit is judged by; None for one that is off. Rates are inclusive.
 
     Attributes:
         in_a_row: Failures in a row.
         failure_rate: Share of failures.
         slow_rate: Share of slow calls.
-        minimum: No share is judged over fewer outcomes.
+        minimum: The number of outcomes below which no rate is judged.
         probes: How many probes decide.
     """
 
@@ -50,11 +50,11 @@ class Triggers:
 
     @property
     def has_rates(self) -> bool:
-        """Whether a share is judged, so that a success may matter."""
+        """Whether a rate is judged, so that a success may matter."""
         return self.failure_rate is not None or self.slow_rate is not None
 
     def exceeded(self, in_a_row: int, tally: Tally) -> str | None:
-        """Return what opens the circuit now, in words, or None."""
+        """Return in words why the circuit opens now, or None."""
         if self.in_a_row is not None and in_a_row >= self.in_a_row:
             return f"{in_a_row} failures in a row" if in_a_row > 1 else "a call failed"
         if self.failure_rate is None and self.slow_rate is None:
@@ -69,7 +69,7 @@ class Triggers:
         return None
 
     def probes_failed(self, probed: Probed) -> str | None:
-        """Return why the circuit opens again, in words, or None while the probes may still do well."""
+        """Return in words why the circuit opens again, or None while the probes may still succeed."""
         if self.failure_rate is not None:
             if probed.failures / self.probes >= self.failure_rate:
                 return f"{probed.failures} of {self.probes} probes failed" if self.probes > 1 else "a probe failed"
@@ -80,7 +80,7 @@ class Triggers:
         return None
 
     def probes_succeeded(self, probed: Probed) -> bool:
-        """Return whether no outcome of the probes that are missing could open the circuit again."""
+        """Return whether no missing outcome of a probe could open the circuit again."""
         missing = self.probes - probed.calls
         if missing <= 0:
             return True
@@ -98,10 +98,10 @@ def triggers_of(
     minimum_calls: int,
     half_open_calls: int,
 ) -> Triggers:
-    """Return the limits that these settings of a `CircuitBreaker` stand for.
+    """Return the thresholds that these settings of a `CircuitBreaker` stand for.
 
     Raises:
-        ConfigurationError: One of them is wrong, or two do not go together.
+        ConfigurationError: A setting is wrong, or two of them do not go together.
     """
     if failure_threshold is not None:
         checks.count("failure_threshold", failure_threshold)

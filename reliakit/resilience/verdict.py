@@ -1,4 +1,4 @@
-"""How a guard counts what a call came to: success, failure, or ignored.
+"""How a guard judges the outcome of a call: success, failure, or ignored.
 
 ```
 CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit      ignored: the caller went away
@@ -26,19 +26,19 @@ Verdict: TypeAlias = Literal["success", "failure", "ignored"]
 ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[Any], bool]"
 
 _log = logging.getLogger("reliakit")
-# Classes of errors are few, unless a program makes them as it runs.
+# There are few classes of errors, unless a program creates them at run time.
 _CLASSES_KEPT = 256
 
 
 class Question:
-    """A predicate of the caller's, asked without harm.
+    """A predicate of the caller's, asked so that its errors do no harm.
 
-    One that raises is logged the first time, and each time stands for `otherwise`: the caller's own outcome matters
-    more than a fault in how it is counted.
+    If it raises, that is logged the first time and the answer is `otherwise`: the caller's own outcome matters more
+    than a fault in how it is counted.
 
     Args:
         predicate: Asked about an error or a result.
-        otherwise: The answer where it raises.
+        otherwise: The answer when it raises.
     """
 
     __slots__ = ("_otherwise", "_predicate", "_was_told")
@@ -60,14 +60,14 @@ class Question:
 
 
 class Judge:
-    """Gives every outcome its verdict and contains the faults of the caller's predicates.
+    """Gives every outcome its verdict, and contains errors of the caller's predicates.
 
-    A predicate that raises is logged the first time and taken for no from then on each time it raises; `failure`
-    alone is taken for yes, because an error did happen.
+    If a predicate raises, that is logged the first time and its answer is taken as no; only that of `failure` is
+    taken as yes, because an error did happen.
 
     Args:
         failure: Which errors are failures: a type, a tuple of types or a predicate of the error.
-        ignore: Which errors say nothing about the dependency; beats `failure`.
+        ignore: Which errors say nothing about the dependency; takes precedence over `failure`.
         failure_result: Which results are failures, or None for none of them.
     """
 
@@ -83,13 +83,13 @@ class Judge:
             if failure_result is None
             else Question(plain_callable("failure_result", failure_result), otherwise=False)
         )
-        # Where both are types, the class decides, and its verdict is looked up from the second time on.
+        # If both are types, the class decides, and its verdict is remembered from the first time on.
         self._class_decides = _are_types(failure) and _are_types(ignore)
         self._by_class: dict[type, Verdict] = {}
 
     @property
     def reads_results(self) -> bool:
-        """Whether results have to be looked at."""
+        """Whether results must be looked at."""
         return self._failure_result is not None
 
     def of_error(self, error: BaseException) -> Verdict:
@@ -97,7 +97,7 @@ class Judge:
         verdict = self._by_class.get(type(error))
         if verdict is None:
             verdict = self._judged(error)
-            # A deadline's error says something or nothing, depending on whose time is over.
+            # Whether a deadline's error counts depends on whose time is over.
             decides = self._class_decides and not isinstance(error, DeadlineExceededError)
             if decides and len(self._by_class) < _CLASSES_KEPT:
                 self._by_class[type(error)] = verdict
@@ -113,9 +113,9 @@ class Judge:
         if not isinstance(error, Exception) or isinstance(error, RejectedError | ConfigurationError):
             return True
         if isinstance(error, DeadlineExceededError) and remaining() == 0.0:
-            return True  # the caller's own time is over, which a task would have learnt by being cancelled
+            return True  # the caller's own time is over; a task would have been cancelled for it
         if type(error).__name__ == "CancelledError" and type(error).__module__.startswith("concurrent."):
-            return True  # an executor's future that was cancelled; by name, because that package is slow to load
+            return True  # a cancelled future of an executor; matched by name, because its package is slow to import
         return self._ignore(error)
 
     def of_result(self, result: object) -> Verdict:
@@ -129,7 +129,7 @@ def matching(argument: str, given: object) -> Callable[[Any], bool]:
     """Return the predicate that an `ErrorFilter` given for this argument stands for.
 
     Raises:
-        ConfigurationError: It is no exception type, no tuple of them and no plain function.
+        ConfigurationError: It is not an exception type, a tuple of them or a plain function.
     """
     kinds = cast("tuple[object, ...]", given if isinstance(given, tuple) else (given,))
     if _are_types(kinds):
@@ -148,7 +148,7 @@ def _are_types(given: object) -> bool:
 
 
 def plain_callable(argument: str, given: object) -> Callable[[Any], Any]:
-    """Return what was given for this argument, refusing what cannot be called or would only return a coroutine."""
+    """Return what was given for this argument, if it can be called and does not just return a coroutine."""
     if not callable(given) or isinstance(given, type):
         raise ConfigurationError(f"{argument} must be a function, got {given!r}")
     if iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__):
@@ -157,7 +157,7 @@ def plain_callable(argument: str, given: object) -> Callable[[Any], Any]:
 
 
 def shown(errors: object) -> str:
-    """Return an `ErrorFilter` as it stands in a `repr`."""
+    """Return an `ErrorFilter` as `repr` shows it."""
     if isinstance(errors, tuple):
         return f"({', '.join(map(shown, cast('tuple[object, ...]', errors)))})"
     return str(getattr(errors, "__name__", errors))

@@ -1,11 +1,11 @@
-"""One thread or task that waits to be woken, from anywhere, for a bounded time of any clock.
+"""One thread or task that waits to be woken, from anywhere, for a bounded time on any clock.
 
 ```
 waiter.wait(5.0, clock)      a thread          waiter.wake()      from any thread or task
 await waiter.wait(...)       a task
 ```
 
-What woke it, the waker or the time, is told by what the waker has written down, not by the waiter.
+The waiter does not say what woke it, the waker or the time: look at what the waker has recorded.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class ThreadWaiter:
         self._bell.set()
 
     def wait(self, seconds: float | None, clock: Clock) -> None:
-        """Block until woken, or until so much time has passed; None for any time."""
-        until = getattr(clock, "until", None)  # a clock for tests passes its own time
+        """Block until woken or until `seconds` have passed; None for no limit."""
+        until = getattr(clock, "until", None)  # a test's clock moves its own time
         if until is not None and seconds is not None:
             until(self._bell, seconds)
         else:
@@ -59,12 +59,12 @@ class TaskWaiter:
         """End the wait, now or before it begins.
 
         Raises:
-            RuntimeError: Its event loop is closed, and so nobody waits any more.
+            RuntimeError: Its event loop is closed, so nobody waits any more.
         """
         self._loop.call_soon_threadsafe(self.woken)
 
     async def wait(self, seconds: float | None, clock: Clock) -> None:
-        """Suspend until woken, or until so much time has passed; None for any time."""
+        """Suspend until woken or until `seconds` have passed; None for no limit."""
         if seconds is None:
             await self._woken
         elif clock is SYSTEM_CLOCK:

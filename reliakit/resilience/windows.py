@@ -1,4 +1,4 @@
-"""The recent outcomes over which a breaker's rates are taken: the last so many, or those of the last seconds.
+"""The recent outcomes over which a breaker's rates are computed: the last n, or those of the last seconds.
 
 ```
 CountWindow(8)     . . x . . . x .     the newest pushes the oldest out
@@ -21,19 +21,21 @@ from reliakit.core import checks
 
 __all__ = ["CountWindow", "Run", "Tally", "TimeWindow", "tally_of"]
 
-# So many steps does a time window take until nothing in it is left.
+# A time window is divided into so many steps.
 _STEPS = 100
 
-# How many seconds ago, how many outcomes, how many of them were failures, how many were slow. Oldest first.
+# How many seconds ago, how many outcomes, how many of them failures, how many of them slow. Oldest first.
 Run: TypeAlias = tuple[float, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class CountWindow:
-    """The last outcomes, as many as `size`. Remembers the failures and slow ones among them, one entry each.
+    """Compute a breaker's rates over the last `size` outcomes.
+
+    Memory grows with the failures and slow calls among them, one entry each.
 
     Args:
-        size: How many.
+        size: How many outcomes.
     """
 
     size: int = 100
@@ -44,10 +46,10 @@ class CountWindow:
 
 @dataclass(frozen=True, slots=True)
 class TimeWindow:
-    """The outcomes of the last seconds, in at most 100 steps. An outcome that is `seconds` old is out.
+    """Compute a breaker's rates over the outcomes of the last seconds, counted in at most 100 steps.
 
     Args:
-        seconds: How far back it reaches.
+        seconds: How far back the window reaches. An outcome that is `seconds` old is out.
     """
 
     seconds: float = 30.0
@@ -57,7 +59,7 @@ class TimeWindow:
 
 
 class Tally(Protocol):
-    """What is in a window. Not thread-safe, but a garbage collection in the midst of a step may take another one."""
+    """What is in a window. Not thread-safe, but a finaliser may take a step in the middle of another one."""
 
     @property
     def calls(self) -> int:
@@ -76,15 +78,15 @@ class Tally(Protocol):
 
     @property
     def settled_until(self) -> float:
-        """Until when nothing leaves it, and successes may be added by `succeed`; -inf for not at all."""
+        """Until when nothing leaves the window and `succeed` may add successes; -inf if it may not at all."""
         ...
 
     def succeed(self, times: int) -> None:
-        """Add so many successes that ended before `settled_until`."""
+        """Add successes that ended before `settled_until`."""
         ...
 
     def count(self, now: float, failed: bool, slow: bool) -> None:
-        """Add the outcome of a call that ends now, and let go what is too old."""
+        """Add the outcome of a call that ends now, and drop what is too old."""
         ...
 
     def add(self, at: float, calls: int, failures: int, slow: int) -> None:
@@ -92,16 +94,16 @@ class Tally(Protocol):
         ...
 
     def forget(self, now: float) -> None:
-        """Let go what is too old by now."""
+        """Drop what is too old by now."""
         ...
 
     def runs(self, now: float) -> tuple[Run, ...]:
-        """Return all that is in it, oldest first, in a form that `add` rebuilds it from."""
+        """Return everything in the window, oldest first, in a form that `add` can rebuild it from."""
         ...
 
 
 class _CountTally:
-    """Counts every outcome, and remembers the numbers of those that were failures or slow, the oldest first."""
+    """Counts every outcome, and remembers the numbers of the failures and slow calls, oldest first."""
 
     __slots__ = ("_failed", "_numbered", "_size", "_slow")
 
@@ -131,14 +133,14 @@ class _CountTally:
         self._numbered += times
         self.forget(0.0)
 
-    def count(self, now: float, failed: bool, slow: bool) -> None:  # noqa: ARG002 - any time is good
+    def count(self, now: float, failed: bool, slow: bool) -> None:  # noqa: ARG002 - time does not matter here
         number = self._numbered = self._numbered + 1
         gone, failures, slow_ones = number - self._size, self._failed, self._slow
         if failed:
             failures.append(number)
         if slow:
             slow_ones.append(number)
-        # At most one has left the window, for one has come.
+        # One outcome has come, so at most one has left the window.
         if failures and failures[0] <= gone:
             failures.popleft()
         if slow_ones and slow_ones[0] <= gone:
@@ -198,7 +200,7 @@ class _TimeTally:
         return min(steps[-1].began + self._width, steps[0].began + self._seconds) if steps else -inf
 
     def succeed(self, times: int) -> None:
-        if self._steps:  # else a thread was interrupted for so long that they are out of the window by now
+        if self._steps:  # empty if a thread was suspended for so long that they are out of the window by now
             self._steps[-1].calls += times
             self.calls += times
 
