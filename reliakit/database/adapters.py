@@ -1,7 +1,7 @@
-"""What flows ask of the outside world: the only place where blocking and suspending differ.
+"""What flows need from the outside world: the only place where blocking and suspending differ.
 
-Flows are written once over `Io`. What `blocking.BlockingIo` offers never suspends, so a thread runs a flow in one
-step; what `suspending.SuspendingIo` offers awaits.
+Flows are written once over `Io`. The methods of `blocking.BlockingIo` never suspend, so a thread runs a flow in one
+step; those of `suspending.SuspendingIo` await.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
 class Io(Protocol):
-    """What flows ask of the outside world."""
+    """What flows need from the outside world."""
 
     asynchronous: bool
-    # What `wait` waits with: psycopg's own, which returns the result, or an awaitable of it.
+    # The wait method of psycopg's own connection, which returns the result or an awaitable of it.
     drive: Callable[..., Any]
-    depth: int  # of the caller's line, for `place_above` in a flow that was called by a method of a database
+    depth: int  # how many frames up the caller's line is, for `place_above` in a flow called by a database's method
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
-        """Drive one exchange with the server to its end, or raise WaitTimeout after so many seconds."""
+        """Drive one exchange with the server to its end, or raise WaitTimeout after `seconds`."""
         ...
 
     async def query(
         self, connection: Any, query: bytes, params: Sequence[Any] | Mapping[str, Any] | None
     ) -> list[tuple[Any, ...]]:
-        """Run one of our own statements and return its rows, as tuples whatever the connection's row factory."""
+        """Run one of our own statements and return its rows as tuples, whatever the connection's row factory is."""
         ...
 
     async def connect(self, conninfo: str, seconds: float, row_factory: Any) -> Connection:
-        """Open a connection that commits nothing by itself being asked to (autocommit, as transactions are ours)."""
+        """Open a connection in autocommit mode, because this package sends BEGIN and COMMIT itself."""
         ...
 
     async def cancel(self, connection: Any, seconds: float) -> bool:
-        """Ask the server to cancel what the connection runs; return whether the request surely got through."""
+        """Ask the server to cancel what the connection runs; return whether the request certainly got through."""
         ...
 
     async def borrow(self, pool: Any, seconds: float) -> Connection:
@@ -58,7 +58,7 @@ class Io(Protocol):
         ...
 
     async def give_back(self, pool: Any, connection: Any, under_way: list[Any]) -> None:
-        """Return a connection to its pool, whatever comes in between."""
+        """Return a connection to its pool, even if interrupted."""
         ...
 
     async def execute(
@@ -77,7 +77,7 @@ class Io(Protocol):
         options: Mapping[str, Any],
         row_factory: Any,
     ) -> Any:
-        """Send commands, whose cursors are put into `heads`, and a statement in one go; return its cursor."""
+        """Send commands, appending their cursors to `heads`, together with a statement; return its cursor."""
         ...
 
     async def open_pool(self, pool: Any) -> None:
@@ -85,11 +85,11 @@ class Io(Protocol):
         ...
 
     async def close_pool(self, pool: Any) -> None:
-        """Close it."""
+        """Close a pool of psycopg_pool."""
         ...
 
     def give_back_later(self, pool: Any, connection: Any) -> None:
-        """Return a connection to its pool without waiting for it; called by the garbage collector."""
+        """Return a connection to its pool without waiting for it; for finalisers."""
         ...
 
     async def autocommit(self, connection: Any, *, value: bool) -> None:
@@ -97,11 +97,11 @@ class Io(Protocol):
         ...
 
     def bell(self) -> Bell:
-        """Make something to wait on for a slot."""
+        """Make something to wait for a slot with."""
         ...
 
     async def park(self, bell: Any, seconds: float) -> None:
-        """Wait for the bell, at most so long."""
+        """Wait for the bell, for at most `seconds`."""
         ...
 
     async def sleep(self, clock: Clock, seconds: float) -> None:
@@ -109,19 +109,19 @@ class Io(Protocol):
         ...
 
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:
-        """Call the user's code and return what came of it; where the colour can, cut it after so many seconds."""
+        """Call the user's code and return its outcome; a task is cut off after `seconds`, a thread cannot be."""
         ...
 
     def call_now(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome[Any]:
-        """Call it where nothing can be cut, and so nothing is awaited."""
+        """Call the user's code without awaiting, where nothing could be cut off anyway."""
         ...
 
     async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
-        """Call a hook, which here may be async where the database is, and return what came of it."""
+        """Call a hook, which may be async if the database is, and return its outcome."""
         ...
 
     def install(self, session: Session) -> None:
-        """Have every statement on the session's connection wait as long as the session has time."""
+        """Make every statement on the session's connection wait for as long as the session has time."""
         ...
 
 
@@ -131,5 +131,5 @@ def cursor_of(connection: Any, row_factory: Any) -> Any:
 
 
 def whole(seconds: float) -> int:
-    """Return a connect_timeout: libpq knows whole seconds, and not fewer than 2."""
+    """Return the seconds as a connect_timeout: libpq takes whole seconds, and at least 2."""
     return max(2, math.ceil(seconds))

@@ -5,8 +5,8 @@ with db.advisory_lock("nightly report"):     a connection of its own, idle, hold
 tx.advisory_lock("account 7")                the transaction's connection holds it until the transaction ends
 ```
 
-The server lets go when the connection ends, so a killed process never keeps a lock. The other side of that: a block
-whose connection died has lost its lock without noticing. It is told at the end, and `held` tells meanwhile.
+The server releases the lock when the connection ends, so a killed process never keeps one. On the other hand, a block
+whose connection died has lost its lock without noticing. It is told so when it ends; `held` tells sooner.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NOT_AVAILABLE = "55P03"
 
 
 class _Lock:
-    """What both colours do. One object is for one block."""
+    """The part that both colours share. One object is for one block."""
 
     def __init__(self, engine: Engine, key: int | str, *, shared: bool, timeout: float | None) -> None:
         self._number = number_of(key)
@@ -55,15 +55,15 @@ class _Lock:
 
     @property
     def key(self) -> int | str:
-        """What is locked."""
+        """The key that is locked."""
         return self._key
 
     @property
     def held(self) -> bool:
         """Whether the lock is held, as far as this side can see: its connection still stands. One system call.
 
-        A long block asks this before each step that nobody else may take. A network that died without a word is not
-        seen here.
+        A long block should check this before each step that must not run twice at once. A network that has failed
+        silently is not seen here.
         """
         session = None if self._work is None else self._work.session
         return session is not None and not session.hung_up()
@@ -117,8 +117,8 @@ class _Lock:
             await engine.standing.replace(work, until)
 
     async def _lock(self, session: Session, until: float) -> bool:
-        # The lock outlives the transaction it is taken in, whose lock_timeout bounds the server's wait even if this
-        # process dies meanwhile.
+        # The lock outlives the transaction that takes it; that transaction's lock_timeout limits the server's wait
+        # even if this process dies meanwhile.
         limit = milliseconds(until - session.clock.monotonic())
         lock = f"SELECT pg_advisory_lock{self._shared}({self._number})"
         command = f"BEGIN; SET LOCAL lock_timeout = {limit}; {lock}; COMMIT"
@@ -135,16 +135,16 @@ class _Lock:
         function = f"SELECT pg_try_advisory_lock{self._shared}(%s)"
         try:
             return bool((await session.query(function.encode("ascii"), (self._number,)))[0][0])
-        except TransactionError:  # the server did not even answer in time
+        except TransactionError:  # the server did not answer in time
             return False
 
     async def _let_go(self, session: Session) -> BaseException | None:
-        """Let go of what this connection may hold; close it where that is not certain, which comes to the same."""
-        # What has no effect is warned of in the server's log, so nothing is sent that has none.
+        """Release what this connection may hold; if that is not certain to work, close it, which releases it too."""
+        # An unlock without effect would leave a warning in the server's log, so only a needed one is sent.
         command = b"" if session.reusable else b"ROLLBACK; "
         command += b"SELECT pg_advisory_unlock_all()"
         answer = await session.command(command, session.clock.monotonic() + 2 * GRACE, 2 * GRACE)
-        if answer.tag != b"SELECT 1":  # it failed, or an interrupt came before it was sent
+        if answer.tag != b"SELECT 1":  # it failed, or was interrupted before it was sent
             session.broken = True
         return answer.interrupt
 
@@ -182,7 +182,7 @@ class _Lock:
 
 
 class AdvisoryLock(_Lock):
-    """A lock that a block holds, made by `Database.advisory_lock` for one use."""
+    """A `with` block that holds an advisory lock; made by `Database.advisory_lock` for one use."""
 
     def __enter__(self) -> Self:
         run_blocking(self._acquire())
@@ -195,7 +195,7 @@ class AdvisoryLock(_Lock):
 
 
 class AsyncAdvisoryLock(_Lock):
-    """A lock that a block holds, made by `AsyncDatabase.advisory_lock` for one use."""
+    """An `async with` block that holds an advisory lock; made by `AsyncDatabase.advisory_lock` for one use."""
 
     async def __aenter__(self) -> Self:
         await self._acquire()

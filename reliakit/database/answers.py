@@ -1,4 +1,4 @@
-"""What came of a command, by all that the server has answered."""
+"""The outcome of a command, from everything that the server has answered."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _COMMITS = (b"COMMIT", b"PREPARE TRANSACTION")
 
 
 class Answer:
-    """What came of one of our own commands."""
+    """The outcome of one of our own commands."""
 
-    # Defaults of the class: an ordinary answer sets two of them, and setting all costs three times as much.
+    # Class-level defaults: an ordinary answer sets two of them, and setting all would cost three times as much.
     tag: bytes | None = None
     error: psycopg.Error | None = None
     interrupt: BaseException | None = None
@@ -26,10 +26,10 @@ class Answer:
 
 
 def committed_before(error: psycopg.Error) -> bool:
-    """Return whether the text that failed had run a COMMIT of its own before, as in `COMMIT AND CHAIN; SELECT 1/0`.
+    """Return whether the failed text had run a COMMIT of its own before, as in `COMMIT AND CHAIN; SELECT 1/0`.
 
-    The state of the connection does not show it, as a failed transaction looks like any other. What the server had
-    answered until then is only in the frames that psycopg raised from.
+    The state of the connection does not show it, because all failed transactions look alike. What the server had
+    answered until then is only found in the frames of psycopg's traceback.
     """
     trace = error.__traceback__
     while trace is not None:
@@ -42,7 +42,7 @@ def committed_before(error: psycopg.Error) -> bool:
 
 
 def collect(results: list[pq.abc.PGresult], answer: Answer) -> None:
-    """Note results in an answer; the last one decides."""
+    """Record results in an answer; the last one decides."""
     if results:
         last = results[-1]  # an error ends them
         if last.status == _ERROR:

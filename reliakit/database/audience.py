@@ -1,12 +1,12 @@
-"""Who hears of a pool's connections and transactions, and how: told by events, or handed what they count.
+"""Which listeners hear of a pool's connections and transactions, and how: by events, or by calls to a meter.
 
 ```
-PoolPresent ── listener ─┬─ gives a meter ──▶ measured for at once, asked for nothing else
+PoolPresent ── listener ─┬─ gives a meter ──▶ measured through it from now on, and sent none of these events
                          └─ gives none ─────▶ PoolWaited, TransactionStarted, PoolReturned, TransactionEnded
 ```
 
 An ordinary transaction makes four events. Building and delivering them costs half as much as the transaction itself,
-so whoever counts all of them, such as the metrics, hands in a meter and is called with bare numbers.
+so a listener that only counts them, such as the metrics, provides a meter and is called with bare numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _log = logging.getLogger("reliakit")
 
 
 class _Gated(Protocol):
-    """What has a gate: the checkouts of a database."""
+    """An object with a gate: the checkouts of a database."""
 
     gate: Gate
     size: int
@@ -48,18 +48,18 @@ class _Gated(Protocol):
 
 
 class Audience:
-    """Those who listen, until somebody begins or stops to. Each is told by events or through a meter, never both.
+    """The present listeners, until that changes. Each hears by events or through a meter, never both.
 
-    What could be asked at each transaction is found out once, when the listeners change.
+    What would have to be asked at each transaction is found out once, when the listeners change.
 
     Attributes:
-        emitter: Tells those without a meter.
-        meters: What measures for the others.
-        is_empty: Nobody listens to anything.
-        hears_pool: Somebody may want events of the pool.
-        hears_start: Somebody may want TransactionStarted.
-        hears_end: Somebody may want TransactionEnded.
-        wants_statements: Somebody wants to know what a slow transaction did.
+        emitter: Sends events to listeners without a meter.
+        meters: The meters of the others.
+        is_empty: Whether nobody listens to anything.
+        hears_pool: Whether anybody may want events of the pool.
+        hears_start: Whether anybody may want TransactionStarted.
+        hears_end: Whether anybody may want TransactionEnded.
+        wants_statements: Whether anybody wants to know what a slow transaction did.
     """
 
     __slots__ = (
@@ -78,7 +78,7 @@ class Audience:
         self._failed = False
 
     def waited(self, wait: float, *, granted: bool) -> None:
-        """Have it measured how long a connection was waited for."""
+        """Report how long a connection was waited for."""
         for meter in self.meters:
             try:
                 meter.waited(wait, granted=granted)
@@ -86,7 +86,7 @@ class Audience:
                 self.contain(meter, error)
 
     def returned(self, used: float) -> None:
-        """Have it measured how long a connection was held."""
+        """Report how long a connection was held."""
         for meter in self.meters:
             try:
                 meter.returned(used)
@@ -94,7 +94,7 @@ class Audience:
                 self.contain(meter, error)
 
     def ended(self, operation: str, status: str, duration: float, *, sqlstate: str | None, deliberate: bool) -> None:
-        """Have the end of an attempt counted."""
+        """Report the end of an attempt."""
         for meter in self.meters:
             try:
                 meter.ended(operation, status, duration, sqlstate=sqlstate, deliberate=deliberate)
@@ -102,7 +102,7 @@ class Audience:
                 self.contain(meter, error)
 
     def contain(self, meter: PoolMeter, error: Exception) -> None:
-        """Tell of a meter that raised, the first time: its fault is not the caller's."""
+        """Log the first error that a meter raises: a meter's fault must not reach the caller."""
         if not self._failed:
             self._failed = True
             _log.error("meter %s raised; the next errors are not reported", type(meter).__name__, exc_info=error)
@@ -112,11 +112,11 @@ class Reader:
     """Reads a pool's figures without keeping the pool alive.
 
     Args:
-        pool: Tells databases of one name apart.
+        pool: Tells databases of the same name apart.
         service: The service it belongs to.
-        gated: What has the pool's gate; held weakly.
-        revisions: What numbers the states of its gates.
-        clock: What the age of a checkout is measured by.
+        gated: The object that has the pool's gate; held weakly.
+        revisions: Numbers the states of its gates.
+        clock: Measures the age of a checkout.
     """
 
     def __init__(self, pool: str, service: str | None, gated: _Gated, revisions: Iterator[int], clock: Clock) -> None:
@@ -127,7 +127,7 @@ class Reader:
         self._clock = clock
 
     def read(self) -> PoolFigures:
-        """Return the figures of this moment."""
+        """Return the figures as they are now."""
         gated = self._gated()
         if gated is None or gated.is_parents:
             return PoolFigures(self._pool, self._service, next(self._revisions), is_gone=gated is None)
@@ -148,12 +148,12 @@ class Reader:
 
 
 def audience_of(emitter: Emitter, service: str | None, read: Callable[[], PoolFigures] | None) -> Audience:
-    """Return who listens now; a pool that is to be seen is introduced first.
+    """Return who listens now; the pool is introduced to listeners first, if it is to be seen.
 
     Args:
-        emitter: The pool's mouth.
+        emitter: Emits the pool's events.
         service: The service it belongs to.
-        read: Returns its figures, None for one that is not to be seen: it was never used, or is closed.
+        read: Returns the pool's figures; None for a pool that was never used or is closed.
     """
     metered: list[tuple[Listener, PoolMeter]] = []
 

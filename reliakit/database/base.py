@@ -1,4 +1,4 @@
-"""What `Database` and `AsyncDatabase` share: settings, checked at once, and everything that does not wait."""
+"""What `Database` and `AsyncDatabase` share: settings, checked at construction, and everything that does not wait."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DatabaseBase:
         clock: Clock,
     ) -> None:
         conninfo, pool = _origin(conninfo, pool, asynchronous=io.asynchronous)
-        # One place checks whatever a transaction can also be given.
+        # Whatever a transaction can also be given is checked in one place.
         TransactionOptions(isolation=isolation, timeout=timeout, lock_timeout=lock_timeout)
         checks.seconds("timeout", timeout)
         if isolation is None:
@@ -123,15 +123,15 @@ class DatabaseBase:
             clock=clock,
         )
         self._keys = Keys(self._engine)
-        self._flags = CO_COROUTINE if io.asynchronous else 0  # of the functions that `run` takes
+        self._flags = CO_COROUTINE if io.asynchronous else 0  # the code flags of functions that `run` takes
 
     @property
     def name(self) -> str:
-        """What this database is called in errors, events and metrics."""
+        """The database's name in errors, events and metrics."""
         return self._name
 
     def stats(self) -> DatabaseStats:
-        """Return how many connections are open, in use, waited for and lost. Any thread; O(max_size)."""
+        """Return how many connections are open, in use, waited for and leaked. From any thread; O(max_size)."""
         stats = self._engine.checkouts.stats()
         return replace(stats, replicas=self._replicas.stats()) if len(self._replicas) else stats
 
@@ -162,24 +162,24 @@ class DatabaseBase:
                 f"{self._name}: no transaction runs here; open one with transaction(), run() or @transactional()",
                 name=self._name,
             )
-        running.session()  # raises where the caller may not use it any more
+        running.session()  # raises if the caller may not use it any more
         return running
 
     def _operation_of(self, fn: Callable[..., Any]) -> str:
-        """Return what a call of `run` is called by default, and refuse what it cannot call, before it begins."""
-        # Looked at directly first: a tenth of the price, and paid by each run.
+        """Return the default operation name of a call of `run`, and refuse what it cannot call before it begins."""
+        # The code flags are looked at first: a tenth of the price, and paid by each run.
         if type(fn) is FunctionType and fn.__code__.co_flags & _COLOURED == self._flags:
             return short_name(fn.__qualname__)
         wanted = "async" if self._engine.io.asynchronous else "plain"
         colour, name = guard.colour_of(fn, by="run"), operation_of(fn)
-        # A lambda that returns an awaitable is as good as an async function, and looks plain.
+        # A lambda that returns an awaitable is as good as an async function, but looks plain.
         if colour != wanted and not (colour == "plain" and name == "<lambda>"):
             raise ConfigurationError(f"{name} is {colour}, and {type(self).__name__}.run takes {wanted} functions")
         return name
 
 
 def _origin(conninfo: Any, pool: Any, *, asynchronous: bool) -> tuple[str, Any]:
-    """Tell a conninfo from a pool, and refuse what is neither, both, or of the other colour."""
+    """Tell a conninfo from a pool; refuse neither, both, or a pool of the other colour."""
     if pool is None and hasattr(conninfo, "getconn"):
         conninfo, pool = None, conninfo
     if (conninfo is None) == (pool is None):
@@ -214,6 +214,6 @@ def _replica_origins(replicas: object, *, asynchronous: bool) -> list[tuple[str,
 
 
 def _where(conninfo: str) -> str:
-    """Return what may be shown of a conninfo."""
+    """Return the parts of a conninfo that may be shown."""
     known = conninfos.conninfo_to_dict(conninfo)
     return f"{known.get('host', 'the default host')}/{known.get('dbname', 'the default database')}"

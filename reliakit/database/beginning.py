@@ -1,4 +1,4 @@
-"""How a transaction begins, whatever that takes: a queue, a new connection, a replica, another one for a dead one.
+"""How a transaction begins, whatever it takes: a queue, a new connection, a replica, a replacement for a dead one.
 
 ```
 begin ─▶ connection ─▶ BEGIN; SET LOCAL ... ─▶ entered
@@ -36,7 +36,7 @@ __all__ = ["begin", "begin_after", "send"]
 
 
 async def begin(engine: Engine, step: Step, options: TransactionOptions, attempt: Attempt) -> Entered:
-    """Take a connection and open a transaction on it, or none where it is to be bare."""
+    """Take a connection and open a transaction on it, or none if the block is to be bare."""
     asked = engine.clock.monotonic()
     until, seconds = engine.budget(options, asked)
     if attempt.until is None:
@@ -52,7 +52,7 @@ async def begin(engine: Engine, step: Step, options: TransactionOptions, attempt
         checkouts=engine.checkouts,
     )
     try:
-        if seconds <= 0:  # else a fast server might answer BEGIN all the same
+        if seconds <= 0:  # a fast server might answer BEGIN all the same
             raise TransactionTimeoutError(
                 f"{engine.name}: no time is left to begin a transaction", name=engine.name, seconds=seconds
             )
@@ -74,7 +74,7 @@ async def begin(engine: Engine, step: Step, options: TransactionOptions, attempt
 async def begin_after(
     engine: Engine, work: Work, outcome: list[PGresult] | BaseException, mark: bytes | None
 ) -> Entered:
-    """Begin a transaction whose BEGIN was sent, by what came of it."""
+    """Begin a transaction whose BEGIN was sent already, with the answer to it."""
     session, until = work.session, work.attempt.until
     assert session is not None
     assert until is not None
@@ -95,13 +95,13 @@ async def send(
     replaceable: bool = True,
     sent: tuple[Answer, bytes | None] | None = None,
 ) -> None:
-    """Open the transaction. A pooled connection that proves dead is replaced, silently and at most so often.
+    """Open the transaction. A pooled connection that proves dead is replaced silently, a limited number of times.
 
     Args:
-        engine: Whose it is.
+        engine: The database's engine.
         work: The transaction.
         within: Until when BEGIN must be answered.
-        replaceable: Whether it may have another connection.
+        replaceable: Whether the connection may be replaced.
         sent: The answer to a BEGIN that was sent already, and its mark.
     """
     replacements = work.checkouts.size + 1 if replaceable else 0
@@ -143,7 +143,7 @@ async def _begin_on_replica(engine: Engine, work: Work, trial: Trial, until: flo
         verdict = "success"
     except FAILURES as error:
         if work.lease is not None and work.lease.slot is not None:
-            verdict = "failure"  # else it was only busy
+            verdict = "failure"  # otherwise it was only busy
         if engine.clock.monotonic() >= until:
             raise
         trial.failed(error, work.operation)
@@ -168,12 +168,12 @@ def _entered(engine: Engine, step: Step, work: Work) -> Entered:
 
 
 def _may_hold(engine: Engine, work: Work, until: float) -> bool:
-    """Return whether BEGIN may wait for the first statement: not if it would say that the time is spent."""
+    """Return whether BEGIN may wait for the first statement: not when its answer would be that no time is left."""
     return work.session is not None and work.session.may_hold and engine.clock.monotonic() < until
 
 
 async def _did_not_begin(engine: Engine, work: Work, error: BaseException) -> None:
-    """Give back what was taken for a transaction that never ran, and tell how it ended."""
+    """Give back what was taken for a transaction that never ran, and report how it ended."""
     interrupt = await _withdraw(engine, work)
     engine.plan_retry(work, error, began=False, conflict=False)
     engine.complete(error, work)

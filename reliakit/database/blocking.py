@@ -1,4 +1,4 @@
-"""How a thread waits, see `adapters`."""
+"""How a thread waits; see `adapters`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _ThreadBell:
 
 
 class BlockingIo:
-    """For threads."""
+    """`Io` for threads."""
 
     asynchronous = False
     depth = 4
@@ -73,18 +73,18 @@ class BlockingIo:
         )
 
     async def cancel(self, connection: Any, seconds: float) -> bool:
-        """Block until the request is through, at most so long, see `Io`."""
+        """Block until the request is through, for at most `seconds`, see `Io`."""
         return driver.cancel(connection, seconds)
 
     async def borrow(self, pool: Any, seconds: float) -> Connection:
         """Block until the pool has a connection; one that comes after a Ctrl-C goes back by itself."""
         if threading.current_thread() is not threading.main_thread():
             return cast("Connection", pool.getconn(timeout=seconds))
-        # A Ctrl-C inside the pool's queue would lose a connection for good, and comes in the main thread alone.
+        # A Ctrl-C inside the pool's queue would lose a connection for good; it only comes in the main thread.
         return cast("Connection", Loan(pool, seconds).get())
 
     async def give_back(self, pool: Any, connection: Any, under_way: list[Any]) -> None:
-        """Block until the pool has it; after a Ctrl-C it gets there all the same."""
+        """Block until the pool has the connection; it gets there even after a Ctrl-C."""
         if threading.current_thread() is not threading.main_thread():
             under_way.append(None)
             pool.putconn(connection)
@@ -94,7 +94,7 @@ class BlockingIo:
         under_way[0].finish()
 
     def give_back_later(self, pool: Any, connection: Any) -> None:
-        """Have a thread of its own do it: the collector may run while this thread holds the pool's lock."""
+        """Do it in a thread of its own: a finaliser may run while this thread holds the pool's lock."""
         borrowing.give_back_later(pool, connection)
 
     async def execute(
@@ -135,7 +135,7 @@ class BlockingIo:
         return _ThreadBell()
 
     async def park(self, bell: Any, seconds: float) -> None:
-        """Block until the bell rings, at most so long."""
+        """Block until the bell rings, for at most `seconds`."""
         bell.wait(seconds)
 
     async def sleep(self, clock: Clock, seconds: float) -> None:
@@ -143,7 +143,7 @@ class BlockingIo:
         clock.sleep(seconds)
 
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:  # noqa: ARG002 - nothing can interrupt a thread
-        """Call a plain function. One that is async is refused, and `seconds` bounds nothing here."""
+        """Call a plain function. An async one is refused, and `seconds` has no effect here."""
         return self.call_now(fn, args)
 
     def call_now(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome[Any]:
@@ -157,11 +157,11 @@ class BlockingIo:
         return Outcome(result)
 
     async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
-        """Call a plain hook; one that is async is refused."""
+        """Call a plain hook; an async one is refused."""
         return await self.call(hook, (), None)
 
     def install(self, session: Session) -> None:
-        """Stand in for psycopg's `Connection.wait`; a flow is run only for what does not end well."""
+        """Replace psycopg's `Connection.wait`; a flow is run only for exchanges that do not end well."""
         pgconn, monotonic = session.pgconn, session.clock.monotonic
 
         def wait(exchange: PQGen[T], interval: float = INTERVAL, timeout: float | None = None, **_more: object) -> T:

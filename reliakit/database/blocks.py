@@ -24,7 +24,7 @@ __all__ = ["AsyncTransactionBlock", "TransactionBlock"]
 
 
 class TransactionBlock:
-    """One block of a `Database`, made by `transaction()` for one use."""
+    """A `with` block of a `Database`, made by `transaction()` for one use."""
 
     __slots__ = ("_attempt", "_engine", "_entered", "_options")
 
@@ -41,7 +41,7 @@ class TransactionBlock:
         attempt.place = place_above(2)
         try:
             entered = self._entered = run_blocking(straight.enter(self._engine, self._options, attempt))
-            # An engine makes those of its own colour. Within the `try`, as a Ctrl-C may come here too.
+            # The engine's colour decides the class. Inside the `try`, because a Ctrl-C may come here too.
             return entered.transaction  # type: ignore[return-value]  # noqa: TRY300
         except BaseException:
             self._attempt.let_go()
@@ -64,7 +64,7 @@ class TransactionBlock:
 
 
 class AsyncTransactionBlock:
-    """One block of an `AsyncDatabase`, made by `transaction()` for one use; cut when its time is spent."""
+    """An `async with` block of an `AsyncDatabase`, made by `transaction()` for one use; cut off when time is up."""
 
     __slots__ = ("_attempt", "_engine", "_entered", "_options", "_timer")
 
@@ -84,7 +84,7 @@ class AsyncTransactionBlock:
         except BaseException:
             self._attempt.let_go()
             raise
-        # Armed for the caller's code alone: what is ours is bounded by itself, and must not be cut in half.
+        # Armed for the caller's code only: our own steps are bounded by themselves and must not be cut in half.
         timer = self._timer = asyncio.timeout(entered.remaining())
         await timer.__aenter__()
         return entered.transaction  # type: ignore[return-value]  # as above

@@ -1,7 +1,8 @@
-"""Connections on their way from and to a pool of psycopg_pool, in threads where no Ctrl-C can stop them.
+"""Connections on their way from and to a pool of psycopg_pool, in threads that no Ctrl-C can interrupt.
 
-KeyboardInterrupt is raised in the main thread alone. One that fell into the pool's own queue or bookkeeping there
-would lose a connection for good, so the main thread lets others do it and can be interrupted while it waits for them.
+KeyboardInterrupt is raised in the main thread only. If it came inside the pool's own queue or bookkeeping there, a
+connection would be lost for good, so the main thread lets other threads do that and stays interruptible while it
+waits for them.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ __all__ = ["AsyncPool", "Loan", "Pool", "Return", "give_back_later"]
 class Pool(Protocol):
     """What a `Database` borrows from: a `psycopg_pool.ConnectionPool`, or anything that lends psycopg connections.
 
-    It is asked for no more than `max_size` connections at a time, and gets each one back idle or closed.
+    A database takes at most `max_size` connections at a time, and returns each one idle or closed.
     """
 
     @property
     def closed(self) -> bool:
-        """Whether it has to be opened before it lends."""
+        """Whether it must be opened before it lends."""
         ...
 
     @property
     def max_size(self) -> int | None:
-        """The most connections it lends, None for no limit of its own."""
+        """The most connections it lends; None for no limit of its own."""
         ...
 
     def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
-        """Lend a connection within so many seconds; raise `psycopg_pool.PoolTimeout` if none came free."""
+        """Lend a connection within `timeout` seconds, or raise `psycopg_pool.PoolTimeout` if none came free."""
         ...
 
     def putconn(self, conn: Any, /) -> None:
-        """Take one back."""
+        """Take a connection back."""
         ...
 
 
 class AsyncPool(Protocol):
-    """The same for an `AsyncDatabase`: a `psycopg_pool.AsyncConnectionPool`, or what does as one does."""
+    """What an `AsyncDatabase` borrows from: a `psycopg_pool.AsyncConnectionPool`, or anything that acts as one."""
 
     @property
     def closed(self) -> bool:
@@ -66,19 +67,19 @@ class AsyncPool(Protocol):
 
 
 class Loan:
-    """One connection on its way from a pool to a thread that may have been interrupted meanwhile."""
+    """A connection on its way from a pool to a thread that may be interrupted meanwhile."""
 
     def __init__(self, pool: Any, seconds: float) -> None:
         self._pool = pool
         self._seconds = seconds
         self._errand = Errand(self._fetch)
-        # Re-entrant, as the pool's own is: garbage that is collected while it is held may be a block that ends.
+        # Re-entrant, as the pool's own lock is: a finaliser may end a block while this thread holds it.
         self._lock = RLock()
         self._abandoned = False
         self._outcome: Outcome[Any] = Outcome()
 
     def get(self, bound: float | None = None) -> Any:
-        """Have the pool asked and wait for what it lends, at most so long; what comes later goes straight back."""
+        """Ask the pool and wait for what it lends, for at most `bound`; a connection that comes later goes back."""
         try:
             self._errand.begin()
             if not self._errand.wait(bound):
@@ -107,7 +108,7 @@ class Loan:
 
 
 class Return:
-    """One connection on its way back to a pool, in a thread where no Ctrl-C can stop it."""
+    """A connection on its way back to a pool, in a thread that no Ctrl-C can interrupt."""
 
     def __init__(self, pool: Any, connection: Any) -> None:
         self._pool = pool
@@ -116,7 +117,7 @@ class Return:
         self._errand = Errand(self._put)
 
     def finish(self) -> None:
-        """Start it unless that was done before, wait for its end, and raise what the pool raised."""
+        """Start the return if it has not begun, wait for its end, and raise what the pool raised."""
         self._errand.begin()
         self._errand.wait()
         if self._error is not None:
@@ -130,5 +131,5 @@ class Return:
 
 
 def give_back_later(pool: Any, connection: Any) -> None:
-    """Have a thread of its own do it, for which nobody waits."""
+    """Return a connection in a thread of its own, without waiting for it."""
     start_new_thread(pool.putconn, (connection,))

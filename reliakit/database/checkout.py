@@ -1,7 +1,7 @@
 """Taking connections and giving them back: slots, age, and where a connection comes from.
 
-With a conninfo the database keeps connections of its own, one a slot, opened by whoever needs one and in their time.
-With a pool of psycopg_pool it borrows for each checkout and gives back; the queue is the database's own either way.
+With a conninfo, the database keeps connections of its own, one per slot, each opened by the caller that needs it and
+within its time. With a pool of psycopg_pool, it borrows for each checkout. The queue is its own in both cases.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Checkouts:
 
     Args:
         source: Where they come from.
-        size: How many there may be.
+        size: The most connections there may be.
         keep: How many stay open however long nobody uses them.
         max_lifetime: Seconds after which a connection is replaced.
-        max_idle: Seconds after which one that nobody used is closed.
+        max_idle: Seconds after which an unused connection is closed.
         leak_after: Seconds after which a checkout is reported.
         service: The service it belongs to.
     """
@@ -82,7 +82,7 @@ class Checkouts:
         self._revisions = itertools.count(1)
         self.gate: Gate = Gate(name, size, self._revisions)
         self._used = False
-        self.is_parents: bool = False  # in a child of the process that used it
+        self.is_parents: bool = False  # whether this is a child of the process that used it
         self.next_sweep: float = 0.0
         self._service = service
         self._read = Reader(self._identity, service, self, self._revisions, clock).read
@@ -96,25 +96,25 @@ class Checkouts:
             listeners = self.emitter.listeners
             is_seen = self._used and not self.gate.closed
             self.audience = audience_of(self.emitter, self._service, self._read if is_seen else None)
-            if self.emitter.listeners is listeners:  # else another thread may have been faster, and knows more
+            if self.emitter.listeners is listeners:  # if not, another thread has newer listeners and does it
                 return
 
     async def take(self, work: Work, until: float, seconds: float) -> None:
-        """Give this work a connection within its time. Errors as `claim` and `fetch`."""
+        """Give this work a connection within its time. Raises as `claim` and `fetch` do."""
         if not self.claim(work, until, seconds):
             await self.fetch(work, until, seconds)
 
     def claim(self, work: Work, until: float, seconds: float) -> bool:
-        """Give this work a connection that is open and free, or return False: then it is in the queue of `fetch`.
+        """Give this work a free open connection and return True; else return False, and `fetch` must follow.
 
         Raises:
             TransactionTimeoutError: No time is left.
-            TransactionUsageError: Closed, after a fork, or waiting could never end.
+            TransactionUsageError: The database is closed, the process was forked, or the wait could never end.
         """
         gate = self._usable()
         attempt = work.attempt
-        place = attempt.place or place_here(attempt.fn, 3)  # whoever calls, that is us
-        # From here on the lease is the work's: whatever comes, giving the work back gives the slot back.
+        place = attempt.place or place_here(attempt.fn, 3)  # 3 frames up: whoever calls this is our own code
+        # From here on the lease belongs to the work: giving the work back always gives the slot back.
         lease = work.lease = attempt.lease = Lease(gate, work.owner, work.asked, place)
         if until <= work.asked:
             raise self._no_time(seconds)
@@ -133,7 +133,7 @@ class Checkouts:
         return True
 
     async def fetch(self, work: Work, until: float, seconds: float) -> None:
-        """Wait in the queue, open a connection, or see to old ones: whatever keeps `claim` from giving one at once.
+        """Wait in the queue, open a connection, or deal with old ones: what kept `claim` from giving one at once.
 
         Raises:
             TransactionTimeoutError: None came free in time.
@@ -160,7 +160,7 @@ class Checkouts:
             await self._look_after(now)
 
     def tell_granted(self, work: Work) -> None:
-        """Tell that the work has its connection."""
+        """Report that the work has its connection."""
         work.timed = True
         self._tell_waited(work, granted=True)
 
@@ -186,7 +186,7 @@ class Checkouts:
             work.waited = self._clock.monotonic() - work.asked
 
     async def replace(self, work: Work, within: float) -> None:
-        """Give the work another connection, by then, for the one that proved dead."""
+        """Give the work another connection, by `within`, for the one that proved dead."""
         dead, lease = work.session, work.lease
         assert dead is not None
         assert lease is not None
@@ -214,7 +214,7 @@ class Checkouts:
         return session
 
     async def _discard(self, session: Session, reason: str) -> None:
-        """Close a connection whose session is in no slot any more."""
+        """Close a connection whose session is no longer in a slot."""
         await self.source.dispose(session)
         self._tell(ConnectionClosed, reason=reason, age=self._age_of(session))
 
@@ -222,11 +222,11 @@ class Checkouts:
         return self._clock.monotonic() - session.born if session.owned else None
 
     def _tell(self, kind: type[PoolChanged], **fields: Any) -> None:
-        # Whoever has a meter hears of what is rare by events, too.
+        # Rare events go to listeners with a meter, too.
         self._tell_to(self.emitter if kind in _RARE else self.audience.emitter, kind, **fields)
 
     def _tell_to(self, emitter: Emitter, kind: type[PoolChanged], **fields: Any) -> None:
-        """Emit an event with the figures of this moment, if anybody listens for it."""
+        """Emit an event with the current figures, if anybody listens for it."""
         if emitter.hears(kind):
             found = self.gate.figures()
             emitter.emit(
@@ -242,7 +242,7 @@ class Checkouts:
             )
 
     def put_back(self, work: Work) -> bool:
-        """Take a connection of ours back for the next one, or return False where `give_back` has to see to it."""
+        """Keep one of our own connections for the next work; return False if `give_back` must handle it."""
         session, lease = work.session, work.lease
         if session is None or lease is None:
             return False
@@ -257,7 +257,7 @@ class Checkouts:
         return True
 
     def tell_returned(self, work: Work, session: Session) -> None:
-        """Tell that the work's connection is back."""
+        """Report that the work's connection is back."""
         audience, held = self.audience, work.held or 0.0
         if audience.is_empty:
             return
@@ -267,11 +267,11 @@ class Checkouts:
         self.tell_back(audience.emitter, session, held)
 
     def tell_back(self, emitter: Emitter, session: Session, held: float) -> None:
-        """Tell it by the event alone."""
+        """Report that a connection is back, by the event only."""
         self._tell_to(emitter, PoolReturned, used=held, age=self._age_of(session))
 
     async def give_back(self, work: Work) -> None:
-        """Take the work's connection back, in whatever state. Called again, it goes on where it was interrupted."""
+        """Take the work's connection back, in whatever state. If interrupted, call it again to go on from there."""
         session, lease = work.session, work.lease
         if lease is None:
             return
@@ -288,7 +288,7 @@ class Checkouts:
         work.session = None
         work.lease = work.attempt.lease = None
         if session is None:
-            self._tell(PoolChanged)  # it waited in vain, or could not connect
+            self._tell(PoolChanged)  # the work waited in vain, or could not connect
         else:
             self.tell_returned(work, session)
 
@@ -296,7 +296,7 @@ class Checkouts:
         try:
             await self.source.dispose(session)
         except Exception as error:  # noqa: BLE001
-            # The caller's pool refused its own connection; what became of the transaction stands.
+            # The caller's pool refused its own connection; the transaction's outcome stands.
             self._lost += 1
             self.emitter.emit(ConnectionLeaked, reason=f"the pool did not take it back: {error!r}")
 
@@ -313,7 +313,7 @@ class Checkouts:
         return self.gate
 
     async def open(self, seconds: float) -> None:
-        """Connect as many as are to be kept. A closed database is opened again; an open one stays as it is."""
+        """Open the connections that are to be kept. A closed database is opened again; an open one stays as it is."""
         if self.gate.closed:
             self.gate = Gate(self.name, self.size, self._revisions)
             self._used = self.is_parents = False
@@ -326,7 +326,7 @@ class Checkouts:
                 lease = Lease(gate, owner_here(), self._clock.monotonic(), place_here())
                 leases.append(lease)
                 if not gate.enter(lease, self.source.io.bell):
-                    break  # others use them already
+                    break  # all other slots are in use
                 assert lease.slot is not None
                 if lease.slot.session is None:
                     await self._connect(lease.slot, until)
@@ -340,13 +340,13 @@ class Checkouts:
 
     @property
     def closed(self) -> bool:
-        """Whether nobody is let in any more."""
+        """Whether new checkouts are refused."""
         return self.gate.closed
 
     async def close(self) -> None:
-        """Let nobody in any more and close what nobody uses; what is in use is closed when it comes back."""
+        """Refuse new checkouts and close unused connections; those in use are closed when they come back."""
         if self.is_parents:
-            # The connections are the parent's, and so may be whoever holds the gate's lock.
+            # The connections are the parent's, and a thread of the parent may have held the gate's lock at the fork.
             self.gate = Gate(self.name, self.size, self._revisions)
             self.gate.closed = True
             return
@@ -356,7 +356,7 @@ class Checkouts:
         self._tell(PoolChanged)
 
     def over(self, source: Source, *, name: str, size: int) -> Checkouts:
-        """Return checkouts of another source that are as these, for test kits."""
+        """Return checkouts with the same settings and another source, for test kits."""
         return Checkouts(
             source,
             name=name,
@@ -376,7 +376,7 @@ class Checkouts:
         self.gate.disown()
 
     async def _look_after(self, now: float) -> None:
-        """Close connections that nobody needed for long, and report checkouts that are held for long."""
+        """Close connections that were idle for too long, and report checkouts that were held for too long."""
         self.next_sweep = now + min(1.0, self.leak_after / 2)
         self._report_overdue()
         if self.source.pool is None:
@@ -396,7 +396,7 @@ class Checkouts:
         return held
 
     def note_return(self, work: Work, session: Session, lease: Lease) -> None:
-        """Note how long a connection was held, which comes back now."""
+        """Record how long a connection that comes back now was held."""
         slot = lease.slot
         assert slot is not None
         session.fresh = False
@@ -407,7 +407,7 @@ class Checkouts:
             self.emitter.emit(CheckoutOverdue, age=held, line=slot.line)
 
     def stats(self) -> DatabaseStats:
-        """Return what is open, in use, waited for and lost. O(max_size)."""
+        """Return how many connections are open, in use, waited for and leaked. O(max_size)."""
         held = self._report_overdue()
         now = self._clock.monotonic()
         dead = [slot for slot in held if slot.abandoned]

@@ -2,7 +2,7 @@
 
 ```
 with db.transaction() as tx:  ...          one attempt
-db.run(transfer, 1, 2)                      tried again when it loses a race
+db.run(transfer, 1, 2)                      retried when it loses a race
 @db.transactional()                         the same, for functions
 ```
 """
@@ -38,34 +38,35 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Database(DatabaseBase):
-    """Transactions on PostgreSQL for code that runs in threads.
+    """Run transactions on PostgreSQL from threads.
 
-    One object for the whole process: made once, shared by all threads. Making it connects to nothing; connections are
-    opened by `open()` or by the first transactions, and closed by `close()`.
+    Make one object for the whole process and share it between all threads. The constructor connects to nothing;
+    connections are opened by `open()` or by the first transactions, and closed by `close()`.
 
     Args:
         conninfo: A PostgreSQL connection string or URL, or a `psycopg_pool.ConnectionPool`, or another
             pool that lends psycopg connections, such as an SQLAlchemy engine's.
-        pool: The same pool by name. It stays the caller's; it is closed here only if it was opened here.
-        replicas: Where `read_only=True` transactions run, in turn; each a conninfo or a pool, each with connections
-            of its own. They go to the primary where no replica can be reached. A replica lags: what was committed a
+        pool: A pool, by keyword instead of as `conninfo`. It stays the caller's: it is closed here only if it was
+            opened here.
+        replicas: Where `read_only=True` transactions run, in turn; each is a conninfo or a pool, and each has its own
+            connections. If no replica can be reached, they go to the primary. A replica lags: what was committed a
             moment ago may not be there yet.
-        name: What it is called in errors, events and metrics; its replicas are "main/replica-1" and so on.
+        name: Names the database in errors, events and metrics; its replicas are "main/replica-1" and so on.
         service: The service it belongs to, for metrics.
-        min_size: Connections that `open()` makes and that stay open.
+        min_size: How many connections `open()` makes and keeps open.
         max_size: The most connections there may be. Ignored with a pool, which has its own.
-        isolation: Isolation level of transactions that ask for none.
+        isolation: The isolation level of transactions that ask for none.
         timeout: Seconds that a transaction may take in all: connection, attempts, pauses, commit.
-        lock_timeout: Seconds that one lock may be waited for; None leaves it to `timeout`.
-        retry: How `run` and `transactional` try again; None for never.
+        lock_timeout: Seconds to wait for one lock; None leaves it to `timeout`.
+        retry: How `run` and `transactional` retry; None for never.
         row_factory: Psycopg's row factory for new connections, tuples by default.
         max_lifetime: Seconds after which a connection is replaced.
-        max_idle: Seconds after which a connection that nobody used is closed, down to `min_size`.
-        leak_after: Seconds after which a checkout is reported with the line that took it.
-        slow_after: Seconds after which a transaction is told as slow, with its statements but none of their values;
-            None for never.
+        max_idle: Seconds after which an unused connection is closed, down to `min_size`.
+        leak_after: Seconds after which a checkout is reported, with the line that took it.
+        slow_after: Seconds after which a transaction is reported as slow, with its statements but none of their
+            values; None for never.
         listeners: Called with this database's events, besides the process-wide listeners.
-        clock: What measures time and draws jitter.
+        clock: Measures time and draws jitter.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -120,13 +121,13 @@ class Database(DatabaseBase):
 
         Raises:
             psycopg.OperationalError: The server cannot be reached.
-            TransactionUsageError: It was opened before this process was forked.
+            TransactionUsageError: The database was opened before this process was forked.
         """
         run_blocking(self._open())
         return self
 
     def close(self) -> None:
-        """Close what nobody uses, refuse new transactions, and let running ones end. Closing twice is harmless."""
+        """Close idle connections, refuse new transactions, and let running ones end. Closing twice is harmless."""
         run_blocking(self._close())
 
     def __enter__(self) -> Self:
@@ -151,26 +152,28 @@ class Database(DatabaseBase):
     ) -> TransactionBlock:
         """Return a block that is a transaction: `with db.transaction() as tx: ...`. One attempt, three round trips.
 
-        It commits when the block ends, rolls back when the block raises, and tells the truth about it.
+        It commits when the block ends and rolls back when the block raises. If the outcome differs from what the
+        code expects, an error says so.
 
         Args:
-            isolation: Isolation level, the database's by default.
-            read_only: Whether it only reads; where there are replicas, it may then run on one, see there.
-            deferrable: Whether a serializable read-only one may wait for a safe snapshot.
+            isolation: The isolation level; the database's by default.
+            read_only: Whether it only reads; with `replicas`, it may then run on one of them.
+            deferrable: Whether a serializable read-only transaction may wait for a safe snapshot.
             timeout: Seconds for everything: connection, statements, commit. The database's by default; an outer
-                deadline or transaction that ends first wins. Python code between statements cannot be interrupted
-                in a thread; what comes after it is.
-            lock_timeout: Seconds that one lock may be waited for.
+                deadline or transaction that ends first wins. Python code that runs in a thread cannot be interrupted,
+                but no statement runs after the time is up.
+            lock_timeout: Seconds to wait for one lock.
             propagation: What to do inside a running transaction.
-            operation: Its name in events and metrics: few, short, without ids.
+            operation: The transaction's name in events and metrics. Use few, short names without ids.
             pipeline: Hold BEGIN back and send it along with the first statement: one round trip less, for servers
                 that are not near. It costs processor time, so it does not pay over a Unix socket.
 
         Raises:
             TransactionTimeoutError: Its time was spent; nothing was committed.
-            TransactionRolledBackError: It reached its end, and was rolled back: an error in it was swallowed.
+            TransactionRolledBackError: The block reached its end, but the transaction was rolled back: an error in it
+                was swallowed.
             CommitUnknownError: COMMIT was sent and its answer never came.
-            TransactionUsageError: It was used against the rules, see the message.
+            TransactionUsageError: It was used against the rules; the message says which.
             ConfigurationError: An argument is wrong.
         """
         return TransactionBlock(
@@ -194,39 +197,39 @@ class Database(DatabaseBase):
         retry: TransactionRetry | None = None,
         idempotency_key: str | None = None,
     ) -> R:
-        """Call `fn(tx, *args)` in a transaction and return its result, trying again where it lost a race.
+        """Call `fn(tx, *args)` in a transaction and return its result; retry if the transaction lost a race.
 
-        Tried again are serialization failures, deadlocks, and a connection that failed before the first statement, by
-        the outermost transaction alone, after a pause with full jitter, within `timeout`.
+        Serialization failures, deadlocks, and a connection that failed before the first statement are retried, by the
+        outermost transaction only, after a pause with full jitter and within `timeout`.
 
-        With an `idempotency_key` the first call's result is returned to every later call with the same key, without
-        calling `fn` again: a call whose outcome is not known can be made again, and is, within `timeout`. Of two
-        calls at once one runs `fn` and the other waits. The key commits with the work: a call that fails leaves no
-        trace, and inside a running transaction the key is that transaction's. The result must be a JSON value, and is
-        returned as JSON has it, a tuple as a list, the first time too. Hooks run with the call that ran `fn`, if it
-        learnt that it committed. Two more round trips; keys are kept in the table of `IDEMPOTENCY_DDL`, made on first
-        use, until `forget_idempotency_keys`.
+        With an `idempotency_key`, the first call's result is returned to every later call with the same key, without
+        calling `fn` again. A call whose outcome is not known can therefore be made again, and is, within `timeout`.
+        Of two calls at once, one runs `fn` and the other waits. The key commits with the work: a call that fails
+        leaves no trace, and inside a running transaction the key belongs to that transaction. The result must be a
+        JSON value, and is returned as JSON has it, a tuple as a list, the first time too. Hooks run with the call
+        that ran `fn`, if it learnt that it committed. It costs two more round trips; keys are kept in the table of
+        `IDEMPOTENCY_DDL`, which is created on first use, until `forget_idempotency_keys` deletes them.
 
         Args:
             fn: Takes the transaction and `args`. It may be called several times.
-            args: Handed on.
-            isolation: As for `transaction`, and so are the next ones.
-            read_only: See there.
-            deferrable: See there.
+            args: Passed on to `fn`.
+            isolation: As for `transaction`.
+            read_only: As for `transaction`.
+            deferrable: As for `transaction`.
             timeout: Seconds for all attempts and pauses together.
-            lock_timeout: See there.
-            propagation: See there.
-            operation: Its name in events and metrics; the function's qualified name by default.
-            pipeline: See there.
-            retry: The policy, the database's by default.
+            lock_timeout: As for `transaction`.
+            propagation: As for `transaction`.
+            operation: The transaction's name in events and metrics; the function's qualified name by default.
+            pipeline: As for `transaction`.
+            retry: The retry policy; the database's by default.
             idempotency_key: 1 to 255 characters that name this very call, such as a request's id and what it asks
-                for. Never shared by two operations.
+                for. Never use the same key for two operations.
 
         Raises:
-            ConfigurationError: `fn` is async, a generator or no function, or a setting is wrong.
-            TransactionUsageError: The key was used for another operation, or the result is no JSON value.
-            Exception: What `fn` or the server raised last, with a note that tells the attempts. Others as for
-                `transaction`.
+            ConfigurationError: `fn` is async, a generator or not a function, or a setting is wrong.
+            TransactionUsageError: The key was used for another operation, or the result is not a JSON value.
+            Exception: What `fn` or the server raised last, with a note that tells how many attempts there were.
+                Others as for `transaction`.
         """
         default = self._operation_of(fn)
         options = options_of(
@@ -241,19 +244,19 @@ class Database(DatabaseBase):
         return outcome.value  # type: ignore[return-value]  # what `fn` returned
 
     def advisory_lock(self, key: int | str, *, shared: bool = False, timeout: float | None = None) -> AdvisoryLock:
-        """Return a block that holds a lock that all processes share: `with db.advisory_lock("report"): ...`.
+        """Return a block that holds a lock shared by all processes: `with db.advisory_lock("report"): ...`.
 
-        A connection of its own holds it until the block ends, however that ends; the server lets go of it when the
-        connection dies. It is not re-entrant. A pooler in between must keep sessions apart.
+        A connection of its own holds the lock until the block ends, however it ends; the server releases it if the
+        connection dies. The lock is not re-entrant. A pooler in between must work in session mode.
 
         Args:
             key: A whole number of 64 bits, or a text, of which 64 bits of its BLAKE2b digest are locked.
             shared: Whether others may hold it shared at the same time.
-            timeout: Seconds to wait for it, connection included; 0 tries once. The database's by default; an outer
-                deadline that ends first wins. The block itself may take as long as it likes.
+            timeout: Seconds to wait for the lock, connection included; 0 tries once. The database's by default; an
+                outer deadline that ends first wins. The block itself may take as long as it likes.
 
         Raises:
-            TransactionTimeoutError: It was not free in time.
+            TransactionTimeoutError: The lock was not free in time.
             TransactionError: The connection died during a block that raised nothing, and the lock was lost with it.
             TransactionUsageError: It needs a connection that cannot come free, see `transaction`.
             ConfigurationError: An argument is wrong.
@@ -261,15 +264,16 @@ class Database(DatabaseBase):
         return AdvisoryLock(self._engine, key, shared=shared, timeout=timeout)
 
     def forget_idempotency_keys(self, older_than: float) -> int:
-        """Delete idempotency keys, in short transactions of their own, and return how many.
+        """Delete old idempotency keys, in short transactions of their own, and return how many.
 
-        A call that is repeated after that runs again, so keep keys for longer than anybody tries again: a day, say.
+        A call that is repeated after its key was deleted runs again, so keep keys for longer than anybody retries: a
+        day, say.
 
         Args:
-            older_than: Their age in seconds, at least.
+            older_than: The least age, in seconds, of the keys to delete.
 
         Raises:
-            ConfigurationError: `older_than` is no number of seconds.
+            ConfigurationError: `older_than` is not a number of seconds.
         """
         return run_blocking(self._keys.forget(older_than))
 
@@ -281,10 +285,10 @@ class Database(DatabaseBase):
 
         Returns:
             "committed", "aborted", or "in progress" while the server has not noticed yet that its client has gone:
-            ask again. None when it is so old that the server has forgotten.
+            ask again. None if the transaction is so old that the server has forgotten it.
 
         Raises:
-            ConfigurationError: It is None, so there is nothing to ask for, or no id of this server's.
+            ConfigurationError: `transaction_id` is None, so there is nothing to ask for, or not an id of this server.
         """
         return run_blocking(outcome_of(self._engine, transaction_id))
 
@@ -320,9 +324,9 @@ class Database(DatabaseBase):
         pipeline: bool = False,
         retry: TransactionRetry | None = None,
     ) -> Any:
-        """Make a function a transaction of this database, tried again as by `run`. Arguments as there.
+        """Make a function a transaction of this database, retried as by `run`, with the same arguments.
 
-        The function keeps its signature and finds its transaction with `current()`.
+        The function keeps its signature and gets its transaction from `current()`.
         """
         decorator = decorate(self._engine, locals(), retry)
         return decorator if fn is None else decorator(fn)
@@ -336,7 +340,7 @@ class Database(DatabaseBase):
         return cast("Transaction", self._running())
 
     def execute(self, query: Query, params: Params | None = None) -> psycopg.Cursor[Any]:
-        """Run a statement in the running transaction, or in one of its own. As `Transaction.execute`."""
+        """Run a statement as `Transaction.execute`, in the running transaction or in one of its own."""
         running = self._engine.running()
         if running is not None:
             return cast("Transaction", running).execute(query, params)

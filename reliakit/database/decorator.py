@@ -1,4 +1,4 @@
-"""Functions that are transactions: `@db.transactional()`, and `@transactional()` for methods of what has a `db`."""
+"""Functions that are transactions: `@db.transactional()`, and `@transactional()` for methods of objects with `db`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Decorator(Protocol):
-    """Takes a function, gives one with the same signature."""
+    """Takes a function and returns one with the same signature."""
 
     def __call__(self, fn: F, /) -> F:
         """Decorate a function."""
@@ -57,26 +57,26 @@ def transactional(
     pipeline: bool = False,
     retry: TransactionRetry | None = None,
 ) -> Any:
-    """Run a method in a transaction of its object's `db`, again where it lost a race.
+    """Run a method in a transaction of its object's `db`, and retry it if the transaction lost a race.
 
-    The whole method runs again on a retry, so what it does outside of the database must bear that; use
-    `after_commit` for the rest. Called inside a running transaction it joins that one and is not retried by itself.
+    The whole method runs again on a retry, so anything it does outside the database must be safe to repeat; use
+    `after_commit` for what is not. Called inside a running transaction, it joins that one and is not retried alone.
 
     Args:
-        fn: The method, where the decorator is written without parentheses.
-        isolation: Isolation level, the database's by default.
+        fn: The method, when the decorator is written without parentheses.
+        isolation: The isolation level; the database's by default.
         read_only: Whether it only reads.
-        deferrable: Whether a serializable read-only one may wait for a safe snapshot.
+        deferrable: Whether a serializable read-only transaction may wait for a safe snapshot.
         timeout: Seconds for everything: connection, attempts, pauses, commit. The database's by default.
-        lock_timeout: Seconds that one lock may be waited for.
+        lock_timeout: Seconds to wait for one lock.
         propagation: What to do inside a running transaction.
-        operation: Its name in events and metrics; the method's qualified name by default.
+        operation: The transaction's name in events and metrics; the method's qualified name by default.
         pipeline: Whether BEGIN travels with the first statement, see `Database.transaction`.
-        retry: The policy, the database's by default.
+        retry: The retry policy; the database's by default.
 
     Raises:
-        ConfigurationError: At decoration, for a generator, a class or a wrong setting; at the call, where the object
-            has no `db`, or one of the other colour.
+        ConfigurationError: At decoration, for a generator, a class or a wrong setting; at the call, if the object has
+            no `db`, or one of the other colour.
     """
     decorator = _decorator(_db_of, options_from(locals()), retry)
     return decorator if fn is None else decorator(fn)
@@ -88,7 +88,7 @@ def decorate(engine: Engine, settings: dict[str, Any], retry: TransactionRetry |
 
 
 def operation_of(fn: object) -> str:
-    """Return a function's qualified name, without the functions it was defined in."""
+    """Return a function's qualified name, without the functions that enclose it."""
     while isinstance(fn, partial):
         fn = cast("partial[object]", fn).func
     return short_name(str(getattr(fn, "__qualname__", type(fn).__qualname__)))
@@ -96,7 +96,7 @@ def operation_of(fn: object) -> str:
 
 @lru_cache(maxsize=1024)
 def short_name(qualified: str) -> str:
-    """Return a qualified name without the functions that it was defined in."""
+    """Return a qualified name without the enclosing functions."""
     return qualified.rpartition("<locals>.")[2]
 
 
@@ -174,7 +174,7 @@ def _db_of(arguments: tuple[Any, ...]) -> Engine:
 
 
 def options_from(arguments: Mapping[str, Any]) -> TransactionOptions:
-    """Return the options among a function's arguments."""
+    """Return the transaction options among a function's arguments."""
     wishes = (each.name for each in fields(TransactionOptions) if each.init)
     return TransactionOptions(**{name: arguments[name] for name in wishes})
 
@@ -183,5 +183,5 @@ def _wrong_colour(fn: object, colour: str) -> ConfigurationError:
     takes = "async functions" if colour == "plain" else "plain functions"
     kind = "an AsyncDatabase" if colour == "plain" else "a Database"
     return ConfigurationError(
-        f"{operation_of(fn)} is {colour}, and {kind} runs {takes} alone: use its twin for this one"
+        f"{operation_of(fn)} is {colour}, and {kind} runs {takes} only: use its twin for this one"
     )

@@ -1,4 +1,4 @@
-"""How a transaction ends: COMMIT and its answer, ROLLBACK, and the errors that tell the truth about both.
+"""How a transaction ends: COMMIT and its answer, ROLLBACK, and the errors that say truthfully what happened.
 
 ```
 COMMIT ─▶ tag COMMIT ───────────────────────────────▶ committed
@@ -43,12 +43,12 @@ __all__ = [
     "with_verdict",
 ]
 
-# The server's codes for "I cut this": statement, idle transaction, whole transaction.
+# The server's SQLSTATEs for "I cut this off": statement, idle transaction, whole transaction.
 _CUT = frozenset({"57014", "25P03", "25P04"})
 
 
 def objection_to_commit(work: Work, transaction: Handle, session: Session) -> BaseException | None:
-    """Return why a transaction whose code ended well must not commit all the same, or None."""
+    """Return why a transaction must not commit although its code ended well, or None."""
     session.notice_end()
     if session.disowned:
         return session.over()
@@ -66,7 +66,7 @@ def objection_to_commit(work: Work, transaction: Handle, session: Session) -> Ba
 
 
 def objection_to_bare(session: Session) -> TransactionUsageError | None:
-    """Return why a block without a transaction, whose code ended well, is no success, or None."""
+    """Return why a block without a transaction is no success although its code ended well, or None."""
     if not session.left_open:
         return None
     return TransactionUsageError(
@@ -77,7 +77,7 @@ def objection_to_bare(session: Session) -> TransactionUsageError | None:
 
 
 def tell_out_of_hand(work: Work, error: BaseException) -> None:
-    """Say on an error that the block's code had ended the transaction itself, so that nobody tries it again."""
+    """Note on an error that the block's code ended the transaction itself, so that nobody retries it."""
     work.verdict = "unknown"
     if not isinstance(error, TransactionUsageError):
         error.add_note(
@@ -87,13 +87,13 @@ def tell_out_of_hand(work: Work, error: BaseException) -> None:
 
 
 async def commit(work: Work, session: Session) -> BaseException | None:
-    """Send COMMIT, note what became of the transaction, and return the error that says so. Never guessed."""
-    if session.held is not None:  # BEGIN was not sent, as there was no statement, or it came to nothing
+    """Send COMMIT, record what became of the transaction, and return the error that says so. Never guesses."""
+    if session.held is not None:  # BEGIN was not sent: there was no statement, or it came to nothing
         if session.held.tried and (session.failed or session.hung_up()):
             return rolled_back(work, session, "it could not begin")
         work.verdict = "committed"
         return None
-    # Whoever hung up before COMMIT was sent cannot have read it.
+    # If the server hung up before COMMIT was sent, it cannot have read it.
     gone = session.hung_up()
     session.inside = False
     work.verdict = "unknown"
@@ -101,13 +101,13 @@ async def commit(work: Work, session: Session) -> BaseException | None:
 
 
 def judge(work: Work, session: Session, answer: Answer, *, gone: bool) -> BaseException | None:
-    """Note what became of a transaction by the answer to its COMMIT, and return the error that says so.
+    """Record what became of a transaction by the answer to its COMMIT, and return the error that says so.
 
     Args:
         work: The transaction.
         session: Its connection.
-        answer: What came of COMMIT.
-        gone: The server had hung up before it was sent.
+        answer: The answer to COMMIT.
+        gone: Whether the server had hung up before COMMIT was sent.
     """
     if answer.tag == b"COMMIT" and answer.error is None and answer.interrupt is None:
         work.verdict = "committed"
@@ -139,7 +139,7 @@ def _error_of(work: Work, session: Session, answer: Answer) -> BaseException | N
 
 
 def with_verdict(interrupt: BaseException, work: Work, error: BaseException | None = None) -> BaseException:
-    """Return a cancellation or Ctrl-C that says on it what became of the transaction."""
+    """Return a cancellation or Ctrl-C with a note or cause that tells what became of the transaction."""
     if work.verdict == "unknown":
         interrupt.__cause__ = error if isinstance(error, CommitUnknownError) else _unknown(work, error)
     elif not work.bare:
@@ -161,7 +161,7 @@ def _unknown(work: Work, cause: BaseException | None) -> CommitUnknownError:
 
 
 async def rollback(session: Session) -> BaseException | None:
-    """Roll back, or close the connection, which comes to the same. Bounded; returns a cancellation that came."""
+    """Roll back, or close the connection, which has the same effect. Bounded; returns a cancellation that came."""
     session.inside = False
     if session.reusable or not session.alive:
         return None
@@ -183,7 +183,7 @@ def rolled_back(work: Work, session: Session, why: str) -> TransactionRolledBack
 
 
 def as_timeout(session: Session, error: BaseException | None) -> BaseException | None:
-    """Return the error with which a spent budget leaves, whoever cut: this side, or the server by its own clock."""
+    """Return the error for a spent budget, whether this side cut the statement off or the server by its own clock."""
     if error is None or sqlstate_of(error) not in _CUT:
         return error
     if session.clock.monotonic() < session.until:
@@ -194,10 +194,10 @@ def as_timeout(session: Session, error: BaseException | None) -> BaseException |
 
 
 def sqlstate_behind(work: Work, error: BaseException) -> str | None:
-    """Return the code of the error with which the server ended a transaction, whatever has become of it since.
+    """Return the SQLSTATE with which the server ended a transaction, whatever became of its error since.
 
-    The code of the block may have swallowed it or raised another one for it. One that this side asked for counts as
-    well: to a request to cancel the server answers with an error like any other.
+    The block's code may have swallowed it or raised another one for it. An error that this side asked for counts as
+    well: the server answers a cancel request with an error like any other.
     """
     if work.sqlstate:
         return work.sqlstate
@@ -206,5 +206,5 @@ def sqlstate_behind(work: Work, error: BaseException) -> str | None:
 
 
 def is_interrupt(error: BaseException | None) -> bool:
-    """Return whether it is a cancellation or a Ctrl-C, which nothing may replace."""
+    """Return whether it is a cancellation or a Ctrl-C, which no other error may replace."""
     return error is not None and not isinstance(error, Exception)

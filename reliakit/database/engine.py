@@ -7,7 +7,7 @@ enter ─▶ connection ─▶ BEGIN; SET LOCAL ... ─▶ ( the caller's code )
 ```
 
 Three round trips, however many limits are set. The caller's code runs between `enter` and `leave`, outside of both,
-and what it raises goes out as the very object it raised.
+and what it raises leaves as the same object.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Entered", "Flow"]
 
 T = TypeVar("T")
-_REQUIRES_NEW = Propagation.REQUIRES_NEW  # see machine
+_REQUIRES_NEW = Propagation.REQUIRES_NEW  # looked up once; see machine
 
 
 Flow = Callable[[Entered], Awaitable[Outcome[Any]]]
 
 
 class Engine:
-    """What a database of either colour does. Holds no lock; safe from threads and tasks."""
+    """The part of a database that is the same in both colours. Holds no lock; safe from threads and tasks."""
 
     def __init__(
         self,
@@ -79,14 +79,14 @@ class Engine:
         self.retry = retry
         self.io = io
         self.checkouts = checkouts
-        # For what keeps a connection beside its transactions: a test kit exchanges those of transactions alone.
+        # For code that keeps a connection beside its transactions: a test kit replaces those of transactions only.
         self.standing = checkouts
         self.replicas = replicas
         self.teller = teller
         self.clock = clock
         self.handle: type[Handle] = AsyncTransaction if io.asynchronous else Transaction
 
-    if TYPE_CHECKING:  # what type checkers can tell of the functions below
+    if TYPE_CHECKING:  # signatures for type checkers of the functions bound below
 
         async def enter_after(
             self, work: Work, outcome: list[PGresult] | BaseException, mark: bytes | None
@@ -113,7 +113,7 @@ class Engine:
         """Return the transaction that this thread or task is in, or None.
 
         Raises:
-            TransactionUsageError: It belongs to another thread or task, and was inherited.
+            TransactionUsageError: It was inherited from another thread or task.
         """
         found = frame_of(self)
         if found is None:
@@ -125,7 +125,7 @@ class Engine:
 
     def enter(self, options: TransactionOptions, attempt: Attempt) -> Coroutine[Any, Any, Entered]:
         """Do what a block asks for: begin, join, set a savepoint, or take a connection without a transaction."""
-        # A new transaction touches nobody's connection, so even a task inside somebody's transaction may have one.
+        # A new transaction shares nobody's connection, so a task inside an inherited transaction may have one.
         outer = None if options.propagation is _REQUIRES_NEW else self.running()
         inside: Inside = "nothing" if outer is None else "statements" if outer.is_bare else "transaction"
         step = machine.step(options.propagation, inside, self.name)
@@ -134,7 +134,7 @@ class Engine:
         return nesting.join(self, step, options, outer)
 
     def leave(self, entered: Entered, error: BaseException | None) -> Coroutine[Any, Any, BaseException | None]:
-        """End a block whose code raised `error`, or nothing; return what must leave the block, if anything."""
+        """End a block whose code raised `error`, or nothing; return the error that must leave the block, if any."""
         if isinstance(error, Late):
             error = self._timed_out(entered.work)
         if entered.step is not BEGIN and entered.step is not BARE:
@@ -142,12 +142,12 @@ class Engine:
         return self._leave_outermost(entered, error, None)
 
     def leave_after(self, entered: Entered, answer: Answer) -> Coroutine[Any, Any, BaseException | None]:
-        """End a block whose COMMIT was sent, by its answer."""
+        """End a block whose COMMIT was sent already, with the answer to it."""
         return self._leave_outermost(entered, None, answer)
 
     @staticmethod
     def interrupted(entered: Entered | None, attempt: Attempt, interrupt: BaseException) -> None:
-        """Clean up after what came between two lines of ours, and tell on it what became of the transaction."""
+        """Clean up after an interrupt between two of our lines, and note on it what became of the transaction."""
         is_whole = entered is not None and (entered.step is BEGIN or entered.step is BARE)
         if entered is not None and is_whole and not isinstance(interrupt, Exception):
             ending.with_verdict(interrupt, entered.work)
@@ -165,16 +165,16 @@ class Engine:
         until: float | None = None,
         repeatable: bool = False,
     ) -> Outcome[Any]:
-        """Run the caller's code in a transaction, again where it lost a race, and return what came of it.
+        """Run the caller's code in a transaction, again if it lost a race, and return the outcome.
 
         Args:
-            options: What the transaction is to be.
-            retry: The policy, the database's by default.
-            fn: The caller's code, None for a flow without any.
-            args: Handed to it.
-            with_transaction: Whether the transaction is handed to it first.
-            flow: Runs in the transaction instead, and never raises; calls `fn` itself if it wants to.
-            until: When the time of all attempts is spent; by default that of `options`, from now on.
+            options: The transaction's options.
+            retry: The retry policy; the database's by default.
+            fn: The caller's code; None for a flow without any.
+            args: Passed to it.
+            with_transaction: Whether the transaction is passed to it first.
+            flow: Runs in the transaction instead, and never raises; it calls `fn` itself if it wants to.
+            until: When the time of all attempts is spent; by default the timeout in `options`, from now on.
             repeatable: See `Attempt`.
         """
         io, began, number, longest = self.io, self.clock.monotonic(), 0, 0.0
@@ -203,7 +203,7 @@ class Engine:
                     self.interrupted(entered, attempt, error)
                     raise
                 if attempt.pause is None:
-                    # Kept in no variable here, as its traceback holds them: nobody but the collector would end that.
+                    # Not bound to a variable here: its traceback holds this frame, which would be a reference cycle.
                     return self._given_up(error, number, began)
                 self.teller.tried_again(number, attempt.pause, error)
             else:
@@ -224,7 +224,7 @@ class Engine:
     async def own(
         self, options: TransactionOptions, flow: Callable[[Entered], Awaitable[T]], until: float | None = None
     ) -> T:
-        """Run a flow of this package as `run` does the caller's code; return what it returns, or raise its error."""
+        """Run a flow of this package as `run` does the caller's code; return its result, or raise its error."""
         contained = partial(attempt_async, flow)
         outcome = await self.run(options, None, None, (), with_transaction=False, flow=contained, until=until)
         return cast("T", outcome.unwrap())
@@ -275,7 +275,7 @@ class Engine:
             conflict = swallowed or machine.conflict_state(error) is not None
             repeatable = work.attempt.repeatable and not out_of_hand
             undecided = repeatable and verdict == "unknown"
-            # Without a transaction each statement has committed by itself: trying again would do them twice.
+            # Without a transaction each statement has committed by itself: a retry would repeat them.
             if (undecided or verdict == "rolled_back") and not work.bare:
                 began = not (lost and (repeatable or unsent))
                 self.plan_retry(work, error, began=began, conflict=conflict or undecided)
@@ -299,7 +299,7 @@ class Engine:
     async def _leave_unbegun(
         self, work: Work, transaction: Handle, error: BaseException | None
     ) -> BaseException | None:
-        """End a block whose first statement was to bring BEGIN along, and found no connection to do so."""
+        """End a block whose first statement was to carry BEGIN, and found no connection for it."""
         transaction.finished = True
         if error is None:
             error = TransactionRolledBackError(
@@ -320,7 +320,7 @@ class Engine:
         interrupt = await self.teller.run_hooks(work, hooks) if hooks else None
         if interrupt is None or ending.is_interrupt(error):
             return error
-        work.attempt.pause = None  # who is cancelled or stopped in a hook does not try again
+        work.attempt.pause = None  # after a cancellation or a stop in a hook there is no retry
         return ending.with_verdict(interrupt, work)
 
     async def give_back(self, work: Work) -> BaseException | None:
@@ -329,7 +329,7 @@ class Engine:
         while True:
             try:
                 if not work.checkouts.put_back(work):
-                    await work.checkouts.give_back(work)  # goes on where the last one was interrupted
+                    await work.checkouts.give_back(work)  # goes on where the last call was interrupted
             except BaseException as interrupt:  # noqa: BLE001 - the first one leaves the block
                 first = first or interrupt
             else:
@@ -341,12 +341,12 @@ class Engine:
         left = deadline.remaining()
         if left is not None and left < seconds:
             seconds = left
-        # One on a connection of its own, too: a task is cut with the block around it, and so is a thread's work.
+        # Also one on a connection of its own: a task is cut off with the block around it, and so is a thread's work.
         seconds = min(seconds, time_left_here())
         return now + seconds, seconds
 
     def plan_retry(self, work: Work, error: BaseException, *, began: bool, conflict: bool) -> None:
-        """Note on the attempt whether another one follows it, and after which pause."""
+        """Record on the attempt whether another one follows, and after which pause."""
         attempt, now = work.attempt, self.clock.monotonic()
         if attempt.retry is not None and attempt.until is not None:
             attempt.longest = max(attempt.longest, now - work.asked - work.waited)
@@ -362,7 +362,7 @@ class Engine:
             )
 
     def complete(self, error: BaseException, work: Work) -> None:
-        """Complete one of our own errors: those made near the wire know their connection's place and no attempt."""
+        """Add name and attempts to one of our own errors; those raised near the wire do not know the attempt."""
         if isinstance(error, TransactionError) and error.name == work.checkouts.name:
             error.name, error.attempts = self.name, error.attempts or work.attempt.number
 

@@ -4,8 +4,8 @@
 context variable ─▶ Frame of the savepoint ─▶ Frame of its transaction ─▶ Frame of another database's ─▶ None
 ```
 
-A context variable is inherited by tasks and by threads started with a copied context. A connection must not be, so
-each frame knows its owner, and who asks is told whether it is his.
+A context variable is inherited by tasks and by threads that start with a copied context. A connection must not be, so
+each frame knows its owner, and code that asks is told whether that is itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Frame", "enter_frame", "frame_of", "innermost", "pop", "push", "time
 class Frame(weakref.ref["Handle"]):
     """One link of the chain of transactions that a context is in.
 
-    It holds its transaction weakly, so that a block that is abandoned takes its transaction with it.
+    It holds its transaction weakly, so an abandoned block takes its transaction with it.
     """
 
     __slots__ = ("outer", "owner", "realm")
@@ -39,7 +39,7 @@ class Frame(weakref.ref["Handle"]):
     outer: Frame | None
 
     def running(self) -> Handle | None:
-        """Return the transaction while it runs; one that is over is nobody's, though a task may outlive its block."""
+        """Return the transaction while it runs. Afterwards None, though a task may outlive its block."""
         transaction = self()
         if transaction is None or transaction.finished or transaction.work.attempt.lease is None:
             return None
@@ -47,7 +47,7 @@ class Frame(weakref.ref["Handle"]):
 
 
 _frame: ContextVar[Frame | None] = ContextVar("reliakit_transaction", default=None)
-# The frame of this context, whoever's it is and even if its transaction is over; mostly there is none.
+# The frame of this context, whether or not it is this owner's or its transaction is over; mostly there is none.
 innermost: Callable[[], Frame | None] = _frame.get
 enter_frame: Callable[[Frame | None], Token[Frame | None]] = _frame.set
 
@@ -64,7 +64,7 @@ def push(realm: object, transaction: Handle, owner: Owner) -> Frame:
 
 
 def pop(frame: Frame) -> None:
-    """Leave it again. In another context than it was entered in there is nothing to leave."""
+    """Leave it again. If this is another context than it was entered in, there is nothing to leave."""
     if _frame.get() is frame:
         _frame.set(frame.outer)
 
@@ -82,7 +82,7 @@ def frame_of(realm: object) -> tuple[Handle, bool] | None:
 
 
 def time_left_here() -> float:
-    """Return for how many seconds the transactions of any database that this thread or task is in may still run."""
+    """Return the seconds that are left to the transactions of all databases that this thread or task is in."""
     left, owner, frame = inf, owner_here(), _frame.get()
     while frame is not None:
         transaction = frame.running()

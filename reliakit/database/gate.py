@@ -1,14 +1,14 @@
-"""Who may use a connection now: a fixed number of slots and one fair queue, for threads and tasks alike.
+"""Which caller may use a connection now: a fixed number of slots and one fair queue, for threads and tasks alike.
 
 ```
 enter(lease) ── a slot is free ──────────────▶ lease.slot
-     └───────── none is ── queue ── a bell ──▶ lease.slot, handed over by whoever leaves
-leave(lease) ── next in the queue, else back to the free ones
+     └───────── none is ── queue ── a bell ──▶ lease.slot, handed over by the lease that leaves
+leave(lease) ── to the next in the queue, else back to the free slots
 ```
 
-A gate decides and never waits, so no cancellation and no Ctrl-C can arrive while it holds its lock for long, and one
-that does leaves the slot with exactly one owner: `slot.holder` is the single word that says whose it is. A lease that
-is dropped without being left, such as one of an abandoned generator, gives its slot back when it is collected.
+A gate decides and never waits. It holds its lock for a few steps only, and a cancellation or a Ctrl-C that arrives
+then leaves the slot with exactly one owner: `slot.holder` alone says which. A lease that is dropped without being
+left, such as that of an abandoned generator, gives its slot back when it is finalised.
 
 Psycopg's pool is not queued in for this reason: its queue hands a connection to a waiter that has gone when a
 KeyboardInterrupt or a cancellation comes at the wrong moment (psycopg issues 509, 1208, 1345).
@@ -35,7 +35,7 @@ __all__ = ["Bell", "Figures", "Gate", "Lease", "Slot"]
 
 
 class Bell(Protocol):
-    """Wakes whoever waits for a slot. Ringing twice is harmless; a wake without a slot is looked at again."""
+    """Wakes a caller that waits for a slot. Ringing twice is harmless; a caller woken without a slot looks again."""
 
     def ring(self) -> None:
         """Wake the waiter. Never blocks; any thread."""
@@ -43,7 +43,7 @@ class Bell(Protocol):
 
 
 class Slot:
-    """The right to one connection. `holder` is the number of the lease that has it, 0 when it is free."""
+    """The right to one connection. `holder` is the number of the lease that has it, or 0 if it is free."""
 
     __slots__ = ("holder", "owner", "place", "reported", "running", "session", "since", "told")
 
@@ -53,9 +53,9 @@ class Slot:
         self.owner: Owner | None = None
         self.since: float = 0.0
         self.place: Place = (None, 0)
-        self.reported: bool = False  # that it is held for long
-        self.told: bool = False  # that it is lost
-        self.running: str | None = None  # the operation of the transaction that is open on it
+        self.reported: bool = False  # whether it was reported as held for long
+        self.told: bool = False  # whether it was reported as leaked
+        self.running: str | None = None  # the operation of the transaction open on it
 
     @property
     def line(self) -> str:
@@ -76,12 +76,12 @@ class Slot:
 
 
 class Lease:
-    """One checkout. Whoever has it must leave with it; one that is dropped instead does so when it is collected."""
+    """One checkout. Its owner must leave with it; a lease that is dropped instead leaves when it is finalised."""
 
     __slots__ = ("__weakref__", "bell", "gate", "number", "owner", "place", "since", "slot")
 
     def __init__(self, gate: Gate, owner: Owner, since: float, place: Place) -> None:
-        self.number: int = gate.next_number()  # one that no other lease of this gate has
+        self.number: int = gate.next_number()  # unique among the leases of this gate
         self.owner: Owner = owner
         self.since: float = since
         self.place: Place = place
@@ -105,7 +105,7 @@ class Lease:
         self.gate.leave(self)
 
     def let_go(self) -> None:
-        """Leave with the connection closed, which ends its transaction in whatever state it is. Never waits."""
+        """Leave, and close the connection, which ends its transaction in whatever state it is. Never waits."""
         slot = self.slot
         if slot is not None and slot.holder == self.number and slot.session is not None:
             session, slot.session = slot.session, None
@@ -119,14 +119,14 @@ class Lease:
 
 
 class Figures(NamedTuple):
-    """The state of a gate at one moment; of two, the one with the higher revision is later."""
+    """The state of a gate at one moment; of two, the one with the higher revision is the later one."""
 
     revision: int
     size: int
     in_use: int
     waiting: int
     oldest: float | None  # when the oldest checkout was taken
-    running: tuple[str, ...]  # the operations of the transactions that are open
+    running: tuple[str, ...]  # the operations of the open transactions
 
 
 def _write_down(slot: Slot, lease: Lease) -> None:
@@ -140,13 +140,13 @@ def _write_down(slot: Slot, lease: Lease) -> None:
 class Gate:
     """The slots of one database and the queue before them.
 
-    Its lock is re-entrant: any allocation may collect garbage, and that may close a block that leaves, or begin one
-    that enters, in this very thread. So each step looks again at what it decides by.
+    Its lock is re-entrant: any allocation may trigger garbage collection, and a finaliser may close a block that
+    leaves, or begin one that enters, on this very thread. So each step checks again what it decides by.
 
     Args:
         name: The database, for messages.
         size: How many connections there may be.
-        revisions: What numbers its states, handed from a closed gate to the one that takes its place.
+        revisions: Numbers its states; a closed gate hands it to the gate that replaces it.
     """
 
     def __init__(self, name: str, size: int, revisions: Iterator[int] | None = None) -> None:
@@ -154,7 +154,7 @@ class Gate:
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
         self._slots = tuple(Slot() for _ in range(size))
-        # A stack: the connection used last is used next, so that the others can grow old and be closed.
+        # A stack: the connection used last is used next, so that the others can become idle and be closed.
         self._free = list(self._slots)
         self._queue: deque[Lease] = deque()
         self._dropped: deque[tuple[Slot, int]] = deque()
@@ -166,7 +166,7 @@ class Gate:
         """Give the lease a free slot and return True, or queue it and return False.
 
         Raises:
-            TransactionUsageError: The gate is closed, or every slot is held by somebody who waits for one, this
+            TransactionUsageError: The gate is closed, or every slot is held by code that itself waits for one, this
                 caller included: nobody could ever leave.
         """
         try:
@@ -179,7 +179,7 @@ class Gate:
                     self._share_out_locked()
                 for slot in reversed(self._free):
                     lease.slot = slot
-                    # Nothing is called between these two lines, so neither garbage nor a Ctrl-C comes between them.
+                    # Nothing is called between these two lines, so neither a finaliser nor a Ctrl-C comes between.
                     if not slot.holder:
                         slot.holder = lease.number
                         _write_down(slot, lease)
@@ -196,7 +196,7 @@ class Gate:
                 self._settle_dropped()
 
     def take(self, lease: Lease) -> bool:
-        """Give the lease a free slot and return True, or return False and leave it as it is: `enter` knows more."""
+        """Give the lease a free slot and return True, or return False with the lease unchanged, for `enter`."""
         try:
             with self._lock:
                 if self.closed or self._queue or self._dropped:
@@ -210,7 +210,7 @@ class Gate:
                         slot.reported = slot.told = False
                         slot.running = None
                         if free and free[-1] is slot:
-                            free.pop()  # `remove` would look at all the others first
+                            free.pop()  # `remove` would search all the others first
                         else:
                             free.remove(slot)
                         return True
@@ -238,8 +238,8 @@ class Gate:
                 if self._queue:
                     self._pass_on_locked(slot, lease.number)
                 else:
-                    # As there. Where a Ctrl-C came behind this line, it stands here twice from now on, which is
-                    # harmless: `holder` alone decides.
+                    # As in `enter`. If a Ctrl-C comes after this line, the slot is in here twice from now on, which
+                    # is harmless: `holder` alone decides.
                     self._free.append(slot)
                     slot.holder = 0
                     slot.owner = None
@@ -252,12 +252,12 @@ class Gate:
             self._settle_dropped()
 
     def drop(self, slot: Slot, number: int) -> None:
-        """Take a slot back from a lease that was collected. Runs inside the garbage collector, so never blocks."""
+        """Take a slot back from a finalised lease. Runs inside the garbage collector, so it never blocks."""
         self._dropped.append((slot, number))
         self._settle_dropped()
 
     def close(self) -> Iterator[Session]:
-        """Let nobody in any more, wake those who wait, and return the sessions that nobody uses."""
+        """Refuse new leases, wake those that wait, and return the sessions that are not in use."""
         with self._lock:
             self.closed = True
             idle: list[Session] = []
@@ -273,7 +273,7 @@ class Gate:
         return iter(idle)
 
     def expire(self, is_expired: Callable[[Session], bool], keep: int) -> list[Session]:
-        """Return sessions that nobody uses and that are too old, keeping so many. O(free slots)."""
+        """Return unused sessions that are expired, but keep at least `keep`. O(free slots)."""
         expired: list[Session] = []
         with self._lock:
             size = sum(slot.session is not None for slot in self._slots)
@@ -294,7 +294,7 @@ class Gate:
             return sorted((slot for slot in self._slots if slot.holder), key=lambda slot: slot.since)
 
     def figures(self) -> Figures:
-        """Return the state of all slots, numbered under the lock so that listeners can put it in order. O(slots)."""
+        """Return the state of all slots, numbered under the lock so that listeners can order them. O(slots)."""
         size = in_use = 0
         oldest = inf
         running: list[str] = []
@@ -324,7 +324,7 @@ class Gate:
 
     @property
     def in_use(self) -> int:
-        """How many slots are in use. Takes no lock, tells nobody."""
+        """How many slots are in use. Takes no lock and emits nothing."""
         return sum(bool(slot.holder) for slot in self._slots)
 
     @property
@@ -333,11 +333,11 @@ class Gate:
         return len(self._queue)
 
     def _pass_on_locked(self, slot: Slot, holder: int) -> None:
-        """Hand a slot of this holder's to the first in the queue, else to the free ones."""
+        """Pass a slot of this holder on to the first in the queue, else to the free slots."""
         while self._queue:
             heir = self._queue[0]
             if heir.bell is not None:
-                # Rung before the slot is handed over: it can only look once this lock is free again.
+                # Rung before the slot is handed over: the waiter can only look once this lock is free again.
                 heir.bell.ring()
             other = heir.slot
             # As in `enter`. The lease learns its slot before the slot learns its holder: if an interrupt falls in
@@ -345,7 +345,7 @@ class Gate:
             if other is None or other.holder != heir.number:
                 heir.slot = slot
                 if slot.holder != holder:
-                    return  # it was free, and garbage that was collected meanwhile has taken it
+                    return  # it was free, and a finaliser that ran meanwhile has taken it
                 slot.holder = heir.number
                 _write_down(slot, heir)
             if self._queue and self._queue[0] is heir:
@@ -359,17 +359,17 @@ class Gate:
         if slot.holder == holder:
             slot.holder = 0
             slot.owner = None
-            if self._queue:  # somebody came before it was free
+            if self._queue:  # a lease queued before the slot was free
                 self._pass_on_locked(slot, 0)
 
     def _share_out_locked(self) -> None:
-        """Give free slots to those who wait: garbage may have left, or an interrupt come, at the worst moment."""
+        """Give free slots to those who wait: a finaliser or an interrupt may have freed one at the worst moment."""
         if self._free:
             for slot in tuple(self._free):
                 self._pass_on_locked(slot, 0)
 
     def _settle_dropped(self) -> None:
-        # A collection may fall into a stretch where this very thread holds the lock: then whoever holds it sweeps.
+        # A collection may come while this very thread holds the lock: then the holder sweeps when it is done.
         while self._dropped and self._lock.acquire(blocking=False):
             try:
                 self._sweep_locked()

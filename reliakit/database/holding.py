@@ -4,11 +4,11 @@
 block begins      nothing is sent
 first statement   BEGIN; SET LOCAL ...; the statement; Sync      one round trip, in libpq's pipeline mode
 ...
-block ends        COMMIT on its own: who has not seen a result has not agreed to it
+block ends        COMMIT on its own: code that has not seen its results has not agreed to them
 ```
 
-A statement that cannot travel in a pipeline (several in one text, or one on a cursor of the caller's own) has BEGIN
-sent in front of it, as always. A block without a statement sends nothing at all.
+For a statement that cannot travel in a pipeline (several in one text, or one on a cursor of the caller's own), BEGIN
+is sent in front of it as usual. A block without a statement sends nothing at all.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ _OPEN = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
 
 class Held:
-    """The BEGIN of one transaction, not sent yet. Belongs to whoever has the transaction."""
+    """The BEGIN of one transaction, not sent yet. Belongs to the transaction's owner."""
 
     __slots__ = ("_engine", "_work", "tried")
 
     def __init__(self, engine: Engine, work: Work) -> None:
         self._engine = engine
         self._work = work
-        self.tried: bool = False  # a statement asked for it
+        self.tried: bool = False  # whether a statement asked for it
 
     async def begin(self, session: Session, *, in_wait: bool = False) -> None:
         """Send it on its own, now.
 
         Args:
             session: Where it is held.
-            in_wait: A statement of the caller's waits for it on this very connection, which so cannot be replaced.
+            in_wait: A statement of the caller's waits for it on this very connection, which cannot be replaced then.
         """
         self.tried = True
         session.held, session.in_wait = None, in_wait
         try:
             await self._engine.send_begin(self._work, session.until, replaceable=not in_wait)
         except BaseException:
-            (self._work.session or session).held = self  # it may be another one now
+            (self._work.session or session).held = self  # the session may be another one now
             raise
         finally:
             session.in_wait = False
         self._engine.teller.started(self._work)
 
     async def first(self, query: Any, params: Any, options: Mapping[str, Any], row_factory: Any) -> Any:
-        """Run the first statement, with BEGIN in front of it, and return its cursor. Errors as the statement alone.
+        """Run the first statement, with BEGIN in front of it, and return its cursor. Raises as the statement alone.
 
-        A connection that was dead before is replaced, silently: nothing that was sent on it can have been committed.
+        A connection that was already dead is replaced silently: nothing that was sent on it can have been committed.
         """
         work, self.tried = self._work, True
         replacements = work.checkouts.size + 1
@@ -73,10 +73,10 @@ class Held:
             assert session is not None
             if not params and _is_several(query):
                 await self.begin(session)
-                session = work.session  # it may be another one now
+                session = work.session  # the session may be another one now
                 assert session is not None
                 return await self._engine.io.execute(session.connection, query, params, options, row_factory)
-            # One that is known to be dead is not even tried: psycopg's pipeline would warn of it.
+            # A connection known to be dead is not even tried: psycopg's pipeline would warn of it.
             if session.fresh or not session.hung_up():
                 answer = await self._travel(session, query, params, options, row_factory)
                 if not isinstance(answer, BaseException):
@@ -125,7 +125,7 @@ class Held:
 
 
 def _reason(error: BaseException, handled: BaseException | None) -> BaseException:
-    """Return what an error is about: an interrupt breaks psycopg's pipeline, whose own error then hides it."""
+    """Return the real cause: an interrupt breaks psycopg's pipeline, whose own error then hides the interrupt."""
     reason: BaseException | None = error
     while isinstance(reason, psycopg.Error) and reason is not handled:
         reason = reason.__context__
@@ -133,7 +133,7 @@ def _reason(error: BaseException, handled: BaseException | None) -> BaseExceptio
 
 
 def _is_several(query: Any) -> bool:
-    """Return whether a text without parameters may hold several statements, which a pipeline does not take."""
+    """Return whether a text without parameters may hold several statements, which a pipeline does not accept."""
     if isinstance(query, sql.Composable):
         query = query.as_string(None)
     text = query.decode("utf-8", "replace") if isinstance(query, bytes) else str(query)

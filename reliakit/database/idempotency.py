@@ -5,8 +5,9 @@ BEGIN ─▶ INSERT key ─▶ inserted: the caller's code ─▶ its result as 
              └─ it is there ──▶ the first call's result ─────────────────▶ COMMIT
 ```
 
-The key commits with the work or not at all, so a call whose outcome is not known can be made again. The server makes
-the second of two calls at once wait for the first: a unique index waits for whoever inserted the same value.
+The key commits with the work or not at all, so a call whose outcome is not known can be made again. Of two calls at
+once, the server makes the second wait for the first: a unique index waits for the transaction that inserted the
+value.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ CREATE INDEX IF NOT EXISTS reliakit_idempotency_created_at ON reliakit_idempoten
 """
 
 _TABLE = "reliakit_idempotency"
-# The transaction's id comes along, for a CommitUnknownError to carry: asked for by itself it is a round trip.
+# The transaction's id is fetched along, for a CommitUnknownError to carry: on its own it would cost a round trip.
 _CLAIM = (
     b"INSERT INTO reliakit_idempotency (key, operation) VALUES (%s, %s) ON CONFLICT (key) DO NOTHING "
     b"RETURNING pg_current_xact_id()::text"
@@ -47,7 +48,7 @@ _CLAIM = (
 _RECALL = b"SELECT operation, result::text FROM reliakit_idempotency WHERE key = %s"
 _KEEP = b"UPDATE reliakit_idempotency SET result = %s::text::json WHERE key = %s"
 _EXISTS = b"SELECT to_regclass('reliakit_idempotency') IS NOT NULL"
-# Rows that somebody else forgets at this moment are left to them.
+# Rows that another caller is deleting at this moment are left to it.
 _FORGET = b"""
 WITH old AS (
     SELECT key FROM reliakit_idempotency
@@ -56,9 +57,9 @@ WITH old AS (
 SELECT count(*) FROM gone"""
 
 _LONGEST = 255
-# So many at a time fit into one transaction's time, however many there are.
+# How many are deleted at a time, so that each step fits into a transaction's time however many there are.
 _BATCH = 10_000
-_CENTURY = 100 * 365 * 86400.0  # more than an interval holds would be an error
+_CENTURY = 100 * 365 * 86400.0  # an interval too large for PostgreSQL would be an error
 _FORGETTING = TransactionOptions(
     isolation=Isolation.READ_COMMITTED, propagation=Propagation.REQUIRES_NEW, operation="forget_idempotency_keys"
 )
@@ -69,7 +70,7 @@ class Keys:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._ready = False  # the table is known to be there
+        self._ready = False  # whether the table is known to exist
 
     async def run(
         self,
@@ -79,7 +80,7 @@ class Keys:
         fn: Callable[..., Any],
         args: tuple[Any, ...],
     ) -> Outcome[Any]:
-        """Run the caller's code unless a call with this key has succeeded, and return what came of the first."""
+        """Run the caller's code unless a call with this key has succeeded, and return the first call's outcome."""
         _check(key, options)
         engine = self._engine
         until, _ = engine.budget(options, engine.clock.monotonic())
@@ -105,19 +106,19 @@ class Keys:
             rows = await session.query(_RECALL, (key,))
             if rows:
                 return Outcome(_recalled(name, key, operation, *rows[0]))
-            # Forgotten between the two statements, so it is free again.
+            # Deleted between the two statements, so the key is free again.
         entered.work.transaction_id = claimed[0][0]
         outcome = await self._engine.io.call(fn, (transaction, *args), entered.remaining())
         if outcome.error is not None:
             return outcome
         text = _as_json(name, operation, outcome.value)
         doomed = session.ended or session.in_failed_transaction or transaction.doomed or transaction.deliberate
-        if not doomed and entered.remaining() > 0:  # else the end of the block says what is wrong
+        if not doomed and entered.remaining() > 0:  # otherwise the end of the block says what is wrong
             await session.query(_KEEP, (text, key))
         return Outcome(json.loads(text))
 
     async def forget(self, older_than: float) -> int:
-        """Delete keys that are older than so many seconds, and return how many."""
+        """Delete keys that are older than `older_than` seconds, and return how many."""
         seconds = min(checks.seconds("older_than", older_than, zero=True), _CENTURY)
 
         async def some(entered: Entered) -> int:
@@ -143,14 +144,14 @@ def _check(key: str, options: TransactionOptions) -> None:
         raise ConfigurationError("idempotency_key needs a transaction that writes: leave out read_only=True")
     if options.propagation in (Propagation.SUPPORTS, Propagation.NEVER):
         raise ConfigurationError(
-            f"idempotency_key needs a transaction, and {options.propagation.name} may have none: use REQUIRED"
+            f"idempotency_key needs a transaction, and {options.propagation.name} may run without one: use REQUIRED"
         )
 
 
 def _is_encodable(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return False
     return True
 
@@ -177,6 +178,6 @@ def _as_json(name: str, operation: str, value: object) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise TransactionUsageError(
             f"{name}: {operation!r} has an idempotency_key, so its result is kept as JSON, and "
-            f"{type(value).__name__} is none ({error}); it was rolled back: return a JSON value, such as an id",
+            f"{type(value).__name__} is not JSON ({error}); it was rolled back: return a JSON value, such as an id",
             name=name,
         ) from error

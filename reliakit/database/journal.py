@@ -1,8 +1,8 @@
 """Which statements a transaction ran and how long each took, for the log of slow ones.
 
-Kept only while somebody listens for slow transactions. The text of a statement is found where psycopg has it: among
-the arguments of the exchange that is being waited for, so that cursors, COPY and whatever else runs on the connection
-are seen as well. Parameters are arguments too, and are not touched.
+Kept only while somebody listens for slow transactions. The text of a statement is found where psycopg keeps it: among
+the arguments of the exchange that is being waited for, so that cursors, COPY and everything else on the connection
+are seen as well. Parameters are arguments too, and are left alone.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["MOST_STATEMENTS", "Journal", "Note"]
 
 Note = tuple[Any, Any]  # the query and the cursor of an exchange, as far as they are known
 
-# How many statements are kept: the slowest ones.
+# How many statements are kept, the slowest ones.
 MOST_STATEMENTS = 20
-# The server found a name or the grammar wrong, so that what looks like a name may be a value nobody quoted.
+# The server found a name or the grammar wrong, so what looks like a name may be a value that was not quoted.
 _NOT_UNDERSTOOD = ("26", "34", "3B", "3D", "3F", "42")
 
 
 class Journal:
-    """The slowest statements of one transaction. Belongs to whoever has the connection.
+    """The slowest statements of one transaction. Belongs to the owner of the connection.
 
-    `begin` and `end` are called around each exchange with the server, by whatever waits for it.
+    The code that waits for the server calls `begin` and `end` around each exchange.
     """
 
     __slots__ = ("_kept", "_number")
@@ -44,28 +44,29 @@ class Journal:
 
     @staticmethod
     def begin(exchange: object) -> Note:
-        """Return what is to be known of an exchange that has not begun: one that is over has forgotten it."""
+        """Return what must be known of an exchange before it begins: after it ends, it has forgotten."""
         if type(exchange) is not GeneratorType:
             return None, None
-        # The frame itself: `inspect.getgeneratorlocals` looks at it no closer and costs twice as much.
+        # From the frame directly: `inspect.getgeneratorlocals` does the same at twice the cost.
         frame = exchange.gi_frame
         given: Mapping[str, Any] = {} if frame is None else frame.f_locals
         return given.get("query", given.get("statement")), given.get("self")
 
     def end(self, note: Note, duration: float, error: BaseException | None = None) -> None:
-        """Note an exchange that is over, and the error with which it leaves."""
+        """Record an exchange that is over, and the error it raised."""
         query, cursor = note
         sqlstate = (error.sqlstate or "") if isinstance(error, psycopg.Error) else None
         self.note(query, duration, max(0, getattr(cursor, "rowcount", 0)), sqlstate)
 
     def note(self, query: Any, duration: float, rows: int, sqlstate: str | None) -> None:
-        """Note a statement that was run. O(log of those kept).
+        """Record a statement that was run. O(log of those kept).
 
         Args:
-            query: Anything that psycopg executes, None where it is not known.
+            query: Anything that psycopg executes; None if it is not known.
             duration: Seconds that it was waited for.
             rows: Rows that it returned or changed.
-            sqlstate: The error with which it failed, "" where that did not come from the server, None if it did not.
+            sqlstate: The SQLSTATE with which it failed, "" if its error did not come from the server, None if it did
+                not fail.
         """
         understood = sqlstate is None or (sqlstate != "" and not sqlstate.startswith(_NOT_UNDERSTOOD))
         self._number += 1
@@ -76,7 +77,7 @@ class Journal:
             heapq.heappushpop(self._kept, entry)
 
     def statements(self) -> tuple[StatementTimed, ...]:
-        """Return those kept, in the order in which they ran, without anything that may be data."""
+        """Return the statements that were kept, in the order in which they ran, without anything that may be data."""
         return tuple(
             StatementTimed(_text(query, understood=understood), duration, rows)
             for duration, _, query, understood, rows in sorted(self._kept, key=lambda entry: entry[1])
@@ -84,7 +85,7 @@ class Journal:
 
     @property
     def left_out(self) -> int:
-        """How many were too many to be kept."""
+        """How many statements were too many to be kept."""
         return self._number - len(self._kept)
 
 

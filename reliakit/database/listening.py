@@ -1,7 +1,7 @@
-"""LISTEN on a connection of its own: woken by a NOTIFY, never longer than asked, deaf at worst.
+"""LISTEN on a connection of its own: woken by a NOTIFY, waits no longer than asked, at worst hears nothing.
 
-Whoever listens looks for work every now and then anyway, so a connection that fails only makes that look late: it is
-opened again, after growing pauses, and meanwhile the pauses between two looks are slept.
+Its user looks for work every now and then anyway, so a connection that fails only makes that look late. It is opened
+again after growing pauses; meanwhile the time between two looks is slept.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Ear"]
 
-# Seconds that connecting, and then LISTEN, may each take; they are as long as looking for work may come late.
+# Seconds that connecting, and then LISTEN, may each take: the look for work may come late by as much.
 _PATIENCE = 2.0
 _PAUSES = Backoff(base=0.5, cap=30.0, jitter=0.5)
 
 
 class Ear:
-    """One process's ear on one channel.
+    """One process's listening connection on one channel.
 
     Args:
         source: Where the database's connections come from.
-        channel: What is listened to.
-        clock: What measures the pauses.
+        channel: The channel to listen on.
+        clock: Measures the pauses.
     """
 
     def __init__(self, source: Source, channel: str, clock: Clock) -> None:
@@ -44,13 +44,13 @@ class Ear:
         self._not_before = clock.monotonic()
 
     async def open(self) -> None:
-        """Listen, unless that is done or has just failed. At most 2 * 2 s; a server that fails makes it deaf."""
+        """Listen, unless it does already or has just failed to. At most 2 * 2 s; if that fails, it stays deaf."""
         if self._connection is not None or self._clock.monotonic() < self._not_before:
             return
         try:
             connection = self._connection = await self._source.connect_apart(_PATIENCE)
             if connection is None:
-                self._not_before = float("inf")  # a pool that does not tell how it connects
+                self._not_before = float("inf")  # the pool does not say how it connects
                 return
             connection.pgconn.send_query(self._command)
             exchange = generators.execute(connection.pgconn)
@@ -58,7 +58,7 @@ class Ear:
             if results[-1].status != pq.ExecStatus.COMMAND_OK:
                 raise psycopg.errors.error_from_result(results[-1])
         except psycopg.Error:
-            # Not told: the very next look for work meets the same server, and tells.
+            # Not reported here: the next look for work meets the same server, and reports it.
             self._failed()
         except BaseException:
             self.close()
@@ -67,7 +67,7 @@ class Ear:
             self._failures = 0
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until somebody notifies or so many seconds are over; return whether it was the former."""
+        """Wait for a notification or until `seconds` have passed; return whether there was a notification."""
         if self._connection is None:
             await self._io.sleep(self._clock, seconds)
             return False

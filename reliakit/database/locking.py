@@ -1,8 +1,7 @@
 """Which 64 bits PostgreSQL locks for a key, and with which statement.
 
-A number stands for itself. A text stands for the first 8 bytes of its BLAKE2b digest of that size, read as a signed
-big-endian number, so that every process, release and language comes to the same one:
-`int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)`.
+A number stands for itself. A text stands for its 8-byte BLAKE2b digest, read as a signed big-endian number, so that
+every process, release and language computes the same one:
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ _SHARED = b"SELECT pg_advisory_xact_lock_shared(%s)"
 
 
 def number_of(key: int | str) -> int:
-    """Return what PostgreSQL locks for a key.
+    """Return the number that PostgreSQL locks for a key.
 
     Raises:
-        ConfigurationError: It is neither a number of 64 bits nor a text.
+        ConfigurationError: The key is neither a number of 64 bits nor a text.
     """
     if isinstance(key, str) and key:
         return int.from_bytes(
@@ -34,5 +33,5 @@ def number_of(key: int | str) -> int:
 
 
 def in_transaction(*, shared: bool) -> bytes:
-    """Return the statement that takes the lock of a number until the transaction ends."""
+    """Return the statement that locks a number until the transaction ends."""
     return _SHARED if shared else _EXCLUSIVE

@@ -1,4 +1,4 @@
-"""What a transaction decides, without a connection, a clock or a lock.
+"""What a transaction decides, as pure functions: no connection, no clock, no lock.
 
 ```
 step(propagation, inside)           BEGIN, JOIN, SAVEPOINT or BARE
@@ -35,27 +35,27 @@ __all__ = [
     "step",
 ]
 
-# How the end of a transaction is seen, whoever brings it about and however it is sent (COMMIT AND CHAIN on a cursor,
+# A setting whose end shows that the transaction ended, whatever ended it and however (COMMIT AND CHAIN on a cursor,
 # COMMIT; BEGIN in one text): the server reports every change of this setting by itself (since PostgreSQL 14), and one
-# made with SET LOCAL ends with the transaction. It concerns later transactions alone. Costs 2 to 4 microseconds.
+# made with SET LOCAL ends with the transaction. It only affects later transactions. Costs 2 to 4 microseconds.
 MARKER = b"default_transaction_read_only"
-# What to set it to, by what it is, so that its end shows; nothing where the server does not report it.
+# What to set it to, given its present value, so that the end shows; nothing if the server does not report it.
 OTHER_MARK: Mapping[bytes | None, bytes] = {b"off": b"on", b"on": b"off"}
 # Lost races: the server has rolled everything back, and the same work may succeed on a new snapshot.
 CONFLICTS = frozenset({"40001", "40P01"})
-# The server itself says that it does not know (statement_completion_unknown, transaction_resolution_unknown).
+# The server itself does not know the outcome (statement_completion_unknown, transaction_resolution_unknown).
 _UNKNOWN = frozenset({"40003", "08007"})
 
 Inside = Literal["nothing", "transaction", "statements"]
 Verdict = Literal["committed", "rolled_back", "unknown"]
 
 
-# Looked up on the class, a member costs as much as a call in Python 3.11.
+# Looking a member up in its enum costs as much as a call in Python 3.11.
 _REQUIRED, _REQUIRES_NEW = Propagation.REQUIRED, Propagation.REQUIRES_NEW
 
 
 class Step(Enum):
-    """What entering a block comes to."""
+    """What entering a block leads to."""
 
     BEGIN = "begin"
     JOIN = "join"
@@ -71,7 +71,7 @@ def step(propagation: Propagation, inside: Inside, name: str = "") -> Step:
 
     Args:
         propagation: What was asked for.
-        inside: What runs already in this thread or task: nothing, a transaction, or a block without one.
+        inside: What already runs in this thread or task: nothing, a transaction, or a block without one.
         name: The database, for the message.
 
     Raises:
@@ -97,7 +97,7 @@ def step(propagation: Propagation, inside: Inside, name: str = "") -> Step:
 def objection_to_join(
     wanted: TransactionOptions, *, isolation: Isolation, read_only: bool, deferrable: bool
 ) -> str | None:
-    """Return what is asked for that the running transaction cannot give, or None."""
+    """Return a request that the running transaction cannot fulfil, or None."""
     if wanted.isolation is not None and wanted.isolation is not isolation:
         return f"isolation {wanted.isolation.value} inside a transaction that runs {isolation.value}"
     if read_only and not wanted.read_only:
@@ -109,7 +109,7 @@ def objection_to_join(
 
 def _begin(isolation: Isolation, *, read_only: bool, deferrable: bool) -> str:
     words = ["BEGIN ISOLATION LEVEL", isolation.value]
-    # READ WRITE is not said: it would fail on a standby, and would override the server's own default.
+    # READ WRITE is never sent: it would fail on a standby, and would override the server's own default.
     words += ["READ ONLY"] if read_only else []
     words += ["DEFERRABLE"] if deferrable else []
     return " ".join(words)
@@ -129,12 +129,12 @@ def begin_command(  # noqa: PLR0917 - called for each transaction, and keywords 
     Args:
         isolation: The isolation level.
         read_only: Whether it only reads.
-        deferrable: Whether a serializable read-only one may wait for a safe snapshot.
+        deferrable: Whether a serializable read-only transaction may wait for a safe snapshot.
         limit: Milliseconds that the transaction may still take, commit included.
-        lock_timeout: Seconds that one lock may be waited for, or None.
+        lock_timeout: Seconds to wait for one lock, or None.
         mark: What `MARKER` is set to, or None to leave it.
     """
-    # Should this process die, freeze or lose its network, the server ends the transaction by itself.
+    # If this process dies, freezes or loses its network, the server ends the transaction by itself.
     command = (
         f"{_begin(isolation, read_only=read_only, deferrable=deferrable)}; SET LOCAL statement_timeout = {limit}; "
         f"SET LOCAL idle_in_transaction_session_timeout = {limit}"
@@ -152,11 +152,11 @@ def judge_commit(
     """Return what became of a transaction whose COMMIT was sent. The command tag decides; nothing is guessed.
 
     Args:
-        tag: The command tag of the answer, None when there was none.
-        sent: False when it is certain that the server never read the COMMIT.
-        alive: The connection still works.
-        answered_with_error: The answer was an error.
-        sqlstate: That error's code.
+        tag: The command tag of the answer; None if there was none.
+        sent: False if it is certain that the server never read the COMMIT.
+        alive: Whether the connection still works.
+        answered_with_error: Whether the answer was an error.
+        sqlstate: That error's SQLSTATE.
     """
     if tag == b"COMMIT":
         return "committed"
@@ -170,7 +170,7 @@ def judge_commit(
 
 
 def conflict_state(error: BaseException | None) -> str | None:
-    """Return 40001 or 40P01 if that is why this error was raised, also where code wrapped it (`raise ... from`)."""
+    """Return 40001 or 40P01 if that caused this error, also where code wrapped it (`raise ... from`)."""
     for _ in range(16):
         if error is None:
             return None
@@ -196,11 +196,11 @@ def pause_before_retry(
 
     Args:
         error: What ended the attempt.
-        began: BEGIN had been answered.
-        conflict: The server had rolled the attempt back for a lost race.
+        began: Whether BEGIN had been answered.
+        conflict: Whether the server had rolled the attempt back for a lost race.
         attempt: Its number, from 1.
-        retry: The policy.
-        spent: Seconds that the longest attempt took so far, waiting for a connection left out.
+        retry: The retry policy.
+        spent: Seconds that the longest attempt took so far, without the wait for a connection.
         left: Seconds that are left of the budget.
         random: Draws from [0, 1).
     """

@@ -1,11 +1,11 @@
-"""A block inside a running transaction: it joins that one, or sets a savepoint in it.
+"""A block inside a running transaction: it joins the transaction, or sets a savepoint in it.
 
 ```
 join   ─▶ SAVEPOINT; SET LOCAL lock_timeout ...        what the block asks for, in one round trip or none
 leave  ─▶ RELEASE, or ROLLBACK TO                      and the outer block's limits again
 ```
 
-What was entered is left with the same `Entered`, whoever began the transaction.
+A block is left with the `Entered` it was entered with, whichever block began the transaction.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ __all__ = ["Entered", "join", "leave"]
 
 
 class Entered:
-    """One block that was entered: what it did, and what to put back when it is left."""
+    """One block that was entered: what it did, and what to restore when it is left."""
 
     step: Step
     transaction: Handle
-    outer: Handle  # what a block inside was entered in
+    outer: Handle  # the transaction around this block
     work: Work
-    # Defaults of the class, for blocks that begin a transaction of their own; the others set these.
+    # Class-level defaults, for blocks that begin a transaction of their own; the others set these.
     frame: Frame | None = None
-    until: float = 0.0  # the outer block's deadline, and of how many seconds
+    until: float = 0.0  # the outer block's deadline, and its length in seconds
     seconds: float = 0.0
     lock_timeout: float | None = None  # the outer block's
     savepoint: str = ""
-    hooks: tuple[int, int] = (0, 0)  # how many after a commit and after a rollback there were
-    undone: bool = False  # it was a savepoint, and was rolled back to
+    hooks: tuple[int, int] = (0, 0)  # how many hooks there were for a commit and for a rollback
+    undone: bool = False  # whether it was a savepoint and was rolled back to
 
     @classmethod
     def by(cls, step: Step, transaction: Handle, work: Work) -> Entered:
-        """Return a block that was entered by this step."""
+        """Return the record of a block that was entered by this step."""
         entered = cls()
         entered.step, entered.work = step, work
         entered.transaction = entered.outer = transaction
@@ -57,7 +57,7 @@ class Entered:
 
 
 async def join(engine: Engine, step: Step, options: TransactionOptions, outer: Handle) -> Entered:
-    """Enter a block inside `outer`. Raises what the server says, or TransactionUsageError if it cannot be had."""
+    """Enter a block inside `outer`. Raises the server's error, or TransactionUsageError if it is not allowed."""
     session, work = outer.session(), outer.work
     objection = None
     if not work.bare:
@@ -73,7 +73,7 @@ async def join(engine: Engine, step: Step, options: TransactionOptions, outer: H
     commands: list[str] = []
     if session.held is not None and (step is Step.SAVEPOINT or options.lock_timeout is not None):
         await session.held.begin(session)
-        session = outer.session()  # it may have been replaced
+        session = outer.session()  # the session may have been replaced
     if step is Step.SAVEPOINT:
         work.savepoints += 1
         entered.savepoint = f"reliakit_{work.savepoints}"
@@ -97,7 +97,7 @@ async def join(engine: Engine, step: Step, options: TransactionOptions, outer: H
 
 
 async def leave(engine: Engine, entered: Entered, error: BaseException | None) -> BaseException | None:
-    """Leave it with what its code raised, or None; return what must leave it, if anything."""
+    """Leave a block whose code raised `error`, or nothing; return the error that must leave it, if any."""
     work, transaction, session = entered.work, entered.transaction, entered.work.session
     if entered.frame is not None:
         pop(entered.frame)

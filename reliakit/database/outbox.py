@@ -1,12 +1,13 @@
-"""Outbox: messages written in the transaction that they tell of, and handed over after it has committed.
+"""Outbox: messages written in the transaction that they tell of, and delivered after it has committed.
 
 ```
 BEGIN ─▶ the caller's work ─▶ publish ─▶ COMMIT ─▶ NOTIFY ┄┄▶ relay ─▶ handler ─▶ deleted
                               (a row)                           └────── raised ─▶ again later, or dead
 ```
 
-A message is handed over at least once: after a crash between a handler and its commit, once more. Messages of one key
-arrive in the order in which their transactions committed. The pattern is Chris Richardson's "Transactional outbox".
+A message is delivered at least once: after a crash between a handler and its commit, it is delivered again. Messages
+of one key arrive in the order in which their transactions committed. The pattern is Chris Richardson's "Transactional
+outbox".
 """
 
 from __future__ import annotations
@@ -60,14 +61,14 @@ class OutboxMessage:
     """One message of an outbox, as a handler gets it.
 
     Attributes:
-        id: Its number; a message that is handed over twice has the same one.
+        id: The message's number; the same if it is delivered twice.
         topic: What it is about.
         payload: The JSON value that was published.
         published_at: When its transaction began.
-        key: Messages of one key arrive in order; None for one on its own.
+        key: Messages of one key arrive in order; None for a message without an order.
         headers: Texts that travel with it.
-        attempt: Which try this is, from 1; of a dead one, how many there were.
-        error: The class name of the last try's error, None on the first.
+        attempt: Which attempt this is, from 1; for a dead message, how many there were.
+        error: The class name of the last attempt's error; None on the first attempt.
     """
 
     id: int
@@ -85,9 +86,9 @@ class OutboxStats:
     """What an outbox holds at one moment.
 
     Attributes:
-        pending: Messages that wait to be handed over.
+        pending: Messages that wait to be delivered.
         dead: Messages that were set aside.
-        oldest: Seconds since the oldest pending one was published, None when none is pending.
+        oldest: Seconds since the oldest pending message was published; None if none is pending.
     """
 
     pending: int
@@ -96,15 +97,16 @@ class OutboxStats:
 
 
 class Outbox:
-    """A table of messages. One object for threads and tasks; holds no connection.
+    """A table of messages that are published in transactions and delivered after they commit.
 
     Methods without the prefix `a` take a `Database` and its transactions, those with it an `AsyncDatabase` and its.
+    One object serves threads and tasks; it holds no connection.
 
     Args:
-        table: Its name, with or without a schema; lower-case letters, digits and `_`.
-        notify: Whether a publishing transaction wakes relays at once; otherwise they find its messages at their next
-            look. PostgreSQL lets transactions that notify commit one after the other, in the whole server: turn it
-            off where thousands commit each second.
+        table: The table's name, with or without a schema; lower-case letters, digits and `_`.
+        notify: Whether a publishing transaction wakes relays at once; otherwise they find its messages when they
+            next look. PostgreSQL commits transactions that notify one after the other, across the whole server: turn
+            it off if thousands commit each second.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -136,15 +138,15 @@ class Outbox:
         return f"Outbox({self._table!r}, notify={self._notify})"
 
     def create(self, db: Database) -> None:
-        """Create the table unless it is there; many processes may do so at once.
+        """Create the table if it does not exist; many processes may do so at once.
 
         Raises:
-            ConfigurationError: It is missing, and this user may not create it.
+            ConfigurationError: The table is missing, and this user may not create it.
         """
         run_blocking(ensure(_engine(db, Database), self._table, self.ddl))
 
     async def acreate(self, db: AsyncDatabase) -> None:
-        """Create the table unless it is there; otherwise as `create`."""
+        """Create the table if it does not exist; otherwise as `create`."""
         await ensure(_engine(db, AsyncDatabase), self._table, self.ddl)
 
     def publish(
@@ -156,21 +158,21 @@ class Outbox:
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> int:
-        """Write a message in this transaction, with which it comes and goes; return its number. One round trip.
+        """Write a message in this transaction, to be delivered if it commits; return its number. One round trip.
 
         Transactions that publish for the same key commit one after the other: the second waits here until the first
-        has ended, within its own time. Messages without a key wait for nobody and have no order.
+        has ended, within its own time. Messages without a key wait for nothing and have no order.
 
         Args:
             tx: The transaction that the message tells of.
             topic: What it is about, 1 to 255 characters.
             payload: A JSON value.
-            key: Whose order it keeps, 1 to 255 characters, such as an account's number.
+            key: What the order is kept for, such as an account's number; 1 to 255 characters.
             headers: Texts that travel with it.
 
         Raises:
-            ConfigurationError: An argument is wrong, such as a payload that is no JSON value.
-            TransactionUsageError: There is no transaction, see also `Transaction.execute`.
+            ConfigurationError: An argument is wrong, such as a payload that is not a JSON value.
+            TransactionUsageError: There is no transaction; see also `Transaction.execute`.
         """
         if not isinstance(tx, Transaction):
             raise _wrong_transaction("publish", Transaction, tx)
@@ -230,23 +232,24 @@ class Outbox:
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
         listeners: Iterable[Listener] = (),
     ) -> Relay | AsyncRelay:
-        """Return what hands messages to `handler`; it starts nothing by itself. Several share the work.
+        """Return a relay that delivers messages to `handler`; it starts nothing by itself. Several share the work.
 
-        While a batch is handed over, a transaction of the relay's holds one connection; it is told as OutboxRelayed,
-        and not among the transactions, whose latency it would spoil. What the handler does in the
-        database is its own: it may use the same `db`, with a `max_size` of 2 at least.
+        While a batch is being delivered, a transaction of the relay's holds one connection. It is reported as
+        OutboxRelayed, and not among the transactions, whose latency it would distort. What the handler does in the
+        database is separate: it may use the same `db`, with a `max_size` of at least 2.
 
         Args:
             db: Where the table is.
-            handler: Takes an `OutboxMessage`; `async def` for an AsyncDatabase. When it returns, the message is done
-                with; when it raises, it gets it again. It must bear to get a message twice.
-            batch: How many messages are taken at once, at most. So many may come again after a crash.
-            poll: Seconds between two looks for messages that nobody notified of.
-            timeout: Seconds that a handler may take: an async one is cut then, a plain one cannot be, and loses its
-                batch's claim after about twice as long. Also for how long a batch goes on to begin with new messages.
+            handler: Takes an `OutboxMessage`; `async def` for an AsyncDatabase. When it returns, the message is done;
+                when it raises, it gets the message again. It must tolerate getting a message twice.
+            batch: The most messages taken at once. As many may come again after a crash.
+            poll: Seconds between two looks for messages that no notification announced.
+            timeout: Seconds that a handler may take: an async one is cut off then; a plain one cannot be, and loses
+                its batch's claim after about twice as long. It is also how long a batch goes on starting new
+                messages.
             max_attempts: How often a message is tried before it is set aside as dead; None for ever, during which the
-                other messages of its key wait. A RejectedError, such as a breaker's or a limiter's, is no try: the
-                message comes again after its `retry_after`.
+                other messages of its key wait. A RejectedError, such as a breaker's or a limiter's, is not counted:
+                the message comes again after its `retry_after`.
             backoff: The pauses before a failed message is tried again.
             listeners: Called with this relay's events, besides the process-wide listeners.
 
@@ -277,16 +280,16 @@ class Outbox:
         return await self._dead(_engine(db, AsyncDatabase), limit)
 
     def redrive(self, db: Database, *, ids: Iterable[int] | None = None) -> int:
-        """Have dead messages tried again as if they were new, and return how many. They come out of their order.
+        """Try dead messages again as if they were new, and return how many. They are delivered out of order.
 
         Args:
             db: Where the table is.
-            ids: Which ones; None for all.
+            ids: Which messages; None for all.
         """
         return run_blocking(self._redrive(_engine(db, Database), ids))
 
     async def aredrive(self, db: AsyncDatabase, *, ids: Iterable[int] | None = None) -> int:
-        """Have dead messages tried again; otherwise as `redrive`."""
+        """Try dead messages again; otherwise as `redrive`."""
         return await self._redrive(_engine(db, AsyncDatabase), ids)
 
     def stats(self, db: Database) -> OutboxStats:
@@ -346,9 +349,9 @@ class Outbox:
 
 
 def _insert(table: str, *, keyed: bool, notify: bool) -> bytes:
-    # An order that survives commits needs numbers that are drawn in the order of the commits: so a key's publishers
-    # queue for a lock first, draw the number while they have it, and keep it until they have ended. In one statement,
-    # as a row of the INSERT is made, and its number drawn, only once the lock's row has been fetched.
+    # An order that survives commits needs numbers drawn in the order of the commits. So the publishers of a key queue
+    # for a lock first, draw the number while they hold it, and keep it until they have ended. All in one statement:
+    # a row of the INSERT is made, and its number drawn, only once the lock's row has been fetched.
     turn = "turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(%s)), " if keyed else ""
     source = " FROM turn" if keyed else ""
     channel = table.replace('"', "")
@@ -362,8 +365,8 @@ def _insert(table: str, *, keyed: bool, notify: bool) -> bytes:
 
 
 def _published(tx: Transaction | AsyncTransaction, both: str) -> int:
-    """Return the message's number, and note the transaction's id, for a CommitUnknownError to carry."""
-    number, tx.work.transaction_id = both.split()  # one value, whatever the connection's rows are
+    """Return the message's number, and record the transaction's id for a CommitUnknownError to carry."""
+    number, tx.work.transaction_id = both.split()  # one value, whatever the connection's row factory is
     return int(number)
 
 
@@ -400,7 +403,7 @@ def _json(argument: str, value: object) -> str:
 
 def _engine(db: Database | AsyncDatabase, wanted: type[Database | AsyncDatabase]) -> Engine:
     if not isinstance(db, wanted):
-        raise ConfigurationError(f"this takes {wanted.__name__}, got {type(db).__name__}; see the method's twin")
+        raise ConfigurationError(f"this method takes {wanted.__name__}, got {type(db).__name__}: use its twin")
     return db._engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - of this package
 
 

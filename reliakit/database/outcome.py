@@ -1,4 +1,4 @@
-"""What became of a transaction whose COMMIT was never answered: the server is asked, nothing is guessed."""
+"""What became of a transaction whose COMMIT was never answered: the server is asked; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["TransactionOutcome", "outcome_of"]
 
 TransactionOutcome = Literal["committed", "aborted", "in progress"]
 
-# A transaction of its own: the running one may be the doomed one. It only reads, and is not marked as reading, as a
-# replica may not have heard of the transaction yet.
+# In a transaction of its own: the running one may be the failed one. It only reads, but is not marked as read-only,
+# as a replica may not have heard of the transaction yet.
 _OPTIONS = TransactionOptions(
     isolation=Isolation.READ_COMMITTED, propagation=Propagation.REQUIRES_NEW, operation="outcome"
 )
-# The ids below the first are marks of the server's own and always "committed".
+# Ids below the first are special marks of the server's own and always "committed".
 _FIRST, _LAST = 3, 2**64 - 1
 
 

@@ -1,4 +1,4 @@
-"""Who runs this code, and which line of the caller's has brought it here."""
+"""Which thread or task runs this code, and which line of the caller's led here."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["Owner", "Place", "owner_here", "place_above", "place_here"]
 
 Owner = threading.Thread | asyncio.Task[object]
-Place = tuple[CodeType | None, int]  # and an instruction, whose line is looked up only when somebody asks
+Place = tuple[CodeType | None, int]  # with an instruction, whose line is looked up only when somebody asks
 
 
 class _Here(threading.local):
-    """The thread that looks: half the price of asking `current_thread()`, three times a transaction."""
+    """The current thread: at half the price of asking `current_thread()`, three times per transaction."""
 
     def __init__(self) -> None:
         self.thread: threading.Thread = threading.current_thread()
@@ -31,7 +31,7 @@ _here = _Here()
 
 
 def owner_here() -> Owner:
-    """Return the task that runs this code, or the thread where no event loop runs."""
+    """Return the task that runs this code, or the thread if no event loop runs."""
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented for this use, and 10x cheaper than the error
         task = asyncio.current_task()
         if task is not None:
@@ -43,11 +43,11 @@ def owner_here() -> Owner:
 _OURS = __file__.removesuffix("database/places.py").removesuffix("database\\places.py")
 _STDLIB = threading.__file__.removesuffix("threading.py")
 _PASSED_OVER = (_OURS, f"{_STDLIB}contextlib.py", f"{_STDLIB}functools.py")
-# Where a thread or a task begins: whoever stands above has started it, or only runs the event loop.
+# Where a thread or a task begins: frames above only started it, or run the event loop.
 _BEGINNINGS = (f"{_STDLIB}threading.py", f"{_STDLIB}asyncio{os.sep}", f"{_STDLIB}concurrent{os.sep}")
 
 
-@cache  # as many as there are source files
+@cache  # one entry per source file
 def _is_passed_over(filename: str) -> bool:
     return filename.startswith(_PASSED_OVER)
 
@@ -58,7 +58,7 @@ def _is_callers(filename: str) -> bool:
 
 
 def place_above(depth: int, work: Callable[..., object] | None = None) -> Place:
-    """Return what `place_here` does, faster where the caller's line is so many callers up."""
+    """Return what `place_here` does, faster if the caller's line is `depth` frames up."""
     frame = sys._getframe(depth)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 - see there
     code = frame.f_code
     return (code, frame.f_lasti) if _is_callers(code.co_filename) else place_here(work, depth)
@@ -68,9 +68,9 @@ def place_here(work: Callable[..., object] | None = None, depth: int = 1) -> Pla
     """Return the nearest line of the caller's own code. About half a microsecond.
 
     Args:
-        work: What is going to be called; its first line is named where no line of the caller's leads here, because
+        work: The function about to be called; its first line is named if no line of the caller's leads here, because
             a thread or a task was started with nothing else.
-        depth: How many callers up to begin with. Each one that is looked at costs an object.
+        depth: How many frames up to begin. Each frame that is looked at costs an object.
     """
     frame: FrameType | None = sys._getframe(depth)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 - documented, and builds no traceback
     while frame is not None and _is_passed_over(frame.f_code.co_filename):

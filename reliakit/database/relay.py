@@ -1,13 +1,13 @@
-"""What hands an outbox's messages over: in order per key, at least once, however many relays there are.
+"""Delivers an outbox's messages: in order per key, at least once, however many relays there are.
 
 ```
 BEGIN ─▶ heads: the first message of each key, FOR UPDATE SKIP LOCKED ─▶ what follows them ─▶ handler, one by one
       ─▶ done ones are deleted, failed ones get a later not_before, or are set aside ─▶ COMMIT
 ```
 
-Whoever has locked the first message of a key has the key: to everybody else that message is still there, so none of
-those behind it is a first. A relay that dies loses its locks with its connection, and another one begins where the
-last commit was.
+A relay that has locked the first message of a key owns the key: other relays still see that message, so to them none
+of those behind it is a first. A relay that dies loses its locks with its connection, and another one goes on from the
+last commit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["AsyncRelay", "Relay", "Shipping"]
 
 # How soon stop() is noticed, in seconds.
 _LOOK_UP = 0.1
-# What passes by itself: the server is away, was restarted, or ended this very transaction.
+# Errors that pass by themselves: the server is away, was restarted, or ended this very transaction.
 _PASSING = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -62,12 +62,12 @@ _COLUMNS = """o.id, o.topic, o.key, o.payload::text, o.headers::text, extract(ep
 
 
 class _Statements:
-    """What a relay says to the server, about one table whose name was checked."""
+    """The statements of a relay, for one table whose name was checked."""
 
     def __init__(self, table: str) -> None:
         due = "o.dead_at IS NULL AND o.not_before <= coalesce(to_timestamp(%(now)s::float8), now())"
-        # From key to key by the index, so that neither one key's thousands nor a thousand keys are read for a few
-        # messages. A message that waits for its next try is still the first of its key.
+        # Steps from key to key through the index, so that neither one key's thousands of messages nor a thousand keys
+        # are read for a few messages. A message that waits for its next attempt is still the first of its key.
         self.heads = f"""
             WITH RECURSIVE walk AS (
                 (SELECT key, id FROM {table} WHERE dead_at IS NULL AND key > %(after)s ORDER BY key, id LIMIT 1)
@@ -88,7 +88,7 @@ class _Statements:
             SELECT {_COLUMNS} FROM {table} o WHERE o.key IS NULL AND {due}
             ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED""".encode("ascii")  # noqa: S608
         self.done = f"DELETE FROM {table} WHERE id = ANY(%s::bigint[])".encode("ascii")  # noqa: S608
-        # A message whose handler outlived its claim may be another relay's by now.
+        # A message whose handler outlived its claim may belong to another relay by now.
         self.failed = f"""
             UPDATE {table} o SET attempts = f.attempts, error = f.error,
                 not_before = clock_timestamp() + make_interval(secs => coalesce(f.delay, 0)),
@@ -107,11 +107,11 @@ class _Failure:
         self.message = message
         self.error = error
         self.attempts = attempts  # how often it was tried so far
-        self.delay = delay  # seconds until the next try, None for none
+        self.delay = delay  # seconds until the next attempt, None for none
 
 
 class _Batch:
-    """What came of the messages of one transaction."""
+    """The outcome of the messages of one transaction."""
 
     __slots__ = ("done", "failures", "interrupt", "outlived", "taken")
 
@@ -120,23 +120,23 @@ class _Batch:
         self.done: list[OutboxMessage] = []
         self.failures: list[_Failure] = []
         self.interrupt: BaseException | None = None  # a cancellation or Ctrl-C that came in a handler
-        self.outlived: OutboxMessage | None = None  # whose handler took longer than the transaction could
+        self.outlived: OutboxMessage | None = None  # the message whose handler took longer than the transaction could
 
 
 class Shipping:
     """The work of a relay, in either colour.
 
     Args:
-        engine: The database's.
+        engine: The database's engine.
         handler: Takes a message.
-        outbox: Whose messages.
-        read: Makes a message of a row.
-        batch: See `Outbox.relay`, and so are the others.
-        poll: See there.
-        timeout: See there.
-        max_attempts: See there.
-        backoff: See there.
-        listeners: See there.
+        outbox: The outbox whose messages it delivers.
+        read: Makes a message from a row.
+        batch: See `Outbox.relay`.
+        poll: See `Outbox.relay`.
+        timeout: See `Outbox.relay`.
+        max_attempts: See `Outbox.relay`.
+        backoff: See `Outbox.relay`.
+        listeners: See `Outbox.relay`.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ class Shipping:
         self.table: str = outbox.table
         self._statements = _Statements(".".join(f'"{part}"' for part in outbox.table.split(".")))
         self._emitter = Emitter(outbox.table, listeners, engine.clock)
-        # Each statement sees what is committed when it begins: a claim must not rest on an older snapshot. The time
-        # is that of a handler that was begun at the last moment, and of what comes after it.
+        # Each statement sees what is committed when it begins, because a claim must not rest on an older snapshot.
+        # The time covers a handler that was begun at the last moment, and what comes after it.
         self._options = TransactionOptions(
             isolation=Isolation.READ_COMMITTED,
             timeout=2 * self._timeout + 5.0,
@@ -185,7 +185,7 @@ class Shipping:
         self._away: float | None = None  # since when the server cannot be reached
 
     async def run(self) -> None:
-        """Hand messages over until it is stopped."""
+        """Deliver messages until stopped."""
         ear = Ear(self._engine.checkouts.source, self.table, self._clock)
         try:
             while not self.stopped:
@@ -193,7 +193,7 @@ class Shipping:
                 try:
                     batch = await self._ship(None)
                 except _PASSING as error:
-                    # Told by the transaction that failed; here it is told that messages wait.
+                    # The failed transaction reports its error; this reports that messages wait.
                     self._went_away(error)
                     await self._rest(ear)
                     continue
@@ -204,7 +204,7 @@ class Shipping:
             ear.close()
 
     async def drain(self) -> int:
-        """Hand over what is there and due now, each message once, and return how many were taken care of."""
+        """Deliver what is due now, each message once, and return how many were taken care of."""
 
         async def ask(entered: Entered) -> float:
             rows = await entered.transaction.session().query(b"SELECT extract(epoch FROM clock_timestamp())::float8")
@@ -213,7 +213,7 @@ class Shipping:
         now = await self._engine.own(self._options, ask)
         total = 0
         while not self.stopped:
-            batch = await self._ship(now)  # what fails in it is due later than now
+            batch = await self._ship(now)  # messages that fail in it become due later than now
             if not batch.taken:
                 break
             total += len(batch.done)
@@ -228,21 +228,21 @@ class Shipping:
                 return
 
     async def _ship(self, now: float | None) -> _Batch:
-        """Take a batch, hand it over and settle it, in one transaction."""
+        """Take a batch, deliver it and settle it, in one transaction."""
         batch = _Batch()
-        # It lasts as long as its handlers do, so that its latency says nothing of the database.
+        # It lasts as long as its handlers do, so its latency says nothing about the database.
         attempt = Attempt()
         attempt.told = False
         entered = await self._engine.enter(self._options, attempt)
         assert entered.frame is not None
-        pop(entered.frame)  # what a handler does in the database is no part of this transaction
+        pop(entered.frame)  # what a handler does in the database is not part of this transaction
         outcome = await attempt_async(self._claim_and_settle, entered, batch, now)
         error = await self._engine.leave(entered, outcome.error)
         if error is None and batch.done and self._emitter.hears(OutboxRelayed):
             oldest = min(message.published_at.timestamp() for message in batch.done)
             self._emitter.emit(OutboxRelayed, count=len(batch.done), lag=max(0.0, self._clock.time() - oldest))
         if isinstance(error, Exception) and batch.outlived is not None:
-            # Everything was rolled back. Noted apart, so that this message cannot hold the others up for ever.
+            # Everything was rolled back. The failure is recorded apart, so that this message cannot block the others.
             batch.done, batch.failures = [], [self._failure(batch.outlived, self._too_long())]
             await self._engine.own(self._options, partial(self._note_failures, batch=batch))
             error = None
@@ -281,7 +281,7 @@ class Shipping:
         ]
 
     async def _claim_keyed(self, session: Session, now: float | None, room: int) -> list[OutboxMessage]:
-        """Take the first messages of the keys behind those taken last, round and round, and what follows them."""
+        """Take the first messages of the keys after those taken last, in a circle, and what follows them."""
         heads: list[tuple[Any, ...]] = []
         while not heads:
             after, self._after = self._after, ""
@@ -334,7 +334,7 @@ class Shipping:
 
     def _failure(self, message: OutboxMessage, error: Exception) -> _Failure:
         delay = self._backoff.delay(message.attempt, self._clock.random)
-        if isinstance(error, RejectedError):  # it was not tried, and there may be a time at which it makes sense
+        if isinstance(error, RejectedError):  # nothing was tried, and the error may say when that makes sense
             return _Failure(message, error, message.attempt - 1, max(delay, error.retry_after or 0.0))
         last = self._max_attempts is not None and message.attempt >= self._max_attempts
         return _Failure(message, error, message.attempt, None if last else delay)
@@ -379,7 +379,7 @@ class _Stoppable:
         self._shipping = shipping
 
     def stop(self) -> None:
-        """Have it end after the message at hand, for good. Any thread, also a signal handler."""
+        """Stop for good after the message at hand. From any thread, or a signal handler."""
         self._shipping.stopped = True
 
     def __repr__(self) -> str:
@@ -387,40 +387,40 @@ class _Stoppable:
 
 
 class Relay(_Stoppable):
-    """Hands an outbox's messages to a plain function. Made by `Outbox.relay`; any thread may run it, also several."""
+    """Delivers an outbox's messages to a plain function. Made by `Outbox.relay`; one or more threads may run it."""
 
     def run(self) -> None:
-        """Hand messages over, in this thread, until `stop()`.
+        """Deliver messages, in this thread, until `stop()`.
 
-        A server that is away is waited for, for as long as it takes.
+        If the server is away, it waits for as long as it takes.
 
         Raises:
-            psycopg.Error: What waiting does not mend, such as a missing table.
+            psycopg.Error: An error that waiting does not mend, such as a missing table.
             TransactionUsageError: The database was closed.
         """
         run_blocking(self._shipping.run())
 
     def drain(self) -> int:
-        """Hand over what is there and due, each message once, and return how many were taken care of.
+        """Deliver what is due, each message once, and return how many were taken care of.
 
-        For tests and scheduled jobs. What fails stays for later.
+        For tests and scheduled jobs. Messages that fail stay for later.
 
         Raises:
-            psycopg.Error: What the server says.
+            psycopg.Error: The server's error.
         """
         return run_blocking(self._shipping.drain())
 
 
 class AsyncRelay(_Stoppable):
-    """Hands an outbox's messages to an async function. Made by `Outbox.relay`; any task may run it, also several."""
+    """Delivers an outbox's messages to an async function. Made by `Outbox.relay`; one or more tasks may run it."""
 
     async def arun(self) -> None:
-        """Hand messages over until it is cancelled, or `stop()`; otherwise as `Relay.run`.
+        """Deliver messages until cancelled, or until `stop()`; otherwise as `Relay.run`.
 
-        What was handed over when a cancellation comes is settled first, within a bounded moment.
+        When a cancellation comes, what was delivered is settled first, within a bounded time.
         """
         await self._shipping.run()
 
     async def adrain(self) -> int:
-        """Hand over what is there and due, each message once; otherwise as `Relay.drain`."""
+        """Deliver what is due, each message once; otherwise as `Relay.drain`."""
         return await self._shipping.drain()

@@ -1,4 +1,4 @@
-"""Where read-only transactions go: to the replicas in turn, and to the primary where none of them serves.
+"""Where read-only transactions go: to the replicas in turn, and to the primary if none of them serves.
 
 ```
 read_only=True, outermost, first attempt, not SERIALIZABLE
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 __all__ = ["FAILURES", "Replica", "Replicas", "Trial", "moment"]
 
-# What a replica may take for a connection and BEGIN, in seconds, and as a share of what is left: enough must remain
-# for the primary. A network that swallows everything costs about two seconds more, once.
+# What a replica may take for a connection and BEGIN, in seconds, and as a share of the time left: enough must remain
+# for the primary. A network that silently drops everything costs about two seconds more, once.
 _REACH = 1.0
 _SHARE = 0.25
 # How long a replica that failed is left alone.
 _BREAK = Backoff(base=2.0, factor=2.0, cap=30.0, jitter=0.5)
 
-# What makes another server worth a try. Wrong use, and whatever interrupts the caller, does not.
+# Errors that make another server worth a try. Wrong use, and interrupts of the caller, do not.
 FAILURES = (psycopg.Error, TransactionTimeoutError)
 
 
 class Replica:
-    """One replica: its connections, and whether it is worth a try."""
+    """One replica: its connections, and whether it is worth trying."""
 
     __slots__ = ("breaker", "checkouts")
 
@@ -58,7 +58,7 @@ class Replica:
 
 
 class Trial:
-    """One try to begin on a replica; settled exactly once."""
+    """One attempt to begin on a replica; settled exactly once."""
 
     __slots__ = ("_ticket", "checkouts", "replica")
 
@@ -68,11 +68,11 @@ class Trial:
         self._ticket = ticket
 
     def settle(self, verdict: Verdict) -> None:
-        """Say what it came to."""
+        """Record the verdict."""
         self.replica.breaker.settle(self._ticket, verdict, None)
 
     def failed(self, error: Exception, operation: str) -> None:
-        """Tell that the transaction goes to the primary."""
+        """Report that the transaction goes to the primary."""
         self.checkouts.emitter.emit(
             ReplicaFailed, operation=operation, error_type=type(error).__name__, sqlstate=sqlstate_of(error)
         )
@@ -89,10 +89,10 @@ class Replicas:
         return len(self._replicas)
 
     def trial(self, work: Work) -> Trial | None:
-        """Return a try on the replica whose turn it is, or None where the primary must do."""
+        """Return a trial on the replica whose turn it is, or None if the primary must serve."""
         if not work.options.read_only or work.bare or not self._replicas:
             return None
-        # A standby refuses SERIALIZABLE; what lost a race or its connection on one is not sent there again.
+        # A standby refuses SERIALIZABLE; a transaction that lost a race or its connection on one is not sent again.
         if work.isolation is Isolation.SERIALIZABLE or work.attempt.number > 1:
             return None
         turn = self._turn()
@@ -104,7 +104,7 @@ class Replicas:
         return None
 
     async def open(self, seconds: float) -> None:
-        """Connect to each as the primary does. One that cannot be reached is told and left alone for a while."""
+        """Connect to each as the primary does. One that cannot be reached is reported and left alone for a while."""
         for replica in self._replicas:
             ticket = replica.breaker.offer()
             if ticket is None:
@@ -131,5 +131,5 @@ class Replicas:
 
 
 def moment(now: float, until: float) -> float:
-    """Return until when a replica may be waited for, of the time that a transaction has."""
+    """Return until when a replica may be waited for, out of a transaction's time."""
     return now + min(_REACH, (until - now) * _SHARE)

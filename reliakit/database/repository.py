@@ -1,4 +1,4 @@
-"""A base for classes that keep one kind of thing in the database."""
+"""Base classes for objects that keep one kind of thing in the database."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ R = TypeVar("R")
 
 
 class Repository:
-    """Data access on a `Database`: `self.db`, methods under `@transactional()`, and `with_transaction`.
+    """A base class for data access: `self.db`, methods under `@transactional()`, and `with_transaction`.
 
     Args:
         db: The database, as `self.db`.
 
     Raises:
-        ConfigurationError: It is no `Database`.
+        ConfigurationError: `db` is not a `Database`.
     """
 
     def __init__(self, db: Database) -> None:
@@ -33,7 +33,7 @@ class Repository:
         self.db = db
 
     def with_transaction(self, callback: Callable[[Transaction], R], **options: Any) -> R:
-        """Call `callback(tx)` in a transaction, again where it lost a race, and return what it returns.
+        """Call `callback(tx)` in a transaction and return its result; retry if the transaction lost a race.
 
         Args:
             callback: Takes the transaction.
@@ -42,7 +42,7 @@ class Repository:
         return self.db.run(callback, **options)
 
     def current(self) -> Transaction:
-        """Return the transaction that this thread is in. Errors as `Database.current`."""
+        """Return the transaction that this thread is in. Raises as `Database.current`."""
         return self.db.current()
 
     def __repr__(self) -> str:
@@ -50,13 +50,13 @@ class Repository:
 
 
 class AsyncRepository:
-    """Data access on an `AsyncDatabase`: `self.db`, methods under `@transactional()`, and `with_transaction`.
+    """A base class for data access from tasks: `self.db`, `@transactional()` methods, and `with_transaction`.
 
     Args:
         db: The database, as `self.db`.
 
     Raises:
-        ConfigurationError: It is no `AsyncDatabase`.
+        ConfigurationError: `db` is not an `AsyncDatabase`.
     """
 
     def __init__(self, db: AsyncDatabase) -> None:
@@ -67,7 +67,7 @@ class AsyncRepository:
         self.db = db
 
     async def with_transaction(self, callback: Callable[[AsyncTransaction], Awaitable[R]], **options: Any) -> R:
-        """Await `callback(tx)` in a transaction, again where it lost a race, and return what it returns.
+        """Await `callback(tx)` in a transaction and return its result; retry if the transaction lost a race.
 
         Args:
             callback: Takes the transaction.
@@ -76,7 +76,7 @@ class AsyncRepository:
         return await self.db.run(callback, **options)
 
     def current(self) -> AsyncTransaction:
-        """Return the transaction that this task is in. Errors as `AsyncDatabase.current`."""
+        """Return the transaction that this task is in. Raises as `AsyncDatabase.current`."""
         return self.db.current()
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""One server connection while a transaction has it: every wait bounded, every answer read.
+"""One server connection while a transaction has it: every wait is bounded, and every answer is read.
 
-Psycopg waits for the server in one place, `connection.wait`. A session puts itself there, so that whatever the
-caller uses (`tx.execute`, a cursor, COPY, a server-side cursor) has the transaction's deadline:
+Psycopg waits for the server in one place, `connection.wait`. A session replaces it, so that whatever the caller uses
+(`tx.execute`, a cursor, COPY, a server-side cursor) keeps the transaction's deadline:
 
 ```
 statement ─▶ wait ──▶ answer in time
@@ -53,10 +53,10 @@ class Session:
     """One connection, its deadline, and what happened on it.
 
     Args:
-        io: How to wait.
-        clock: What measures `until`.
+        io: Does the waiting.
+        clock: Measures `until`.
         name: The database, for messages.
-        pool: Where the connection is borrowed from, None for one that is ours to keep and close.
+        pool: The pool that the connection is borrowed from; None for one that is ours to keep and close.
     """
 
     __slots__ = (
@@ -91,7 +91,7 @@ class Session:
     )
 
     may_hold: ClassVar[bool] = True  # whether BEGIN may travel with the first statement
-    straight: ClassVar[bool] = True  # whether BEGIN and COMMIT are what is sent for them
+    straight: ClassVar[bool] = True  # whether BEGIN and COMMIT are really sent as such
 
     def __init__(self, io: Io, clock: Clock, name: str, *, pool: Any) -> None:
         self.in_wait: bool = False  # psycopg holds the connection's lock for us
@@ -106,29 +106,29 @@ class Session:
         self.idle_since: float = self.born
         self.fresh: bool = self.owned  # a pool does not say whether a connection is new
         self.broken: bool = True  # until it is adopted
-        self.disowned: bool = False  # it is the parent process's, and this is a child
-        self.returning: list[Any] = []  # what brings it back to the pool it was borrowed from, once that has begun
+        self.disowned: bool = False  # whether it belongs to the parent process, and this is a child
+        self.returning: list[Any] = []  # what brings it back to its pool, once that has begun
         self._manual = False
         self.poll: select.poll | None = None
-        self.cursor: Any = None  # one that is used again and again, see `lend_cursor`
+        self.cursor: Any = None  # a cursor that is reused, see `lend_cursor`
         self.reset(self.born, 0.0)
 
     def reset(self, until: float, seconds: float) -> None:
-        """Forget the last transaction; the next one has time until then, of so many seconds in all."""
+        """Forget the last transaction; the next one has until then, out of `seconds` in all."""
         self.until: float = until
         self.seconds: float = seconds
         self.statements: int = 0
         self.held: Held | None = None  # BEGIN, as long as it was not sent
-        self.opening: bool = False  # it is on its way, with the first statement
+        self.opening: bool = False  # whether BEGIN is on its way with the first statement
         self.inside: bool = False  # between BEGIN and its end
-        self.mark: bytes | None = None  # what the marker says as long as this very transaction runs
-        self.ended: bool = False  # the caller's code ended it, or it is over
+        self.mark: bytes | None = None  # the marker's value as long as this very transaction runs
+        self.ended: bool = False  # whether the caller's code ended it, or it is over
         self.failed: str | None = None  # SQLSTATE of the last statement that failed
-        self.shared: bool = False  # the caller has had the connection in hand, and may change what its cursors do
-        self.journal: Journal | None = None  # where statements are noted, if they are
+        self.shared: bool = False  # whether the caller has had the connection, and may have changed its cursors
+        self.journal: Journal | None = None  # where statements are recorded, if they are
 
     async def adopt(self) -> None:
-        """Take the connection over: no BEGIN of psycopg's own, every wait through this session."""
+        """Take the connection over: psycopg sends no BEGIN of its own, and every wait goes through this session."""
         self.pgconn = self.connection.pgconn
         if hasattr(select, "poll"):
             self.poll = select.poll()
@@ -140,33 +140,33 @@ class Session:
         self.broken = False
 
     async def release(self) -> None:
-        """Hand the connection back as it came."""
+        """Hand the connection back as it was."""
         self.connection.__dict__.pop("wait", None)
         if self._manual and self.pgconn.transaction_status == _IDLE:
             await self._io.autocommit(self.connection, value=False)
 
     def abandon(self) -> None:
-        """Close the connection at once, without a word to anybody. Never blocks or raises."""
+        """Close the connection at once, without telling the server. Never blocks or raises."""
         self.broken = True
         if self.connection is None:
             return
         self.connection.__dict__.pop("wait", None)
         if not self.disowned:
-            self.connection.pgconn.finish()  # where a Ctrl-C came first, it was not adopted yet
+            self.connection.pgconn.finish()  # if a Ctrl-C came first, it was not adopted yet
 
     def let_go(self) -> None:
-        """Close the connection at once; one that was borrowed gets to its pool by itself. Never waits."""
+        """Close the connection at once; a borrowed one goes back to its pool by itself. Never waits."""
         self.abandon()
         if self.connection is not None and not (self.owned or self.disowned or self.returning):
             self.returning.append(None)
             self._io.give_back_later(self._pool, self.connection)
 
     def disown(self) -> None:
-        """Never touch the connection again: it is the parent process's, and even closing it would end it there."""
+        """Never touch the connection again: it is the parent process's, and closing it here would end it there."""
         self.disowned = self.broken = self.ended = True
 
     def __del__(self) -> None:
-        # A Ctrl-C came between getting a borrowed connection and noting it down: its pool must have it back.
+        # A Ctrl-C came between getting a borrowed connection and storing it: its pool must have it back.
         if getattr(self, "returning", True) or self.disowned:
             return
         if self._pool is not None and self.connection is not None:
@@ -175,13 +175,13 @@ class Session:
     @property
     def reusable(self) -> bool:
         """Whether the next transaction can have the connection."""
-        # An interrupt may have left it in the middle of a pipeline, idle as it looks.
+        # An interrupt may have left it in the middle of a pipeline, although it looks idle.
         pgconn = self.pgconn
         return not self.broken and pgconn.transaction_status == _IDLE and not pgconn.pipeline_status
 
     @property
     def left_open(self) -> bool:
-        """Whether code that asked for no transaction began one itself, or a COPY, and did not end it."""
+        """Whether code that asked for no transaction began one, or a COPY, and did not end it."""
         return self.alive and not self.reusable
 
     @property
@@ -196,11 +196,11 @@ class Session:
 
     @property
     def cut_with(self) -> str | None:
-        """SQLSTATE of the error since which the server refuses everything but a rollback, None if it does not."""
+        """SQLSTATE of the error after which the server refuses everything but a rollback; None if it does not."""
         return self.failed if self.in_failed_transaction else None
 
     def hung_up(self) -> bool:
-        """Return whether the server has closed its end. Takes nothing from the socket; one system call."""
+        """Return whether the server has closed its end. Reads nothing from the socket; one system call."""
         if self.pgconn.status != _OK:
             return True
         events = () if self.poll is None else self.poll.poll(0)
@@ -211,7 +211,7 @@ class Session:
         return self.over() if self.ended else self.timed_out()
 
     async def recover(self, exchange: PQGen[Any], error: BaseException, timeout: float | None) -> BaseException:
-        """See to a statement that raised, or took too long, and return the error with which it leaves."""
+        """Deal with a statement that raised, or took too long, and return the error that it must raise."""
         late = isinstance(error, WaitTimeout)
         if late and timeout is not None and self.clock.monotonic() < self.until:
             return error  # what `notifies(timeout=)` expects
@@ -225,7 +225,7 @@ class Session:
             elif self.pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
                 error.__cause__ = self._unknown()
         finally:
-            # What leaves a pipeline asks for answers even when it is the collector that ends it, and then complains.
+            # Leaving a pipeline asks for answers even inside the garbage collector, and then complains.
             with contextlib.suppress(psycopg.Error):
                 exchange.close()
         if not late:
@@ -235,7 +235,7 @@ class Session:
     async def query(
         self, query: bytes, params: Sequence[Any] | Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
-        """Run one of our own statements in the caller's time and return its rows. Errors as `wait`."""
+        """Run one of our own statements in the caller's time and return its rows. Raises as `wait`."""
         return await self._io.query(self.connection, query, params)
 
     def share(self) -> Any:
@@ -244,7 +244,7 @@ class Session:
         return self.connection
 
     def lend_cursor(self) -> Any:
-        """Return a cursor for one statement. Making one costs as much as half of our own work for a transaction."""
+        """Return a cursor for one statement. Making one costs half as much as our own work for a transaction."""
         cursor, self.cursor = self.cursor, None
         return self.new_cursor() if cursor is None else cursor
 
@@ -252,26 +252,26 @@ class Session:
         """Return a cursor of the connection's own kind."""
         connection = self.connection
         if self.owned and self.pgconn.status == _OK:
-            return connection.cursor_factory(connection)  # as `cursor()` has it, at half the price
+            return connection.cursor_factory(connection)  # what `cursor()` does, at half the price
         return connection.cursor()
 
     def keep_cursor(self, cursor: Any) -> None:
-        """Take a cursor back whose rows were fetched; one whose statement failed or was cut is never used again."""
+        """Take a cursor back after its rows were fetched; one whose statement failed or was cut is never reused."""
         if self.owned and not self.shared:
-            cursor.pgresult.clear()  # however much that was
+            cursor.pgresult.clear()  # frees its memory, which may be a lot
             self.cursor = cursor
 
     def next_mark(self) -> bytes | None:
-        """Return what to set the marker to when a transaction begins, None where that cannot be seen."""
+        """Return what to set the marker to when a transaction begins; None if the server does not report it."""
         return OTHER_MARK.get(self.pgconn.parameter_status(MARKER)) if self.alive else None
 
     def began(self, mark: bytes | None) -> None:
-        """Note it down that BEGIN was answered. Something in between may keep reports of the marker to itself."""
+        """Record that BEGIN was answered. A pooler in between may hold reports of the marker back."""
         self.inside = True
         self.mark = mark if self.pgconn.parameter_status(MARKER) == mark else None
 
     def notice_end(self) -> None:
-        """Note it down if the caller's code has ended the transaction. A few lookups, no round trip."""
+        """Record it if the caller's code has ended the transaction. A few lookups, no round trip."""
         if not self.inside or self.opening:
             return
         pgconn, mark = self.pgconn, self.mark
@@ -281,7 +281,7 @@ class Session:
             self.ended = True
 
     async def command(self, sql: bytes, until: float, patience: float = 0.0) -> Answer:
-        """Run one of our own commands, to its answer if that can be had in time; never raises.
+        """Run one of our own commands, and read its answer if it comes in time; never raises.
 
         Args:
             sql: One or more commands, sent as one message.
@@ -291,7 +291,7 @@ class Session:
         answer = Answer()
         pgconn = self.pgconn
         if pgconn.transaction_status == _ACTIVE or (self.connection.lock.locked() and not self.in_wait):
-            # Another thread or task must have started it.
+            # Another thread or task must have started that statement.
             self.broken = answer.broken = True
             answer.error = psycopg.InterfaceError("another statement is still running on this connection")
             return answer
@@ -306,7 +306,7 @@ class Session:
     async def answer_to(
         self, outcome: list[pq.abc.PGresult] | BaseException, until: float, patience: float = 0.0
     ) -> Answer:
-        """Return what came of a command that was sent: results, or an error to go on after; see `command`."""
+        """Return the outcome of a command that was sent: results, or an error to go on after; see `command`."""
         answer, pgconn = Answer(), self.pgconn
         answer.sent = True
         if isinstance(outcome, BaseException):
@@ -320,13 +320,13 @@ class Session:
         return answer
 
     async def _insist(self, answer: Answer, reason: BaseException, until: float, patience: float) -> None:
-        """Go on after a cancellation, a Ctrl-C or the deadline until the answer to a command is there, bounded."""
+        """Go on waiting for a command's answer after a cancellation, a Ctrl-C or the deadline, for a bounded time."""
         pgconn = self.pgconn
         while True:
             late = isinstance(reason, WaitTimeout)
             if not late and isinstance(reason, Exception):
                 if not isinstance(reason, psycopg.Error):
-                    raise reason  # a fault of this code, which waiting does not mend
+                    raise reason  # a bug in this code, which waiting does not mend
                 answer.error = reason
                 return
             if not late:
@@ -341,7 +341,7 @@ class Session:
             if pgconn.transaction_status != _ACTIVE:
                 return
             try:
-                # Begun anew, as an interrupt may have ended the first one: it picks the answer up where it is.
+                # Started anew, because an interrupt may have ended the first one: it goes on with what is there.
                 left = max(0.0, until - self.clock.monotonic())
                 collect(await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left), answer)
             except BaseException as again:  # noqa: BLE001 - as above
@@ -350,7 +350,7 @@ class Session:
             return
 
     def over(self) -> TransactionUsageError:
-        """Return the error for using a transaction that has ended, or that is another process's."""
+        """Return the error for using a transaction that has ended, or that belongs to another process."""
         if self.disowned:
             said = (
                 "this process was forked inside a transaction, whose connection is the parent's alone: nothing can "
@@ -389,12 +389,12 @@ class Session:
                 left = until - self.clock.monotonic()
                 if left <= 0 or self.broken:
                     break
-                # A request that overtakes its statement finds the server idle, and is lost.
+                # A request that overtakes its statement finds the server idle, and is lost, so it is repeated.
                 self.broken = not await self._io.cancel(self.connection, left)
         except psycopg.Error as answer:
-            self.failed = answer.sqlstate or self.failed  # QueryCanceled as asked for, or silence
+            self.failed = answer.sqlstate or self.failed  # QueryCanceled as asked for, or no answer
         except BaseException:
-            self.abandon()  # interrupted twice: nobody wants to wait any more
+            self.abandon()  # interrupted twice: the caller does not want to wait any more
             raise
         if self.pgconn.transaction_status == _ACTIVE:
             self.abandon()
@@ -409,7 +409,7 @@ class Session:
         return True
 
     async def _ask_to_cancel(self, answer: Answer | None) -> float:
-        """Send a cancel request and return until when to wait for what it does."""
+        """Send a cancel request and return until when to wait for its effect."""
         try:
             through = await self._io.cancel(self.connection, GRACE)
         except BaseException as interrupt:
@@ -418,7 +418,7 @@ class Session:
             answer.interrupt = answer.interrupt or interrupt
             through = False
         if not through:
-            # It may still arrive, and would then hit whoever has the connection next.
+            # The request may still arrive, and would then hit the next user of the connection.
             self.broken = True
-        # Where not even the request gets through, there is little to wait for.
+        # If not even the request gets through, it is not worth waiting for long.
         return self.clock.monotonic() + (GRACE if through else GRACE / 4)

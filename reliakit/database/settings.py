@@ -1,4 +1,4 @@
-"""What a transaction can be asked for: isolation, propagation, retries, and what a database tells about itself."""
+"""What a transaction can be asked for: isolation, propagation, retries; and the figures of a database."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = [
 
 
 class Isolation(Enum):
-    """How much a transaction sees of others that run beside it (PostgreSQL documentation, 13.2)."""
+    """How much a transaction sees of concurrent ones (PostgreSQL documentation, 13.2)."""
 
     READ_COMMITTED = "READ COMMITTED"
     REPEATABLE_READ = "REPEATABLE READ"
     SERIALIZABLE = "SERIALIZABLE"
 
     if not TYPE_CHECKING:  # where it would hide the base's own signature
-        __hash__ = object.__hash__  # members are one of a kind; Enum's own costs three times as much
+        __hash__ = object.__hash__  # each member exists once; Enum's own hash costs three times as much
 
 
 class Propagation(Enum):
-    """What a transaction does where one runs already in this thread or task.
+    """What a transaction does if one is already running in this thread or task.
 
     ```
                     inside a transaction          outside of one
@@ -60,20 +60,20 @@ class Propagation(Enum):
         __hash__ = object.__hash__  # as above
 
 
-# Full jitter, so that the losers of one race do not meet again.
+# Full jitter, so that the losers of a race do not collide again.
 _PAUSES = Backoff(base=0.01, factor=2.0, cap=0.5, jitter=1.0)
 _LONGEST = 2.0  # seconds, after a lost race
 
 
 @dataclass(frozen=True, slots=True)
 class TransactionRetry:
-    """How a transaction that lost a race is tried again, by `run` and `transactional` alone.
+    """How `run` and `transactional` retry a transaction that lost a race.
 
-    Retried are serialization failures (40001), deadlocks (40P01), and a connection that failed before the first
-    statement. Each attempt starts on a clean snapshot; all of them share the transaction's one time budget.
+    Serialization failures (40001), deadlocks (40P01), and a connection that failed before the first statement are
+    retried. Each attempt starts on a clean snapshot; all of them share the transaction's time budget.
 
     Args:
-        max_attempts: How often the work may be tried in all; 1 means never again.
+        max_attempts: The total number of attempts; 1 for no retries.
         wait: The pause after each failed attempt. By default it has full jitter and doubles: after a lost race from
             10 ms, or from as long as an attempt took, up to 2 s or a quarter of the time that is left; after a
             failed connection from 10 ms up to 0.5 s.
@@ -90,13 +90,14 @@ class TransactionRetry:
     def pauses(self, spent: float, left: float, *, conflict: bool) -> Backoff:
         """Return the pauses after an attempt that failed.
 
-        Those who race on a slow machine meet again after a pause that is short beside what they do: of 16 workers on
-        10 rows that they held for 20 ms, pauses of half a second at most let 2.6 % fail ten times, these 0.3 %.
+        On a slow machine, competitors collide again after a pause that is short compared with their work: of 16
+        workers on 10 rows that they held for 20 ms, 2.6 % failed ten times with pauses of at most 0.5 s, and 0.3 %
+        with these.
 
         Args:
-            spent: Seconds that the longest attempt took so far, waiting for a connection left out.
+            spent: Seconds that the longest attempt took so far, without the wait for a connection.
             left: Seconds that are left.
-            conflict: It lost a race.
+            conflict: Whether it lost a race.
         """
         if self.wait is not None:
             return self.wait
@@ -108,7 +109,7 @@ class TransactionRetry:
 
 @dataclass(frozen=True, slots=True)
 class TransactionOptions:
-    """One transaction's wishes. None asks for the database's default, or for whatever an outer transaction has."""
+    """One transaction's options. None means the database's default, or whatever an outer transaction has."""
 
     isolation: Isolation | None = None
     read_only: bool = False
@@ -118,7 +119,7 @@ class TransactionOptions:
     propagation: Propagation = Propagation.REQUIRED
     operation: str | None = None
     pipeline: bool = False
-    ordinary: bool = field(init=False, compare=False, repr=False)  # where none runs it begins one at once
+    ordinary: bool = field(init=False, compare=False, repr=False)  # whether it begins one at once if none runs
 
     def __post_init__(self) -> None:
         if self.isolation is not None and not isinstance(self.isolation, Isolation):
@@ -144,13 +145,13 @@ class DatabaseStats:
     """A database's connections at one moment.
 
     Attributes:
-        size: Connections that are open.
+        size: Open connections.
         in_use: Connections held by a transaction.
-        waiting: Threads and tasks that wait for one.
+        waiting: Threads and tasks that wait for a connection.
         leaked: Checkouts that will never come back: the thread or task that holds them has ended.
-        oldest_checkout: Seconds since the oldest of the held connections was taken, None when none is held.
+        oldest_checkout: Seconds since the oldest of the held connections was taken; None if none is held.
         max_size: The most connections there may be.
-        replicas: The same of each replica; the figures above are the primary's alone.
+        replicas: The same for each replica; the figures above are the primary's alone.
     """
 
     size: int
@@ -173,7 +174,7 @@ def options_of(  # noqa: PLR0917
     operation: str | None,
     pipeline: bool,
 ) -> TransactionOptions:
-    """Return checked options, made once for each set of wishes: 0.3 instead of 2 microseconds a transaction."""
+    """Return checked options, made once for each set of arguments: 0.3 instead of 2 microseconds a transaction."""
     return TransactionOptions(
         isolation, read_only, deferrable, timeout, lock_timeout, propagation, operation, pipeline
     )

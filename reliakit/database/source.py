@@ -20,7 +20,7 @@ __all__ = ["Source"]
 class Source:
     """Where connections come from: opened here, or borrowed from a pool."""
 
-    lasting = True  # what is committed on them stays
+    lasting = True  # whether what is committed on them stays
 
     def __init__(self, io: Io, *, conninfo: str = "", pool: Any = None, row_factory: Any = None) -> None:
         self.io = io
@@ -30,9 +30,9 @@ class Source:
         self._opened_pool = False
 
     async def obtain(self, slot: Slot, seconds: float, clock: Clock, name: str) -> Session:
-        """Put a session on an open connection into the slot, within about so many seconds, and return it."""
+        """Open a connection within about `seconds`, put its session into the slot, and return it."""
         session = Session(self.io, clock, name, pool=self.pool)
-        slot.session = session  # before it has a connection, which would be lost if a Ctrl-C came in between
+        slot.session = session  # before it has a connection, which a Ctrl-C in between would otherwise lose
         try:
             if self.pool is None:
                 session.connection = await self.io.connect(self.conninfo, seconds, self.row_factory)
@@ -46,13 +46,13 @@ class Source:
         return session
 
     async def connect_apart(self, seconds: float) -> Any:
-        """Open a connection that is no part of any pool, or return None where a pool does not tell how to."""
+        """Open a connection that is not part of any pool; return None if the pool does not say how."""
         if self.pool is None:
             return await self.io.connect(self.conninfo, seconds, None)
         conninfo: Any = getattr(self.pool, "conninfo", None)
         settings: Any = getattr(self.pool, "kwargs", None) or {}
         if not isinstance(conninfo, str) or not isinstance(settings, dict):
-            return None  # functions that make them, or somebody else's pool
+            return None  # the pool uses functions to connect, or is not psycopg's
         known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
         given = {name: value for name, value in cast("dict[str, Any]", settings).items() if name in known}
         return await self.io.connect(make_conninfo(conninfo, **given), seconds, None)
@@ -62,7 +62,7 @@ class Source:
         if session.owned or session.disowned or session.connection is None:
             session.abandon()
             return
-        if not session.returning:  # once that has begun, the connection may be somebody else's
+        if not session.returning:  # once that has begun, the connection may be in another caller's hands
             reusable = session.reusable
             await session.release()
             if not reusable:

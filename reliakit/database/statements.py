@@ -5,8 +5,8 @@ SELECT * FROM "user" WHERE pin = 1234 AND name = 'Bob' -- as he told us
 SELECT * FROM "user" WHERE pin = ? AND name = ?
 ```
 
-A scanner of its own, after "Lexical Structure" in PostgreSQL's documentation (4.1), because it must err on one side
-only: wherever the text could also be read in a way that makes data of what follows, what follows is withheld. Each
+A scanner of its own, after "Lexical Structure" in PostgreSQL's documentation (4.1), because it must only err on one
+side: wherever the text could also be read in a way that makes data of what follows, what follows is withheld. Each
 character is looked at a bounded number of times.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_CHARACTERS", "NOT_KNOWN", "WITHHELD", "excerpt", "shown", "without_data"]
 
-# How much of one statement is looked at, and so about the most that is shown of it.
+# How much of one statement is scanned, and so about the most that is shown of it.
 MOST_CHARACTERS = 2000
 WITHHELD = "[withheld]"
 NOT_KNOWN = "[not known]"
@@ -43,7 +43,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
-# Psycopg takes anything up to the next bracket for a parameter's name, quotes included, and the server never sees it.
+# Psycopg takes anything up to the next bracket for a parameter's name, quotes included; the server never sees it.
 _ODD_NAME = re.compile(r"%\((?![A-Za-z_]\w*\)[sbt])", re.ASCII)
 _COMMENT_BOUND = re.compile(r"/\*|\*/")
 _PLAIN_NAME = re.compile(r"[^\W\d][\w$]{0,62}")
@@ -54,7 +54,7 @@ Read = tuple[str, int] | None
 
 
 def excerpt(query: Any) -> Any:
-    """Return what to keep of a query until it is shown, if it ever is. Longer texts are cut; O(1) for others."""
+    """Return what to keep of a query until it is shown, if it ever is. Long texts are cut; O(1) for others."""
     return query[: MOST_CHARACTERS + 1] if isinstance(query, str | bytes) else query
 
 
@@ -63,7 +63,7 @@ def shown(query: Any) -> str:
 
     Args:
         query: Anything that psycopg executes. Values inside a `sql.Composed` or a template string are not even
-            looked at.
+            read.
     """
     try:
         return without_data(_text_of(query))
@@ -150,7 +150,7 @@ def _dollar(token: re.Match[str]) -> Read:
 
 
 def _word(token: re.Match[str]) -> Read:
-    # To the server a no-break space belongs to a name; to whoever wrote it, what follows may have been a number.
+    # To the server a no-break space belongs to a name; to the author, what follows it may have been a number.
     return token[0] if token[0].replace("$", "_").isidentifier() else "?", token.end()
 
 

@@ -1,4 +1,4 @@
-"""The straight way through a transaction: a connection is free, BEGIN and COMMIT are answered, and nothing is odd.
+"""The straight way through a transaction: a connection is free, BEGIN and COMMIT are answered, nothing is unusual.
 
 ```
 enter ─▶ slot ─▶ BEGIN; SET LOCAL ... ─▶ ( the caller's code ) ─▶ COMMIT ─▶ slot back ─▶ leave
@@ -6,11 +6,10 @@ enter ─▶ slot ─▶ BEGIN; SET LOCAL ... ─▶ ( the caller's code ) ─�
   └── anything else ───┴──────────── engine ──────────────┴──────────┘
 ```
 
-Nearly every transaction is one of these, so they go by two functions where the engine takes thirty. What thirty
-compute is next to nothing; but where client and server share a core, each pushes the other out of the processor's
-caches, and every function costs half a microsecond to fetch again: together 12 of 85 microseconds. Whatever is out of
-the ordinary is left to the engine, which knows all of it: before anything was done, or with the answer to what was
-sent.
+Nearly every transaction is like this, so it goes through two functions where the engine takes thirty. What thirty
+compute is next to nothing; but if client and server share a core, each pushes the other out of the processor's
+caches, and every function costs half a microsecond to fetch again: together 12 of 85 microseconds. Anything unusual
+is left to the engine, which handles every case: before anything was done, or with the answer to what was sent.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ async def enter(engine: Engine, options: TransactionOptions, attempt: Attempt) -
     work.lock_timeout = engine.lock_timeout if options.lock_timeout is None else options.lock_timeout
     work.owner, work.attempt, work.asked, work.checkouts = owner, attempt, asked, checkouts
     work.lease, work.session = lease, session
-    # As `reset`: the rest was left as it is to be when the last one ended.
+    # As `reset`; what is missing here was left in its initial state when the last transaction ended.
     session.until, session.seconds, session.statements, session.failed = until, seconds, 0, None
     session.ended = session.shared = False
     session.journal = None
@@ -105,7 +104,7 @@ async def enter(engine: Engine, options: TransactionOptions, attempt: Attempt) -
     entered = Entered()
     entered.step, entered.work = BEGIN, work
     entered.transaction = entered.outer = transaction
-    frame = entered.frame = Frame(transaction)  # as `push`, where no other is
+    frame = entered.frame = Frame(transaction)  # as `push`, when there is no other frame
     frame.realm, frame.owner, frame.outer = engine, owner, None
     enter_frame(frame)
     audience = checkouts.audience
@@ -139,7 +138,7 @@ async def leave(engine: Engine, entered: Entered, error: BaseException | None) -
         or pgconn.transaction_status != _OPEN
         or pgconn.parameter_status(MARKER) != session.mark
         or session.connection.lock.locked()
-        or (session.poll is not None and session.poll.poll(0))  # perhaps it has hung up
+        or (session.poll is not None and session.poll.poll(0))  # the server may have hung up
     ):
         return await engine.leave(entered, error)
     if innermost() is frame:

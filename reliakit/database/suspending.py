@@ -1,4 +1,4 @@
-"""How a task waits, see `adapters`."""
+"""How a task waits; see `adapters`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class _TaskBell:
-    """A future of the waiting task's loop, which may be rung from another thread."""
+    """A future of the waiting task's loop, which another thread may ring."""
 
     __slots__ = ("_future", "_loop", "_rung")
 
@@ -63,14 +63,14 @@ class _TaskBell:
 
 
 class SuspendingIo:
-    """For asyncio tasks."""
+    """`Io` for asyncio tasks."""
 
     asynchronous = True
     depth = 3
     drive: Callable[..., Any] = staticmethod(waiting.wait_async)
 
     def __init__(self) -> None:
-        # The event loop holds tasks weakly (SQLAlchemy issue 8516): without a reference one could vanish half way.
+        # Event loops keep only weak references to tasks (SQLAlchemy issue 8516): without one here, one could vanish.
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def wait(self, exchange: PQGen[T], fileno: int, interval: float, seconds: float) -> T:
@@ -96,11 +96,11 @@ class SuspendingIo:
         except asyncio.CancelledError:
             task.add_done_callback(_close_late)
             task.cancel()
-            del task  # else what is half open stays so as long as somebody keeps this error and its traceback
+            del task  # a half-open connection would stay as long as somebody keeps this error and its traceback
             raise
 
     async def cancel(self, connection: Any, seconds: float) -> bool:
-        """Suspend until the request is through, at most so long, see `Io`."""
+        """Suspend until the request is through, for at most `seconds`, see `Io`."""
         return await driver.cancel_async(connection, seconds)
 
     async def borrow(self, pool: Any, seconds: float) -> Connection:
@@ -109,19 +109,19 @@ class SuspendingIo:
         try:
             return cast("Connection", await asyncio.shield(task))
         except asyncio.CancelledError:
-            # Left alone, so that the pool's bookkeeping stays whole; what it brings goes straight back.
+            # Left running, so that the pool's bookkeeping stays intact; a connection that it gets goes straight back.
             self._keep(asyncio.create_task(_return_late(pool, task)))
             raise
 
     async def give_back(self, pool: Any, connection: Any, under_way: list[Any]) -> None:
-        """Suspend until the pool has it; after a cancellation it gets there all the same."""
+        """Suspend until the pool has the connection; it gets there even after a cancellation."""
         if not under_way:
             under_way.append(asyncio.create_task(pool.putconn(connection)))
             self._keep(under_way[0])
         await asyncio.shield(under_way[0])
 
     def give_back_later(self, pool: Any, connection: Any) -> None:
-        """Have a task of its own do it, where a loop still runs."""
+        """Return it in a task of its own, if a loop still runs."""
         if asyncio._get_running_loop() is not None:  # noqa: SLF001 - see places.owner_here
             self._keep(asyncio.create_task(pool.putconn(connection)))
 
@@ -163,7 +163,7 @@ class SuspendingIo:
         return _TaskBell()
 
     async def park(self, bell: Any, seconds: float) -> None:
-        """Suspend until the bell rings, at most so long."""
+        """Suspend until the bell rings, for at most `seconds`."""
         await bell.wait(seconds)
 
     async def sleep(self, clock: Clock, seconds: float) -> None:
@@ -171,7 +171,7 @@ class SuspendingIo:
         await clock.asleep(seconds)
 
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> Outcome[Any]:
-        """Await an async function, cut after so many seconds; a plain one is refused."""
+        """Await an async function and cut it off after `seconds`; a plain one is refused."""
         timer = asyncio.timeout(seconds)
         cancelled = False
         try:
@@ -187,13 +187,13 @@ class SuspendingIo:
                     cancelled = True
                     raise
         except TimeoutError as error:
-            # The caller's own TimeoutError is not ours: only the timer turns a CancelledError into one.
+            # The caller's own TimeoutError stays its own: only the timer turns a CancelledError into one of ours.
             return Outcome(error=Late() if timer.expired() and cancelled else error)
         except BaseException as error:  # noqa: BLE001 - carried out of the flow and raised by the shell
             return Outcome(error=error)
 
     def call_now(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Outcome[Any]:
-        """Never called: a task awaits, and can be cut."""
+        """Never called: a task can await, and be cut off."""
         raise NotImplementedError
 
     async def call_hook(self, hook: Callable[[], Any]) -> Outcome[Any]:
@@ -205,7 +205,7 @@ class SuspendingIo:
             return Outcome(error=error)
 
     def install(self, session: Session) -> None:
-        """Stand in for psycopg's `AsyncConnection.wait`, see `Io`."""
+        """Replace psycopg's `AsyncConnection.wait`, see `Io`."""
         pgconn, monotonic = session.pgconn, session.clock.monotonic
 
         async def wait(

@@ -1,4 +1,4 @@
-"""Tables that reliakit keeps for itself: made once, also where many start at the same moment."""
+"""Tables that reliakit creates for itself, once, even if many processes start at the same moment."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _FORBIDDEN = (errors.InsufficientPrivilege, errors.InvalidSchemaName)
 
 
 async def ensure(engine: Engine, table: str, ddl: str, until: float | None = None) -> bool:
-    """Create a table unless it is there; return whether it is there for good.
+    """Create a table if it does not exist; return whether it exists for good.
 
-    Inside a transaction the table is that transaction's, and goes if it is rolled back.
+    Inside a transaction the table belongs to that transaction, and goes if it is rolled back.
 
     Raises:
-        ConfigurationError: It is missing, and this user may not create it.
+        ConfigurationError: The table is missing, and this user may not create it.
     """
 
     async def create(entered: Entered) -> None:
         session = entered.transaction.session()
         if (await session.query(b"SELECT to_regclass(%s) IS NOT NULL", (table,)))[0][0]:
             return
-        # The server's catalogue is seen as it is after the wait, whatever the isolation.
+        # After the wait the server's catalogue is read as it is then, whatever the isolation level.
         await session.query(b"SELECT pg_advisory_xact_lock(%s)", (number_of("reliakit create table"),))
         await session.query(ddl.encode("ascii"))
 
@@ -47,7 +47,7 @@ async def ensure(engine: Engine, table: str, ddl: str, until: float | None = Non
         except _COLLISIONS:
             if joins:
                 raise
-            await engine.own(_OPTIONS, create, until)  # somebody else's migration was first, so it is there now
+            await engine.own(_OPTIONS, create, until)  # another process's migration was first, so it exists now
     except _FORBIDDEN as error:
         raise ConfigurationError(
             f"{engine.name}: the table {table} is missing and this user may not create it ({error.sqlstate}); have "
@@ -57,7 +57,7 @@ async def ensure(engine: Engine, table: str, ddl: str, until: float | None = Non
 
 
 def table_name(argument: str, value: str) -> str:
-    """Return a table's name, with or without its schema, that needs no quotes."""
+    """Return a table's name, with or without its schema, if it needs no quotes."""
     if not isinstance(value, str) or not _NAME.fullmatch(value) or len(value) > 63:
         raise ConfigurationError(
             f"{argument} must be a table's name of lower-case letters, digits and _, at most 63, such as 'outbox' or "

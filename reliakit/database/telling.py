@@ -1,4 +1,4 @@
-"""What a database tells its listeners, and the hooks that it runs after the end."""
+"""What a database reports to its listeners, and the hooks that it runs after a transaction's end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STATUS = {"committed": "commit", "rolled_back": "rollback", "unknown": "unknown
 
 
 class Teller:
-    """One database's mouth. Called with no lock held."""
+    """Emits one database's events. Called with no lock held."""
 
     def __init__(
         self, emitter: Emitter, *, service: str | None, slow_after: float | None, clock: Clock, io: Io
@@ -43,7 +43,7 @@ class Teller:
         self._io = io
 
     def started(self, work: Work) -> None:
-        """Tell that BEGIN was answered, and have statements noted if somebody wants to hear of slow transactions."""
+        """Report that BEGIN was answered, and record statements if somebody listens for slow transactions."""
         slot = None if work.lease is None else work.lease.slot
         if not work.attempt.told or slot is None:
             return
@@ -53,7 +53,7 @@ class Teller:
             self.began(work, audience)
 
     def began(self, work: Work, audience: Audience) -> None:
-        """Tell these listeners of a transaction that the pool's figures show already."""
+        """Report a transaction to these listeners that the pool's figures show already."""
         if audience.wants_statements and self._slow_after < inf and work.session is not None:
             work.journal = work.session.journal = Journal()
         if audience.hears_start and audience.emitter.hears(TransactionStarted):
@@ -68,7 +68,7 @@ class Teller:
             )
 
     def committed(self, work: Work, session: Session, statements: int) -> None:
-        """Tell that a transaction went the straight way: its connection is back, and then as `ended`."""
+        """Report that a transaction went the straight way: first that its connection is back, then as `ended`."""
         checkouts = work.checkouts
         if not work.attempt.told:
             checkouts.tell_returned(work, session)
@@ -97,12 +97,12 @@ class Teller:
         deliberate: bool = False,
         began: bool = True,
     ) -> None:
-        """Tell that an attempt is over, and report its error unless another attempt follows."""
+        """Report that an attempt is over, and its error unless another attempt follows."""
         audience = work.checkouts.audience
         again = work.attempt.pause is not None
         if work.attempt.told and not work.bare and not audience.is_empty:
             status = _STATUS[verdict]
-            if again and verdict != "unknown":  # an unknown outcome is told, whatever follows
+            if again and verdict != "unknown":  # an unknown outcome is reported whatever follows
                 status = "retry"
             elif isinstance(error, TransactionTimeoutError):
                 status = "timeout"
@@ -160,7 +160,7 @@ class Teller:
             )
 
     def tried_again(self, attempt: int, pause: float, error: BaseException) -> None:
-        """Tell that another attempt follows."""
+        """Report that another attempt follows."""
         if self._emitter.hears(AttemptFailed):
             self._emitter.emit(
                 AttemptFailed,

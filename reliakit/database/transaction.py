@@ -1,4 +1,4 @@
-"""The transaction in the caller's hands.
+"""The transaction objects that callers work with.
 
 ```
 Work            one BEGIN ... COMMIT on one connection: the deadline, the hooks, the counters
@@ -39,7 +39,7 @@ ConnectionT = TypeVar("ConnectionT")
 
 
 class _Handle(Generic[ConnectionT]):
-    """What both colours of a transaction share."""
+    """The part of a transaction that both colours share."""
 
     __slots__ = ("__weakref__", "_clock", "_name", "deliberate", "doomed", "finished", "work")
 
@@ -48,15 +48,15 @@ class _Handle(Generic[ConnectionT]):
         self._clock = clock
         self._name = name
         self.finished: bool = False
-        self.doomed: bool = False  # joined code failed
-        self.deliberate: bool = False  # set_rollback_only() was called
+        self.doomed: bool = False  # whether joined code failed
+        self.deliberate: bool = False  # whether set_rollback_only() was called
 
     @property
     def connection(self) -> ConnectionT:
         """The psycopg connection, for cursors, COPY and whatever else psycopg offers.
 
-        Its statements have the transaction's deadline too. Do not commit or roll back on it, and do not keep it
-        beyond the block.
+        Statements on it have the transaction's deadline too. Do not commit or roll back on it, and do not use it
+        after the block.
 
         Raises:
             TransactionUsageError: The transaction is over, or this is another thread or task.
@@ -70,27 +70,27 @@ class _Handle(Generic[ConnectionT]):
 
     @property
     def operation(self) -> str:
-        """What this transaction is called in events and metrics."""
+        """This transaction's name in events and metrics."""
         return self.work.operation
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1."""
+        """The number of this attempt, from 1."""
         return self.work.attempt.number
 
     def after_commit(self, fn: Hook) -> None:
         """Call `fn()` once the server has confirmed the COMMIT, outside of the transaction.
 
-        Hooks run in the order they were given, after the connection went back. What they raise is reported and
-        changes nothing. A hook given inside a savepoint that is rolled back is dropped with it.
+        Hooks run in the order in which they were added, after the connection went back. An error that a hook raises
+        is reported and changes nothing else. A hook added inside a savepoint that is rolled back is dropped with it.
 
         Args:
-            fn: Takes no argument. In an AsyncDatabase it may be `async def`.
+            fn: Takes no arguments. In an AsyncDatabase it may be `async def`.
         """
         self._add(fn, committed=True)
 
     def after_rollback(self, fn: Hook) -> None:
-        """Call `fn()` once the transaction was rolled back; for each failed attempt; otherwise as `after_commit`."""
+        """Call `fn()` once the transaction was rolled back, for each failed attempt; otherwise as `after_commit`."""
         self._add(fn, committed=False)
 
     def _lock_statement(self, key: int | str, shared: bool) -> tuple[bytes, tuple[int]]:
@@ -103,7 +103,7 @@ class _Handle(Generic[ConnectionT]):
         return locking.in_transaction(shared=shared), (number,)
 
     def set_rollback_only(self) -> None:
-        """Have the block end with a rollback instead of a commit, without an error."""
+        """Make the block end with a rollback instead of a commit, without an error."""
         self.session()
         self.deliberate = True
 
@@ -151,18 +151,18 @@ class _Handle(Generic[ConnectionT]):
 class Transaction(_Handle["psycopg.Connection[Any]"]):
     """A running transaction, or a savepoint in one, as `Database.transaction()` and `run()` hand it out.
 
-    Belongs to the thread that began it. It cannot be used after its block.
+    It belongs to the thread that began it, and cannot be used after its block.
     """
 
     __slots__ = ()
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
-        """The psycopg connection. See the base; a BEGIN that was held back is sent first."""
+        """The psycopg connection, see `_Handle.connection`; a BEGIN that was held back is sent first."""
         session = self.session()
         if session.held is not None:
             run_blocking(session.held.begin(session))
-            session = self.session()  # it may have been replaced
+            session = self.session()  # the session may have been replaced
         return session.share()  # type: ignore[no-any-return]  # of whatever class the pool makes
 
     def execute(self, query: Query, params: Params | None = None, **options: Any) -> psycopg.Cursor[Any]:
@@ -170,13 +170,13 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
 
         Args:
             query: The SQL, with `%s` or `%(name)s` placeholders.
-            params: Their values.
+            params: The values of the placeholders.
             options: Passed on to psycopg: `prepare`, `binary`.
 
         Raises:
-            TransactionTimeoutError: The transaction's time is spent, or ended while this ran.
+            TransactionTimeoutError: The transaction's time was spent, or ran out during the statement.
             TransactionUsageError: The transaction is over, or this is another thread.
-            psycopg.Error: What the server says.
+            psycopg.Error: The server's error.
         """
         work = self.work
         session = work.session
@@ -189,7 +189,7 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
             or work.owner is not owner_here()
         ):
             cursor = self._execute(query, params, options)
-        else:  # as there, at two thirds of the price
+        else:  # as `_execute`, at two thirds of the price
             session.shared, session.cursor = True, None
             connection = session.connection
             cursor = connection.cursor_factory(connection).execute(query, params, **options)
@@ -203,11 +203,11 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
         if session.held is None:
             return session.share().execute(query, params, **options)
         cursor = run_blocking(session.held.first(query, params, options, None))
-        self.session().share()  # it may have been replaced
+        self.session().share()  # the session may have been replaced
         return cursor
 
     def fetch_one(self, query: Query, params: Params | None = None) -> Any:
-        """Run a query and return its first row, or None. Args and errors as `execute`."""
+        """Run a query and return its first row, or None. Arguments and errors as for `execute`."""
         text = _repeatable(query, params)
         session = self.session()
         if text is None or session.held is not None:
@@ -219,7 +219,7 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
         return row
 
     def fetch_all(self, query: Query, params: Params | None = None) -> list[Any]:
-        """Run a query and return all its rows. Args and errors as `execute`."""
+        """Run a query and return all its rows. Arguments and errors as for `execute`."""
         text = _repeatable(query, params)
         session = self.session()
         if text is None or session.held is not None:
@@ -231,7 +231,7 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
         return found
 
     def fetch_value(self, query: Query, params: Params | None = None) -> Any:
-        """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
+        """Run a query and return the first column of its first row, or None. Args and errors as for `execute`."""
         session = self.session()
         if session.held is not None:
             cursor = run_blocking(session.held.first(query, params, {}, rows.scalar_row))
@@ -241,7 +241,7 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
         return cursor.fetchone()
 
     def transaction_id(self) -> str:
-        """Return the server's id of this transaction, asking for one the first time. One round trip, once.
+        """Return the server's id of this transaction, asking for it the first time. One round trip, once.
 
         A CommitUnknownError carries it, so that the outcome can be looked up later with `pg_xact_status`.
         """
@@ -250,7 +250,7 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
         return self.work.transaction_id
 
     def advisory_lock(self, key: int | str, *, shared: bool = False) -> None:
-        """Take an advisory lock and keep it until the transaction ends, or goes back to a savepoint before it.
+        """Take an advisory lock and keep it until the transaction ends, or rolls back to an earlier savepoint.
 
         In REPEATABLE READ and SERIALIZABLE the transaction goes on seeing what was committed before its first
         statement, this one included. To read what the last holder wrote, use READ COMMITTED, or hold the database's
@@ -261,9 +261,9 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
             shared: Whether others may hold it shared at the same time.
 
         Raises:
-            TransactionTimeoutError: It was not free within the transaction's time.
-            TransactionUsageError: There is no transaction that could hold it, see also `execute`.
-            ConfigurationError: The key is neither.
+            TransactionTimeoutError: The lock was not free within the transaction's time.
+            TransactionUsageError: There is no transaction that could hold it; see also `execute`.
+            ConfigurationError: The key is neither a number of 64 bits nor a text.
         """
         self.execute(*self._lock_statement(key, shared))
 
@@ -271,7 +271,7 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
 class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
     """A running transaction, or a savepoint in one, as `AsyncDatabase.transaction()` and `run()` hand it out.
 
-    Belongs to the task that began it. It cannot be used after its block.
+    It belongs to the task that began it, and cannot be used after its block.
     """
 
     __slots__ = ()
@@ -281,13 +281,13 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
 
         Args:
             query: The SQL, with `%s` or `%(name)s` placeholders.
-            params: Their values.
+            params: The values of the placeholders.
             options: Passed on to psycopg: `prepare`, `binary`.
 
         Raises:
-            TransactionTimeoutError: The transaction's time is spent, or ended while this ran.
+            TransactionTimeoutError: The transaction's time was spent, or ran out during the statement.
             TransactionUsageError: The transaction is over, or this is another task.
-            psycopg.Error: What the server says.
+            psycopg.Error: The server's error.
         """
         work = self.work
         session = work.session
@@ -300,7 +300,7 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
             or work.owner is not owner_here()
         ):
             cursor = await self._execute(query, params, options)
-        else:  # as there, at two thirds of the price
+        else:  # as `_execute`, at two thirds of the price
             session.shared, session.cursor = True, None
             connection = session.connection
             cursor = await connection.cursor_factory(connection).execute(query, params, **options)
@@ -314,11 +314,11 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
         if session.held is None:
             return await session.share().execute(query, params, **options)
         cursor = await session.held.first(query, params, options, None)
-        self.session().share()  # it may have been replaced
+        self.session().share()  # the session may have been replaced
         return cursor
 
     async def fetch_one(self, query: Query, params: Params | None = None) -> Any:
-        """Run a query and return its first row, or None. Args and errors as `execute`."""
+        """Run a query and return its first row, or None. Arguments and errors as for `execute`."""
         text = _repeatable(query, params)
         session = self.session()
         if text is None or session.held is not None:
@@ -330,7 +330,7 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
         return row
 
     async def fetch_all(self, query: Query, params: Params | None = None) -> list[Any]:
-        """Run a query and return all its rows. Args and errors as `execute`."""
+        """Run a query and return all its rows. Arguments and errors as for `execute`."""
         text = _repeatable(query, params)
         session = self.session()
         if text is None or session.held is not None:
@@ -342,7 +342,7 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
         return found
 
     async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
-        """Run a query and return the first column of its first row, or None. Args and errors as `execute`."""
+        """Run a query and return the first column of its first row, or None. Args and errors as for `execute`."""
         session = self.session()
         if session.held is not None:
             cursor = await session.held.first(query, params, {}, rows.scalar_row)
@@ -352,7 +352,7 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
         return await cursor.fetchone()
 
     async def transaction_id(self) -> str:
-        """Return the server's id of this transaction, asking for one the first time. One round trip, once.
+        """Return the server's id of this transaction, asking for it the first time. One round trip, once.
 
         A CommitUnknownError carries it, so that the outcome can be looked up later with `pg_xact_status`.
         """
@@ -361,7 +361,7 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
         return self.work.transaction_id
 
     async def advisory_lock(self, key: int | str, *, shared: bool = False) -> None:
-        """Take an advisory lock and keep it until the transaction ends, or goes back to a savepoint before it.
+        """Take an advisory lock and keep it until the transaction ends, or rolls back to an earlier savepoint.
 
         In REPEATABLE READ and SERIALIZABLE the transaction goes on seeing what was committed before its first
         statement, this one included. To read what the last holder wrote, use READ COMMITTED, or hold the database's
@@ -372,9 +372,9 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
             shared: Whether others may hold it shared at the same time.
 
         Raises:
-            TransactionTimeoutError: It was not free within the transaction's time.
-            TransactionUsageError: There is no transaction that could hold it, see also `execute`.
-            ConfigurationError: The key is neither.
+            TransactionTimeoutError: The lock was not free within the transaction's time.
+            TransactionUsageError: There is no transaction that could hold it; see also `execute`.
+            ConfigurationError: The key is neither a number of 64 bits nor a text.
         """
         await self.execute(*self._lock_statement(key, shared))
 
@@ -395,9 +395,9 @@ Handle = Transaction | AsyncTransaction
 
 
 def _repeatable(query: Query, params: Params | None) -> bytes | None:
-    """Return a query as a cursor can take it that is used again, or None where it needs one of its own.
+    """Return a query in a form that a reused cursor can take, or None if it needs a cursor of its own.
 
-    Bytes that are new each time: a cursor that is given the very same query keeps how it reads values, and with that
-    a time zone or an encoding that may have been changed since. Without parameters it may be several statements.
+    The bytes are new each time: a cursor that is given the same query object keeps how it reads values, and with that
+    a time zone or an encoding that may have changed since. Without parameters there may be several statements.
     """
     return query.encode("ascii") if params and isinstance(query, str) and query.isascii() else None

@@ -1,4 +1,4 @@
-"""What is known of one attempt and of its transaction, whoever joins it."""
+"""What is known of one attempt and of its transaction, shared by all blocks that join it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Hook = Callable[[], object]
 
 
 class Attempt:
-    """One try of `run`, or the only one of a block.
+    """One attempt of `run`, or the only one of a block.
 
     Attributes:
-        number: Which one, from 1.
-        until: When the budget of all of them is spent, None to start one with the transaction.
-        retry: The policy, None where nothing is tried again.
-        fn: What is going to be called, None for a block.
-        repeatable: Whether doing it twice comes to doing it once, so that it may be tried again also where it is not
-            known what became of it.
-        told: Whether it is told as a transaction. One that waits for somebody else by design is not.
-        pause: Seconds before the next one, None when this is the last.
-        longest: Seconds of the longest one so far that failed, waiting for a connection left out.
-        lease: What it has its connection by, or waits for one with.
-        place: The caller's line, None to look for it when a connection is asked for.
+        number: Its number, from 1.
+        until: When the budget of all attempts is spent; None to start one with the transaction.
+        retry: The retry policy; None if nothing is retried.
+        fn: The function about to be called; None for a block.
+        repeatable: Whether doing it twice has the effect of doing it once, so that it may be retried even if its
+            outcome is not known.
+        told: Whether it is reported as a transaction. One that waits for other code by design is not.
+        pause: Seconds before the next attempt; None if this is the last.
+        longest: Seconds of the longest failed attempt so far, without the wait for a connection.
+        lease: The lease of its connection, or the one it waits with.
+        place: The caller's line; None to look for it when a connection is asked for.
     """
 
-    # Defaults of the class: a block sets none but `lease` and `until`, and whoever wants others does it himself.
+    # Class-level defaults: a block sets only `lease` and `until`, and callers that want others set them.
     number: int = 1
     until: float | None = None
     retry: TransactionRetry | None = None
@@ -49,14 +49,14 @@ class Attempt:
     place: Place | None = None
 
     def let_go(self) -> None:
-        """Take the connection from a block that was interrupted between two lines. Nothing after an orderly end."""
+        """Take the connection from a block that was interrupted between two lines. No effect after an orderly end."""
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.let_go()
 
 
 class Work:
-    """One BEGIN ... COMMIT on one connection, whoever joins it."""
+    """One BEGIN ... COMMIT on one connection, shared by all blocks that join it."""
 
     options: TransactionOptions
     isolation: Isolation
@@ -65,18 +65,18 @@ class Work:
     attempt: Attempt
     asked: float  # when a connection was asked for
     checkouts: Checkouts  # where its connection comes from, and goes back to
-    # Defaults of the class: most transactions set few of these, and setting all would cost twice as much.
+    # Class-level defaults: most transactions set few of these, and setting all would cost twice as much.
     bare: bool = False  # a connection without a transaction
     after_commit: list[Hook] | None = None
     after_rollback: list[Hook] | None = None
-    held: float | None = None  # seconds, once the connection went back
+    held: float | None = None  # how many seconds it was held, once the connection went back
     journal: Journal | None = None
     lease: Lease | None = None
     rows: int = 0
     savepoints: int = 0
     session: Session | None = None
     sqlstate: str | None = None  # of the error with which the server ended it
-    timed: bool = False  # how long it waited was told
+    timed: bool = False  # whether its wait for a connection was reported
     transaction_id: str | None = None
     verdict: Verdict = "rolled_back"  # as far as is known: nothing is committed before COMMIT is sent
     waited: float = 0.0
@@ -93,7 +93,7 @@ class Work:
         bare: bool,
         checkouts: Checkouts,
     ) -> Work:
-        """Return one that has no connection yet."""
+        """Return a work that has no connection yet."""
         work = cls()
         work.options, work.isolation, work.lock_timeout = options, isolation, lock_timeout
         work.owner, work.attempt, work.asked = owner, attempt, asked
@@ -102,11 +102,11 @@ class Work:
 
     @property
     def operation(self) -> str:
-        """What it is called in events and metrics."""
+        """Its name in events and metrics."""
         return self.options.operation or "transaction"
 
     def add_hook(self, hook: Hook, *, committed: bool) -> None:
-        """Have a hook run after the commit, or else after the rollback."""
+        """Add a hook to run after the commit, or after the rollback."""
         hooks = self.after_commit if committed else self.after_rollback
         if hooks is None:
             hooks = []
