@@ -1,1 +1,1 @@
-"""The kernel: words every room shares. Standard library only, nothing here waits or starts anything."""
+"""The kernel: what every other package of reliakit shares. Standard library only; nothing here waits or starts."""

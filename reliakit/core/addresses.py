@@ -1,4 +1,4 @@
-"""Network addresses as texts: what they are, and how much of one stands for a client."""
+"""Network addresses as text: parsing them, and how much of one identifies a client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["address_of", "folded"]
 
 @lru_cache(maxsize=1024)
 def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that a text says, zone left out and IPv4-mapped IPv6 as IPv4, or None if it is none."""
+    """Return the address in a text, without its zone and IPv4-mapped IPv6 as IPv4, or None if it is none."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -20,7 +20,7 @@ def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def folded(address: str) -> str:
-    """Return an IPv6 address as its /64, which is what one subscriber gets, and every other text as it is."""
+    """Return an IPv6 address as its /64, which is what one subscriber gets, and any other text unchanged."""
     parsed = address_of(address)
     if parsed is None:
         return address

@@ -1,4 +1,4 @@
-"""How long to pause before trying again: exponential growth under a cap, with jitter.
+"""How long to pause before the next attempt: exponential growth up to a cap, with jitter.
 
 ```
 pause(n) = min(cap, base * factor ** (n - 1))           grown = pause(n)
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Backoff"]
 
-_SPREAD = 3.0  # how much longer than the last pause a decorrelated one may be
+_SPREAD = 3.0  # how many times longer than the last pause a decorrelated one may be
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Growing pauses between attempts.
+    """Compute the growing pauses between attempts.
 
     Args:
         base: The first pause, in seconds.
-        factor: How much longer each next pause is; at least 1.
-        cap: No pause is longer than this, in seconds.
-        jitter: The share of a pause that is random, 0 none, 1 full. Or "decorrelated": each pause is drawn between
-            `base` and three times the one before it, whatever the `factor`.
+        factor: How many times longer each next pause is; at least 1.
+        cap: The longest pause, in seconds.
+        jitter: The share of a pause that is random: 0 for none, 1 for full jitter. Or "decorrelated": each pause is
+            drawn between `base` and three times the one before it, whatever the `factor`.
     """
 
     base: float = 1.0
@@ -55,7 +55,7 @@ class Backoff:
             raise ConfigurationError(f"factor must be a number of at least 1, got {self.factor!r}")
 
     def pause(self, attempt: int) -> float:
-        """Return the pause after the given attempt, counted from 1, before jitter, in seconds: its upper bound."""
+        """Return the pause after the given attempt, counted from 1, in seconds, without jitter: its upper bound."""
         factor = _SPREAD if self.jitter == "decorrelated" else float(self.factor)
         try:
             grown = self.base * factor ** (attempt if self.jitter == "decorrelated" else attempt - 1)
@@ -69,7 +69,7 @@ class Backoff:
         Args:
             attempt: How many attempts have failed so far, from 1.
             random: Draws from [0, 1), such as `clock.random`.
-            previous: The pause before, for decorrelated jitter; None for the longest that it can have been.
+            previous: The pause before this one, for decorrelated jitter; None to assume the longest possible.
         """
         if self.jitter == "decorrelated":
             longest = self.pause(attempt) if previous is None else _SPREAD * previous

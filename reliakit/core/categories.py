@@ -1,7 +1,7 @@
-"""What kind of error this is, and whether trying again can help.
+"""What kind of error an exception is, and whether a retry can help.
 
-`classify` never looks at a message. PostgreSQL errors are told apart by SQLSTATE, because one DB-API class spans
-codes that must be retried and codes that must not (PostgreSQL documentation, appendix A and section 13.5).
+`classify` never looks at a message. SQLSTATE tells PostgreSQL errors apart, because one DB-API class spans codes that
+must be retried and codes that must not (PostgreSQL documentation, appendix A and section 13.5).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["Category", "ErrorClass", "RetryAdvice", "classified", "classify", "fingerprint", "sqlstate_of"]
 
 _KNOWN = "__reliakit_class__"
-# Packages whose errors carry a status of gRPC, and those whose errors carry the one that was their reason.
+# Packages whose errors carry a gRPC status, and packages whose errors carry the error that caused them.
 _GRPC = frozenset({"grpc", "grpclib"})
 _WRAPPERS = frozenset({"urllib", "urllib3"})
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorClass:
-    """What `classify` found.
+    """What `classify` found out about an error.
 
     Attributes:
         category: What kind of error it is.
-        retry: Whether trying again can help, and how.
+        retry: Whether a retry can help, and how.
         sqlstate: PostgreSQL's five-character code, or None.
         fingerprint: 16 hexadecimal digits, equal for errors of one type raised through the same functions,
             whatever the line, the message or the machine.
@@ -44,12 +44,12 @@ class ErrorClass:
 
 
 def classify(error: BaseException) -> ErrorClass:
-    """Tell what kind of error this is and whether trying again can help.
+    """Find out what kind of error this is, and whether a retry can help.
 
-    SQLSTATE decides where there is one; then a status of HTTP or gRPC that the error or its response carries; then
-    reliakit's, Python's and well-known clients' own types. A group is what all of its errors are, if they agree.
-    Never raises. A few microseconds, no traceback is rendered. An error that metrics, tracking or a log record have
-    told of stays what it was told to be, wherever it goes afterwards.
+    The SQLSTATE decides if there is one; then an HTTP or gRPC status that the error or its response carries; then the
+    known types of reliakit, Python and well-known clients. A group is classified as its errors are, if they agree.
+    Never raises. Takes a few microseconds and renders no traceback. Once metrics, tracking or a log record have
+    reported an error, its classification stays the same wherever it goes afterwards.
 
     Args:
         error: Any exception, raised or not.
@@ -66,12 +66,13 @@ def classify(error: BaseException) -> ErrorClass:
 
 
 def classified(error: BaseException) -> ErrorClass:
-    """Return what `classify` finds, and let it find the same from now on.
+    """Return what `classify` finds, and make it find the same from now on.
 
-    On its way out an error passes through more and more functions, which all who tell of it would see differently.
+    On its way out an error passes through more and more functions, so those who report it would each see a
+    different fingerprint.
     """
     found = classify(error)
-    with contextlib.suppress(Exception):  # a class may hide its __dict__, and is then classified each time
+    with contextlib.suppress(Exception):  # a class may hide its __dict__; its errors are classified each time
         return cast("ErrorClass", vars(error).setdefault(_KNOWN, found))
     return found
 
@@ -116,7 +117,7 @@ def _leaves(group: _Group) -> list[BaseException]:
 
 
 def _told_kind(error: BaseException) -> Kind | None:
-    """Return what an error says of itself: its errno, its status of gRPC, or the error that was its reason."""
+    """Return what an error itself says: its errno, its gRPC status, or the error that caused it."""
     if isinstance(error, OSError) and error.errno in kinds.ERRNOS:
         return kinds.ERRNOS[error.errno]
     for cls in type(error).__mro__:
@@ -142,7 +143,7 @@ def _grpc_kind(error: BaseException) -> Kind | None:
 
 
 def _type_kind(error: BaseException) -> Kind | None:
-    """Return what the nearest of its classes is that is known."""
+    """Return the kind of the nearest class that is known."""
     for cls in type(error).__mro__:
         package = _package(cls)
         kind = kinds.TYPES.get(cls) or kinds.NAMES.get((package, cls.__name__))

@@ -1,4 +1,4 @@
-"""Eager checks of settings, with one style of message: what was given, to whom, and what to give instead."""
+"""Checks of settings at construction, with one style of message: which argument, what was given, what to give."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LARGEST = sys.float_info.max
 
 
 def seconds(argument: str, value: float, *, zero: bool = False) -> float:
-    """Return a duration as a float, refusing anything that is not a finite, positive number.
+    """Return a duration as a float; refuse anything that is not a finite, positive number.
 
     Args:
         argument: The argument's name, for the message.
@@ -65,7 +65,7 @@ def named(argument: str, value: str) -> str:
 
 
 def clock(argument: str, value: Clock) -> Clock:
-    """Return a clock, refusing what is easily given instead: a class, or a function such as `time.monotonic`."""
+    """Return a clock; refuse what is easily passed by mistake: a class, or a function such as `time.monotonic`."""
     if isinstance(value, type) or not callable(getattr(value, "monotonic", None)):
         raise ConfigurationError(f"{argument} must be a clock such as SYSTEM_CLOCK or ManualClock(), got {value!r}")
     return value

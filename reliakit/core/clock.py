@@ -1,4 +1,4 @@
-"""Time and chance, behind one small protocol, so that every wait and every draw can be driven by a test.
+"""Time and random numbers behind one small protocol, so that a test can drive every wait and every draw.
 
 No other module reads a clock, sleeps or draws a random number.
 """
@@ -17,22 +17,22 @@ __all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "nanoseconds_of"]
 
 @runtime_checkable
 class Clock(Protocol):
-    """What a component asks of time. `reliakit.testing.ManualClock` is the one for tests."""
+    """Where a component gets time and random numbers from. For tests there is `reliakit.testing.ManualClock`."""
 
     def monotonic(self) -> float:
-        """Return seconds from an arbitrary origin that never go back."""
+        """Return seconds since an arbitrary origin; never goes back."""
         ...
 
     def time(self) -> float:
-        """Return seconds since the Unix epoch; may step when the machine's clock is set."""
+        """Return seconds since the Unix epoch; jumps when the machine's clock is set."""
         ...
 
     def sleep(self, seconds: float, /) -> None:
-        """Block this thread."""
+        """Block this thread for `seconds`."""
         ...
 
     async def asleep(self, seconds: float, /) -> None:
-        """Suspend this task."""
+        """Suspend this task for `seconds`."""
         ...
 
     def random(self) -> float:
@@ -41,7 +41,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clock and chance."""
+    """The machine's own clock and random numbers."""
 
     __slots__ = ()
 
@@ -51,7 +51,7 @@ class SystemClock:
     random: staticmethod[[], float] = staticmethod(random)
 
     async def asleep(self, seconds: float, /) -> None:
-        """Suspend this asyncio task."""
+        """Suspend this asyncio task for `seconds`."""
         import asyncio  # noqa: PLC0415 - only programs that await pay for the import
 
         await asyncio.sleep(seconds)  # noqa: TID251 - this is the Clock
@@ -64,12 +64,12 @@ SYSTEM_CLOCK: Clock = SystemClock()
 
 
 def nanoseconds_of(clock: Clock) -> Callable[[], int]:
-    """Return what reads this clock's monotonic time in whole nanoseconds."""
+    """Return a function that reads this clock's monotonic time in whole nanoseconds."""
     if clock is SYSTEM_CLOCK:
-        return monotonic_ns  # half the price of the float and its rounding
+        return monotonic_ns  # half the cost of a float and rounding it
 
     def read() -> int:
-        # Rounded, not cut: a float that should be 0.3 s may be a hair less.
+        # Rounded, not truncated: a float meant as 0.3 s may be slightly less.
         return round(clock.monotonic() * 1e9)
 
     return read

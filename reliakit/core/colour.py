@@ -1,7 +1,7 @@
 """How a function must be called: plain, `async def`, generator or async generator.
 
-It is told once, when the function is decorated. Anything whose colour would be guessed wrong is refused loudly: a
-class, a coroutine object, a plain function that returns an awaitable.
+The colour is determined once, when the function is decorated. Anything whose colour could be guessed wrong is refused
+loudly: a class, a coroutine object, a plain function that returns an awaitable.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _PLAIN: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes, t
 
 
 def colour_of(fn: object, *, by: str) -> Colour:
-    """Tell how a function must be called.
+    """Return how a function must be called.
 
     Args:
-        fn: What was handed to a decorator or to `call`.
-        by: Who asks, for the message.
+        fn: What was passed to a decorator or to `call`.
+        by: Names the decorator in the error message.
 
     Raises:
-        ConfigurationError: It is a class, a coroutine object or no callable at all.
+        ConfigurationError: `fn` is a class, a coroutine object or not callable.
     """
     if not callable(fn):
         refuse_uncallable(fn, by)
@@ -58,13 +58,13 @@ def colour_of(fn: object, *, by: str) -> Colour:
 
 
 def is_awaitable(result: object) -> bool:
-    """Return whether this is something to be awaited. Looks at the class alone; a no costs 150 ns on Python 3.11."""
+    """Return whether this can be awaited. Looks at the class only; a no costs 150 ns on Python 3.11."""
     kind = type(result)
-    return kind not in _PLAIN and hasattr(kind, "__await__")  # 40 ns for those
+    return kind not in _PLAIN and hasattr(kind, "__await__")  # 40 ns for the classes in _PLAIN
 
 
 def refuse_uncallable(fn: object, by: str) -> NoReturn:
-    """Raise for something handed to `call` or `acall` that is no function.
+    """Raise for something passed to `call` or `acall` that is not a function.
 
     Raises:
         ConfigurationError: Always.
@@ -92,12 +92,12 @@ def refuse_awaitable(fn: object, result: object, by: str) -> None:
 
 
 def refuse_generator_function(fn: object) -> None:
-    """Raise for a generator function whose generator nobody has begun: only its creation would have been guarded.
+    """Raise for a generator function whose generator was not begun: only its creation would have been guarded.
 
     Raises:
-        ConfigurationError: It is one.
+        ConfigurationError: `fn` is a generator function.
     """
-    # A plain function may well return a generator that somebody else drives; a generator function does nothing yet.
+    # A plain function may return a generator that other code drives; a generator function's has done nothing yet.
     if colour_of(fn, by="call") != "plain":
         raise ConfigurationError(
             f"{name_of(fn)} is a generator function, so call would guard only its creation: decorate it instead"
@@ -108,12 +108,12 @@ def refuse_value(fn: object, result: object) -> None:
     """Raise for a result that cannot be awaited.
 
     Raises:
-        ConfigurationError: It cannot.
+        ConfigurationError: It cannot be awaited.
     """
-    if not inspect.isawaitable(result):  # a generator-based coroutine is one, though its class does not say so
+    if not inspect.isawaitable(result):  # covers generator-based coroutines, whose class does not show it
         raise ConfigurationError(f"{name_of(fn)} returned nothing to await: use call for a plain function")
 
 
 def name_of(fn: object) -> str:
-    """Return what to call a function in a message."""
+    """Return a function's name for messages."""
     return str(getattr(fn, "__qualname__", None) or repr(fn))

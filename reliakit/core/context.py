@@ -1,4 +1,4 @@
-"""Who asked, and under which id: what every log line, event and outgoing call of one request shares."""
+"""Who made a request, and under which id: what every log line, event and outgoing call of one request shares."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ PRIORITIES: tuple[Priority, ...] = ("critical", "default", "sheddable")
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What is known of the request that is being served.
+    """What is known of the request being served.
 
     Attributes:
-        request_id: Its id, kept from the caller or made here.
-        principal: Who asked, once that is known.
+        request_id: The request's id, taken from the caller or made here.
+        principal: Who made the request, once that is known.
         trace_id: The id of the distributed trace, 32 hexadecimal digits, or None.
         fields: Anything else; shown in log records.
-        priority: What happens to it when there is too much to do: "sheddable" work is refused first, "critical" last.
-        trace_headers: The W3C headers `traceparent` and `tracestate` (or None) as they came in, to be handed on, or
+        priority: How it is treated under overload: "sheddable" work is refused first, "critical" last.
+        trace_headers: The W3C headers `traceparent` and `tracestate` (or None) as they came in, to be passed on, or
             None without a trace.
     """
 
@@ -50,13 +50,13 @@ class RequestContext:
     trace_headers: tuple[str, str | None] | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Read-only views can be neither copied deeply nor sent to another process.
+        # Read-only views cannot be deep-copied or pickled.
         fields = dict(self.fields)
         known = (self.request_id, self.principal, self.trace_id)
         return RequestContext, (*known, fields, self.priority, self.trace_headers)
 
     def __repr__(self) -> str:
-        # Names alone of what may be anything.
+        # Only the names of fields, whose values may be anything.
         return (
             f"RequestContext(request_id={self.request_id!r}, principal={self.principal!r}, "
             f"trace_id={self.trace_id!r}, fields={sorted(self.fields)!r}, priority={self.priority!r})"
@@ -64,17 +64,17 @@ class RequestContext:
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("reliakit_request", default=None)
-# The same as `current_request`, for paths where a frame of Python is felt: 25 ns instead of 60.
+# The same as `current_request`, for paths where a Python frame matters: 25 ns instead of 60.
 request_here: Callable[[], RequestContext | None] = _current.get
 
 
 def current_request() -> RequestContext | None:
-    """Return the context of the request that this thread or task serves, or None outside of one."""
+    """Return the context of the request that this thread or task serves, or None outside of a request."""
     return _current.get()
 
 
 def current_priority() -> Priority:
-    """Return the priority of the request that this thread or task serves, "default" outside of one."""
+    """Return the priority of the request that this thread or task serves, "default" outside of a request."""
     request = _current.get()
     return "default" if request is None else request.priority
 
@@ -82,20 +82,21 @@ def current_priority() -> Priority:
 class request_context:  # noqa: N801 - reads as the statement it is used in
     """Run a block as part of a request: `with request_context(request_id="a1", principal="7", tenant="x"): ...`.
 
-    What is left out is inherited from an outer context; fields add up, the inner value wins. Without a `request_id`
-    anywhere a new one is made. Tasks started in the block inherit it; threads do so where their pool copies the
-    context, as `asyncio.to_thread` does.
+    Arguments that are left out are inherited from an outer context; fields add up, and the inner value wins. If there
+    is no `request_id` anywhere, a new one is made. Tasks started in the block inherit the context; so do threads if
+    their pool copies the context, as `asyncio.to_thread` does.
 
     Args:
         request_id: The request's id.
-        principal: Who asked.
+        principal: Who made the request.
         trace_id: The id of the distributed trace.
-        priority: "critical", "default" or "sheddable": who is refused last, and who first, when there is too much.
+        priority: "critical", "default" or "sheddable". Under overload, sheddable requests are refused first and
+            critical ones last.
         trace_headers: The headers `traceparent` and `tracestate` (or None) that came in with the request.
-        fields: Anything else worth a place in each log record.
+        fields: Anything else that belongs in each log record.
 
     Raises:
-        ConfigurationError: There is no such priority.
+        ConfigurationError: The priority is none of the three.
     """
 
     __slots__ = ("_entered", "_fields", "_principal", "_priority", "_request_id", "_trace_headers", "_trace_id")
@@ -134,7 +135,7 @@ class request_context:  # noqa: N801 - reads as the statement it is used in
         try:
             _current.reset(token)
         except ValueError:
-            # A generator may be closed in another context than it began in: what that one set itself stays.
+            # A generator may be closed in another context than it began in, whose own value must stay.
             if _current.get() is here:
                 _current.set(outer)
 

@@ -6,10 +6,10 @@ with deadline(2.0):                 until = now + 2.0, or the outer one's if tha
     checkpoint() -> None, or raises DeadlineExceededError
 ```
 
-A deadline only ever shrinks. In `async with` it is enforced: the block is cancelled and leaves as
-DeadlineExceededError, while a cancellation that comes from elsewhere keeps its identity. In a plain `with` it is
-cooperative: nothing can stop Python code in a thread, so reliakit's own waits and `checkpoint()` raise, and a block
-that returns too late keeps its result and emits `DeadlineOverrun`.
+A deadline only ever shrinks. In `async with` it is enforced: the block is cancelled and raises DeadlineExceededError,
+while a cancellation that comes from elsewhere stays a cancellation. In a plain `with` it is cooperative: nothing can
+stop Python code in a thread, so reliakit's own waits and `checkpoint()` raise, and a block that returns too late
+keeps its result and emits `DeadlineOverrun`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOST_GRPC = 99_999_999  # eight digits, see "Timeout" in the protocol of gRPC o
 
 
 class Budget:
-    """One running block's share of time, linked to the block around it; for whoever sets `current` himself."""
+    """One running block's time budget, linked to the block around it; for code that sets `current` itself."""
 
     __slots__ = ("clock", "inherited", "outer", "over", "seconds", "until")
 
@@ -51,7 +51,7 @@ class Budget:
             self.seconds, self.clock, self.until = outer.seconds, outer.clock, outer.until
 
     def remaining(self) -> float:
-        """Return the seconds that are left, below 0 once they are spent."""
+        """Return the seconds that are left, negative once they are spent."""
         return self.until - self.clock.monotonic()
 
 
@@ -61,8 +61,8 @@ _emitter = Emitter("deadline")
 
 def binding() -> Budget | None:
     """Return the innermost budget whose block still runs."""
-    # A generator may be closed in another context than it began in, or after the block around it: its budget then
-    # stays behind in the context. Asking each budget whether its block still runs makes that harmless.
+    # A generator may be closed in another context than it began in, or after the block around it; its budget then
+    # stays in the context. Checking that each budget's block still runs makes that harmless.
     budget = current.get()
     while budget is not None and budget.over:
         budget = budget.outer
@@ -70,7 +70,7 @@ def binding() -> Budget | None:
 
 
 def remaining() -> float | None:
-    """Return the seconds that are left of the innermost deadline, never below 0, or None without a deadline."""
+    """Return the seconds left of the innermost deadline, never below 0; None without a deadline."""
     budget = current.get()
     if budget is None:
         return None
@@ -80,36 +80,36 @@ def remaining() -> float | None:
 
 
 def checkpoint() -> None:
-    """Raise DeadlineExceededError if the deadline has passed. For loops in code that nothing can interrupt."""
+    """Raise DeadlineExceededError if the deadline has passed. Call it in loops that nothing can interrupt."""
     budget = binding()
     if budget is not None and budget.remaining() <= 0:
         raise exceeded(budget.seconds)
 
 
 def deadline_headers(*, margin: float = 0.0) -> dict[str, str]:
-    """Return the header that tells the next service how much time is left, or none without a deadline.
+    """Return the header that tells the next service how much time is left, or no header without a deadline.
 
     For outgoing calls: `client.get(url, headers=deadline_headers())`. The web layer of the next service honours it
     from peers that it trusts.
 
     Args:
-        margin: Seconds kept back for the way and for what follows the call.
+        margin: Seconds to keep back for the network and for what follows the call.
 
     Returns:
-        `{"X-Request-Deadline-Ms": "1930"}`, whole milliseconds rounded down, "0" when nothing is left.
+        `{"X-Request-Deadline-Ms": "1930"}`, in whole milliseconds rounded down; "0" if nothing is left.
     """
     left = _left_for_others(margin)
     return {} if left is None else {DEADLINE_HEADER: str(min(int(left * 1000), _MOST_MILLISECONDS))}
 
 
 def grpc_timeout(*, margin: float = 0.0) -> str | None:
-    """Return what is left in gRPC's own spelling, the value of a `grpc-timeout` header, or None without a deadline.
+    """Return the time left as the value of a gRPC `grpc-timeout` header, or None without a deadline.
 
     Args:
-        margin: Seconds kept back for the way and for what follows the call.
+        margin: Seconds to keep back for the network and for what follows the call.
 
     Returns:
-        Such as "1930m" for 1930 milliseconds, "0m" when nothing is left.
+        A text such as "1930m" for 1930 milliseconds; "0m" if nothing is left.
     """
     left = _left_for_others(margin)
     if left is None:
@@ -121,28 +121,29 @@ def grpc_timeout(*, margin: float = 0.0) -> str | None:
 def _left_for_others(margin: float) -> float | None:
     kept = checks.seconds("margin", margin, zero=True)
     left = remaining()
-    # Read as it is from a clock that counts in fractions of 2: 1.93 s are no 1929 ms.
+    # Corrected for binary fractions: 1.93 s must not become 1929 ms.
     return None if left is None else max(0.0, round(left - kept, 6))
 
 
 def exceeded(seconds: float) -> DeadlineExceededError:
-    """Return the error for a spent budget of so many seconds."""
+    """Return the error for a spent budget of `seconds`."""
     return DeadlineExceededError(f"the deadline of {seconds:g} s has passed", seconds=seconds)
 
 
 class deadline:  # noqa: N801 - reads as the statement it is used in
-    """Give a block so many seconds, for `with` and `async with`.
+    """Limit the time of a block: `with deadline(2.0): ...` or `async with deadline(2.0): ...`.
 
-    Tasks started in the block share its budget while the block runs, and so do threads where their pool copies the
-    context, as `asyncio.to_thread` does. A block that has ended binds nobody. One object serves one block at a time.
+    Tasks started in the block share its budget while the block runs, and so do threads if their pool copies the
+    context, as `asyncio.to_thread` does. A block that has ended limits nothing any more. One object serves one block
+    at a time.
 
     Args:
-        seconds: The budget; 0 is one that is spent at once. An outer deadline that comes first wins.
-        clock: What measures it.
+        seconds: The budget; 0 is spent at once. An outer deadline that comes first wins.
+        clock: Measures it.
 
     Raises:
-        ConfigurationError: `seconds` is negative or no finite number.
-        DeadlineExceededError: `async with` cut the block, or a wait or `checkpoint()` in it came too late.
+        ConfigurationError: `seconds` is negative or not a finite number.
+        DeadlineExceededError: `async with` cut the block off, or a wait or `checkpoint()` in it came too late.
     """
 
     __slots__ = ("_budget", "_clock", "_seconds", "_timeout", "_watchdog")
@@ -174,7 +175,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
             self._overran(budget.seconds, budget.seconds - left)
 
     def _overran(self, seconds: float, elapsed: float) -> None:
-        """Tell of a block that could not be interrupted and has returned too late."""
+        """Report a block that could not be interrupted and returned too late."""
         _emitter.emit(DeadlineOverrun, seconds=seconds, elapsed=elapsed)
 
     async def __aenter__(self) -> Self:
@@ -183,7 +184,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
         self.__enter__()
         budget = self._budget
         assert budget is not None
-        # Also where an outer deadline comes first: that one may be a plain `with`, or belong to a parent task.
+        # Armed even if an outer deadline comes first: that one may be a plain `with`, or belong to a parent task.
         measured_by_loop = budget.clock is SYSTEM_CLOCK
         try:
             self._timeout = asyncio.timeout(budget.remaining() if measured_by_loop else None)
@@ -213,7 +214,7 @@ class deadline:  # noqa: N801 - reads as the statement it is used in
     async def _watch(budget: Budget, timeout: asyncio.Timeout) -> None:
         import asyncio  # noqa: PLC0415
 
-        # A clock that jumps to the end of each sleep must not do so for who merely watches.
+        # A test clock that jumps to the end of each sleep must not do so for a task that only watches.
         wait = getattr(budget.clock, "alarm", budget.clock.asleep)
         await wait(max(0.0, budget.remaining()))
         timeout.reschedule(asyncio.get_running_loop().time())

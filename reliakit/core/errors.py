@@ -57,11 +57,11 @@ __all__ = [
 
 
 class ReliakitError(Exception):
-    """The root of everything that reliakit raises itself."""
+    """The base class of every error that reliakit raises itself."""
 
 
 class ConfigurationError(ReliakitError, ValueError):
-    """A wrong argument or a wrong use; raised at construction or decoration and naming the way out."""
+    """A wrong argument or wrong use. Raised at construction or decoration; the message says how to mend it."""
 
 
 class RejectedError(ReliakitError):
@@ -69,7 +69,7 @@ class RejectedError(ReliakitError):
 
     Attributes:
         name: The component that refused.
-        retry_after: Seconds until another try can succeed, or None when that is not known.
+        retry_after: Seconds until another call can succeed, or None if that is not known.
     """
 
     def __init__(self, message: str = "", *, name: str = "", retry_after: float | None = None) -> None:
@@ -79,9 +79,9 @@ class RejectedError(ReliakitError):
 
 
 class CircuitOpenError(RejectedError):
-    """The circuit breaker is open: its dependency failed too often to be called now."""
+    """The circuit breaker is open: its dependency has failed too often to be called now."""
 
-    # An open breaker does nothing but refuse, and that takes two thirds of the time without a dictionary per error.
+    # An open breaker does nothing but refuse; without a dictionary per error that takes two thirds of the time.
     __slots__ = ("name", "retry_after")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -93,7 +93,7 @@ class RateLimitedError(RejectedError):
     """The key has spent its limit.
 
     Attributes:
-        decision: The limiter's `Decision`, or None where there is none.
+        decision: The limiter's `Decision`, or None if there is none.
     """
 
     def __init__(
@@ -104,15 +104,15 @@ class RateLimitedError(RejectedError):
 
 
 class LoginBlockedError(RateLimitedError):
-    """This account or source failed to log in too often; the password was not looked at."""
+    """Too many failed attempts to log in to this account or from this source; the password was not looked at."""
 
 
 class BulkheadFullError(RejectedError):
-    """As many calls as allowed are running, and the queue is full."""
+    """As many calls are running as may, and the queue is full or the wait in it was too long."""
 
 
 class OverloadedError(RejectedError):
-    """The service sheds load before it breaks."""
+    """The call was refused to shed load before something breaks."""
 
 
 class RetryBudgetExceededError(RejectedError):
@@ -120,10 +120,10 @@ class RetryBudgetExceededError(RejectedError):
 
 
 class DeadlineExceededError(ReliakitError, TimeoutError):
-    """The time budget ran out: the call was cut, or could not start in time.
+    """The time budget ran out: the call was cut off, or could not start in time.
 
     Attributes:
-        seconds: The budget that ran out, in seconds, or None where it is not known.
+        seconds: The budget that ran out, in seconds, or None if it is not known.
     """
 
     def __init__(self, message: str = "", *, seconds: float | None = None) -> None:
@@ -135,8 +135,8 @@ class TransactionError(ReliakitError):
     """A transaction did not end as its caller asked.
 
     Attributes:
-        name: The database; which operation it was stands in the message.
-        attempts: How many attempts were made, at least 1 once one began.
+        name: The database; the message names the operation.
+        attempts: How many attempts were made; at least 1 once one began.
     """
 
     def __init__(self, message: str = "", *, name: str = "", attempts: int = 0) -> None:
@@ -146,7 +146,7 @@ class TransactionError(ReliakitError):
 
 
 class TransactionRolledBackError(TransactionError):
-    """COMMIT was answered with ROLLBACK, or joined code had doomed the transaction: nothing was written."""
+    """COMMIT was answered with ROLLBACK, or code that joined the transaction had failed: nothing was written."""
 
 
 class CommitUnknownError(TransactionError):
@@ -173,12 +173,15 @@ class TransactionTimeoutError(TransactionError, DeadlineExceededError):
 
 
 class TransactionUsageError(TransactionError):
-    """Wrong thread or task, after a fork, a broken propagation rule, or a checkout that must deadlock."""
+    """A transaction was used in a wrong way.
+
+    In the wrong thread or task, after a fork, against a propagation rule, or with a checkout that must deadlock.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a value, told without repeating the value.
+    """One thing that is wrong with a value, described without repeating the value.
 
     Attributes:
         pointer: JSON Pointer to the offending place, such as "/projects/0/name"; "" is the whole value.
@@ -201,7 +204,7 @@ class ValidationError(ReliakitError, ValueError):
     """A value does not fit its schema.
 
     Attributes:
-        problems: What is wrong, as many as the schema is set to tell.
+        problems: What is wrong; at most as many as the schema's `max_errors`.
     """
 
     def __init__(self, message: str = "", problems: Iterable[Problem] = ()) -> None:
@@ -213,7 +216,7 @@ class StoreError(ReliakitError):
     """A shared store could not be reached or did not answer in time.
 
     Attributes:
-        store: Which store.
+        store: The store's name.
     """
 
     def __init__(self, message: str = "", *, store: str = "") -> None:

@@ -18,7 +18,7 @@ Owner = Literal["application", "installed", "ours"]
 
 
 def attribute(holder: object, name: str) -> object:
-    """Return an attribute or None: a property of somebody's exception may raise anything."""
+    """Return an attribute or None: a property of a foreign exception may raise anything."""
     try:
         return getattr(holder, name, None)
     except Exception:  # noqa: BLE001 - the error being looked at matters more than its broken property
@@ -28,9 +28,9 @@ def attribute(holder: object, name: str) -> object:
 def fingerprint(error: BaseException, sqlstate: str | None = None) -> str:
     """Return 16 hexadecimal digits that are equal for errors with the same cause.
 
-    Made of the type, the functions that the error passed through (by module and qualified name, each once, without
-    lines), the SQLSTATE and the violated constraint. The standard library and reliakit are left out, and installed
-    packages too, unless there is nothing else: a service may be an installed package itself.
+    They are made from the type, the functions that the error passed through (by module and qualified name, each once,
+    without lines), the SQLSTATE and the violated constraint. Frames of the standard library and of reliakit are left
+    out, and those of installed packages too unless there are no others: a service may be an installed package itself.
     """
     parts = [str(type(error).__module__), type(error).__qualname__, *_places(error.__traceback__)]
     if sqlstate is not None:
@@ -44,8 +44,8 @@ def digest(parts: Iterable[str]) -> str:
 
 
 def _places(trace: TracebackType | None) -> Iterable[str]:
-    # Each place once, so that recursion of any depth is one place. A dict keeps the order; and a plain dict of whose
-    # code a file is costs half of a cached function.
+    # Each place once, so that recursion of any depth is one place. A dict keeps the order. A plain dict as the cache
+    # of each file's owner costs half as much as a cached function.
     own: dict[str, None] = {}
     installed: dict[str, None] = {}
     owners, last = _owners, None
@@ -78,7 +78,7 @@ _INSTALLED = tuple(
 )
 
 
-# Whose code a file is. Written by any thread, always with the same.
+# Whose code a file is. Any thread may write it, always with the same value.
 _owners: dict[str, Owner] = {}
 _MOST_FILES = 4096
 
@@ -91,7 +91,7 @@ def _find_owner(filename: str) -> Owner:
 
 
 def _owner(filename: str) -> Owner:
-    """Tell whose code a file is; "ours" is reliakit or the standard library."""
+    """Return whose code a file is; "ours" is reliakit or the standard library."""
     if "site-packages" in filename or "dist-packages" in filename:
         return "ours" if filename.startswith(_OWN) else "installed"
     if filename.startswith((_OWN, *_STANDARD, "<frozen")):

@@ -2,13 +2,13 @@
 
 ```
 async def begin(io): ...            the one text
-run_blocking(begin(BLOCKING))       a thread: every await returns without suspending
-await begin(SUSPENDING)             a task
+run_blocking(begin(BLOCKING))       in a thread: every await returns without suspending
+await begin(SUSPENDING)             in a task
 ```
 
-A flow that runs in a thread must finish in its first step, which it does when everything it awaits is an adapter
-that blocks instead of suspending. Code of the caller runs outside of flows, or is turned into an `Outcome` first, so
-that its StopIteration is never mistaken for the flow's end and its tracebacks stay short.
+A flow that runs in a thread must finish in its first step, which it does if everything it awaits is an adapter that
+blocks instead of suspending. The caller's code runs outside of flows, or is turned into an `Outcome` first, so that
+its StopIteration is never mistaken for the flow's end and its tracebacks stay short.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)  # not frozen: made once a call, and frozen ones cost three times as much to make
 class Outcome(Generic[T]):
-    """What a call of somebody else's code came to: a value, or the error that it raised."""
+    """The outcome of a call of foreign code: a value, or the error that it raised."""
 
     value: T | None = None
     error: BaseException | None = None
@@ -41,7 +41,7 @@ class Outcome(Generic[T]):
 
 
 def attempt(fn: Callable[..., T], *args: Any, **kwargs: Any) -> Outcome[T]:
-    """Call a plain function and return what came of it, whatever it raised."""
+    """Call a plain function and return its outcome, whatever it raised."""
     try:
         return Outcome(fn(*args, **kwargs))
     except BaseException as error:  # noqa: BLE001 - carried to the shell, which raises it
@@ -49,7 +49,7 @@ def attempt(fn: Callable[..., T], *args: Any, **kwargs: Any) -> Outcome[T]:
 
 
 async def attempt_async(fn: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> Outcome[T]:
-    """Await a call and return what came of it, whatever it raised, cancellation included."""
+    """Await a call and return its outcome, whatever it raised, cancellation included."""
     try:
         return Outcome(await fn(*args, **kwargs))
     except BaseException as error:  # noqa: BLE001 - carried to the shell, which raises it
@@ -60,7 +60,7 @@ class Waiting(Protocol):
     """How a flow pauses."""
 
     async def sleep(self, clock: Clock, seconds: float, /) -> None:
-        """Pause for so many seconds of this clock."""
+        """Pause for `seconds` of this clock."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""What must be put right in a child process, such as locks that another thread held at the moment of the fork.
+"""What must be mended in a child process, such as locks that another thread held at the moment of the fork.
 
 ```
 thread A: with owner._lock: ...          parent: goes on, releases it
-thread B: fork()  ───────────────>       child: has no thread A, so nobody ever would
+thread B: fork()  ───────────────>       child: has no thread A, so nobody would ever release it
 ```
 """
 
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 __all__ = ["renew_locks_after_fork", "tell_after_fork"]
 
-# Part of the process like the listeners' list: who owns locks that a child must not inherit.
+# Belongs to the process, like the list of listeners: the owners of locks that a child must not inherit.
 _owners: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
 _told: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _REENTRANT = type(threading.RLock())
@@ -24,7 +24,7 @@ _REENTRANT = type(threading.RLock())
 def renew_locks_after_fork(owner: object, *attributes: str) -> None:
     """Give this object new locks in every child process. It is held weakly.
 
-    What a lock guards may be read half-written by the child, so write what readers decide by last.
+    The child may see what a lock guards half-written, so write last what readers decide by.
 
     Args:
         owner: An object that owns a `threading.Lock` or a `threading.RLock` in each of these attributes.

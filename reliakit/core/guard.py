@@ -6,9 +6,9 @@ value  = fn(...)                the caller's code, one frame away
 guard.leave(permit, error, value)
 ```
 
-A guard decides and never waits, so one object serves threads and tasks at once. Which shell a function gets is
-decided once, when it is decorated, see `colour.py`. A guard that has something to decide only now and then may keep
-an express lane for the calls in between, see `lanes.py`.
+A guard decides and never waits, so one object serves threads and tasks at once. Which wrapper a function gets is
+decided once, when it is decorated, see `colour.py`. A guard that only sometimes has something to decide may keep an
+express lane for the calls in between, see `lanes.py`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _WITH_LANE = frozenset({"plain", "async"})
 
 
 class _Unseen:
-    """No function's result is of this class."""
+    """A class that no function's result has."""
 
 
 class Guard(Protocol[T]):
@@ -62,7 +62,7 @@ class Guard(Protocol[T]):
         ...
 
     def leave(self, permit: T, error: BaseException | None, result: object, /) -> None:
-        """Take the permit back with what the call came to. Called exactly once for each permit; never raises."""
+        """Take the permit back with the call's outcome. Called exactly once for each permit; never raises."""
         ...
 
 
@@ -72,10 +72,10 @@ def guarded(guard: Guard[Any], fn: Callable[P, R], *, by: str) -> Callable[P, R]
     Args:
         guard: Decides around each call.
         fn: A function, method, partial, staticmethod or classmethod of any colour.
-        by: Who decorates, for messages.
+        by: Names the decorator in error messages.
 
     Raises:
-        ConfigurationError: `fn` is nothing whose calls can be guarded.
+        ConfigurationError: The calls of `fn` cannot be guarded.
     """
     if isinstance(fn, staticmethod | classmethod):
         method = cast("staticmethod[..., Any] | classmethod[Any, ..., Any]", fn)
@@ -93,7 +93,7 @@ def call(guard: Guard[Any], fn: Callable[P, R], /, *args: P.args, **kwargs: P.kw
     """Call a plain function once behind the guard.
 
     Raises:
-        ConfigurationError: `fn` is no plain function: it returned an awaitable, or is a generator function.
+        ConfigurationError: `fn` is not a plain function: it returned an awaitable, or is a generator function.
     """
     if not callable(fn):
         refuse_uncallable(fn, "call")
@@ -109,10 +109,10 @@ def call(guard: Guard[Any], fn: Callable[P, R], /, *args: P.args, **kwargs: P.kw
 
 
 def result_type(fn: object, result: object) -> type[object] | None:
-    """Return the class of a result of `call`, where no result of this class shows that nothing was guarded.
+    """Return the class of a result of `call`, if results of this class never show that nothing was guarded.
 
     Raises:
-        ConfigurationError: This one shows it: it is an awaitable, or a generator that nobody has begun.
+        ConfigurationError: This result shows it: it is an awaitable, or a generator that was not begun.
     """
     if is_awaitable(result):
         refuse_awaitable(fn, result, "call")
@@ -120,14 +120,14 @@ def result_type(fn: object, result: object) -> type[object] | None:
     if kind not in _GENERATORS:
         return kind
     refuse_generator_function(fn)
-    return None  # the next one may be of another function
+    return None  # the next result may come from another function
 
 
 async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """Await one call behind the guard.
 
     Raises:
-        ConfigurationError: What `fn` returned is nothing to await.
+        ConfigurationError: `fn` returned something that cannot be awaited.
     """
     if not callable(fn):
         refuse_uncallable(fn, "acall")
@@ -146,7 +146,7 @@ async def acall(guard: Guard[Any], fn: Callable[P, Awaitable[R]], /, *args: P.ar
 
 def _plain(guard: Guard[Any], fn: Callable[..., Any], by: str) -> Callable[..., Any]:
     enter, leave = guard.enter, guard.leave
-    # The class of the last result that proved to be no awaitable: looking it up anew costs more than the guard.
+    # The class of the last result that was not awaitable: checking it anew costs more than the guard.
     known: type[object] = _Unseen
 
     @wraps(fn)

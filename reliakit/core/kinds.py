@@ -1,4 +1,4 @@
-"""The tables by which errors are told apart: SQLSTATE, HTTP status, status of gRPC, types and names of types.
+"""The tables that tell errors apart: SQLSTATE, HTTP status, gRPC status, types and names of types.
 
 Sources: PostgreSQL documentation, appendix A and section 13.5; RFC 9110 and the IANA registry of status codes; the
 gRPC documentation on status codes; the clients' own class trees.
@@ -157,7 +157,7 @@ TYPES: dict[type[BaseException], Kind] = {
     GeneratorExit: ("cancelled", "never"),
 }
 
-# Told by top-level package and class name, because these modules must not be imported here.
+# Matched by top-level package and class name, because these modules must not be imported here.
 _DRIVER: dict[str, Kind] = {
     "OperationalError": ("dependency", "reconnect"),
     "InterfaceError": ("programming", "never"),

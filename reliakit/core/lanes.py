@@ -1,4 +1,4 @@
-"""The express lane around a call: for a guard that most of the time lets every call pass and only counts successes.
+"""The express lane around a call, for a guard that usually lets every call pass and only counts successes.
 
 ```
 lane = guard.passing            None: the call takes the long way, by enter and leave
@@ -6,8 +6,8 @@ value = fn(...)                 an error always takes the long way
 lane.count += 1                 all that a success costs
 ```
 
-On the long way two methods are called around each call, which makes it 2.0 to 3.6 times as long as a bare wrapper
-function; the lane's own numbers are printed by benchmarks/resilience.py.
+The long way makes two method calls around each call, which takes 2.0 to 3.6 times as long as a bare wrapper function;
+benchmarks/resilience.py prints the lane's own numbers.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["GIL", "Lane", "LaneGuard", "lane_shell"]
 
 T = TypeVar("T")
 
-# Without the global interpreter lock `count += 1` may lose one of two, so no lane may be opened.
+# Without the GIL, `count += 1` may lose one of two increments, so no lane may be opened.
 GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Lane:
-    """A permit that is good for any number of calls, and counts those that succeeded.
+    """A permit that is valid for any number of calls, and counts those that succeeded.
 
     `lane.count += 1` is safe from threads and needs no lock: CPython switches threads, runs signal handlers and
-    collects garbage at calls and backward jumps only, and this is neither. Whoever begins a new lane leaves late
-    successes to the old one, so the lane that a call began on also tells whether its outcome still matters.
+    collects garbage only at calls and backward jumps, and this is neither. A new lane leaves late successes to the
+    old one, so the lane that a call began on also tells whether its outcome still matters.
 
     Attributes:
         count: The successes so far.
@@ -55,8 +55,8 @@ class LaneGuard(Protocol[T]):
 
     Attributes:
         passing: While it is not None, every call that begins may pass, with it as its permit.
-        timing: None, or what tells the time and how many seconds make a call too long for the lane (inf for none).
-            With it, permits handed to `leave` are made by `permit_since`.
+        timing: None, or a clock function and the seconds that make a call too long for the lane (inf for none). With
+            it, `permit_since` makes the permits that are passed to `leave`.
     """
 
     passing: Lane | None
@@ -71,12 +71,12 @@ class LaneGuard(Protocol[T]):
         ...
 
     def leave(self, permit: T | Lane, error: BaseException | None, result: object, /) -> None:
-        """Take the permit back with what the call came to."""
+        """Take the permit back with the call's outcome."""
         ...
 
 
-# The one text of every shell with a lane. Names of ours end in an underscore, the others are the caller's. Called
-# with the function's own parameters instead of `*args, **kwargs`, a shell takes two thirds of the time.
+# The one source text of every wrapper with a lane. Our names end in an underscore, the others are the caller's.
+# Called with the function's own parameters instead of `*args, **kwargs`, a wrapper takes two thirds of the time.
 _TEXT = """\
 def make_(guard_, fn_, finish_, now_, too_long_, type_, BaseException_):
     enter_, leave_, permit_since_ = guard_.enter, guard_.leave, guard_.permit_since
@@ -127,7 +127,7 @@ def lane_shell(guard: LaneGuard[Any], fn: Callable[..., Any], by: str, *, is_asy
     )
     leave = guard.leave
 
-    # The class of the last result that proved to be no awaitable: looking it up anew costs more than the guard.
+    # The class of the last result that was not awaitable: checking it anew costs more than the guard.
     def finish(permit: object, result: object, known: object) -> object:
         if not is_async and type(result) is not known:
             try:
@@ -140,8 +140,8 @@ def lane_shell(guard: LaneGuard[Any], fn: Callable[..., Any], by: str, *, is_asy
         return type(result)
 
     made: dict[str, Any] = {}
-    # In the function's own module, as far as anybody can tell who looks up its annotations. No word of the text comes
-    # from outside this process.
+    # Appears to be defined in the function's own module, for code that looks up its annotations. No part of the text
+    # comes from outside this process.
     exec(_compiled(text), getattr(fn, "__globals__", {}), made)  # noqa: S102
     now, too_long = guard.timing or (None, inf)
     run: Any = made["make_"](guard, fn, finish, now, too_long, type, BaseException)

@@ -1,12 +1,13 @@
-"""What an outgoing call carries along of the request that it serves: id, trace, priority, and the time that is left.
+"""What an outgoing call passes on from the request that it serves: id, trace, priority, and the time left.
 
 ```
 outgoing_headers() -> {"X-Request-ID": "a1", "traceparent": "00-...-01", "X-Request-Deadline-Ms": "1930"}
 ```
 
-The names are those that `protect()` reads at the other end. `traceparent` and `tracestate` are those of the W3C's
-Trace Context: what came in is handed on as it is, because reliakit adds no span of its own. A priority travels on by
-itself, as Google's "Site Reliability Engineering" has it for criticality; "default" is told by saying nothing.
+`protect()` reads the same names at the other end. `traceparent` and `tracestate` are those of the W3C's Trace
+Context: what came in is passed on unchanged, because reliakit adds no span of its own. A priority is passed on as
+    criticality
+is in Google's "Site Reliability Engineering"; "default" is expressed by sending no header.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
 
 def outgoing_headers(*, margin: float = 0.0) -> dict[str, str]:
-    """Return the headers for a call to another service: request id, trace, priority and remaining time, where known.
+    """Return the headers for a call to another service: request id, trace, priority and time left, as far as known.
 
-    `client.get(url, headers=outgoing_headers())`. The transports of `reliakit.integrations` do it by themselves.
+    Use it as `client.get(url, headers=outgoing_headers())`. The transports of `reliakit.integrations` do so by
+    themselves.
 
     Args:
-        margin: Seconds of the deadline kept back for the way and for what follows the call.
+        margin: Seconds of the deadline to keep back for the network and for what follows the call.
     """
     headers = deadline_headers(margin=margin)
     request = current_request()
@@ -47,6 +49,6 @@ def outgoing_headers(*, margin: float = 0.0) -> dict[str, str]:
         if trace[1] is not None:
             headers["tracestate"] = trace[1]
     elif trace_id is not None and _TRACE_ID.fullmatch(trace_id):
-        # Set by hand: nobody has told whether it is recorded.
+        # The trace id was set by hand, so it is not known whether the trace is recorded.
         headers["traceparent"] = f"00-{trace_id}-{secrets.token_hex(8)}-00"
     return headers

@@ -40,13 +40,13 @@ _log = logging.getLogger("reliakit")
 
 
 class _Nesting(threading.local):
-    """How many deliveries this thread is in the middle of, one inside the other."""
+    """How many deliveries are in progress in this thread, one inside the other."""
 
     deep = 0
 
 
 _nesting = _Nesting()
-# A listener that makes a call hears of that one too; garbage that is collected meanwhile may add another.
+# A listener that makes a call hears of that call too; a finaliser that runs meanwhile may add another level.
 _DEEPEST = 4
 
 
@@ -58,7 +58,7 @@ class _Route:
     def __init__(self, listener: Listener, types: tuple[type[Event], ...]) -> None:
         self.listener: Listener = listener
         self.types: tuple[type[Event], ...] = types
-        # Looked for on the class: a mock has every attribute that it is asked for.
+        # Looked up on the class: a mock object has every attribute that it is asked for.
         can_be_deaf = hasattr(type(listener), "is_deaf_to")
         self.is_deaf_to: Callable[[type[Event], str], bool] | None = (
             cast("Any", listener).is_deaf_to if can_be_deaf else None
@@ -66,9 +66,9 @@ class _Route:
         self._failures = itertools.count().__next__
 
     def deliver(self, event: Event) -> None:
-        """Call the listener. What it raises is told the first time, and contained.
+        """Call the listener. An error that it raises is logged the first time, and contained.
 
-        So is its part in a circle: who causes the events that he hears is not told of the fifth in a row.
+        So are circles: a listener that causes the events it hears does not receive the fifth of them in a row.
         """
         deep = _nesting.deep
         try:
@@ -79,7 +79,7 @@ class _Route:
             if answer is not None and hasattr(type(answer), "__await__"):
                 _refuse_answer(answer)
         except Exception:  # noqa: BLE001
-            # A listener's fault is not the caller's: told once, then contained in silence.
+            # A listener's fault must not reach the caller: it is logged once, then contained silently.
             if self._failures() == 0:  # counting is one atomic step
                 _tell(self.listener, event)
         finally:
@@ -93,7 +93,7 @@ def _refuse_answer(answer: object) -> None:
 
 
 def _tell(listener: Listener, event: Event) -> None:
-    # A log handler that raises leaves nobody to tell, and the caller's result still comes first.
+    # If the log handler raises too, there is nobody left to tell, and the caller's result still comes first.
     with contextlib.suppress(Exception):
         _log.exception(
             "listener %s raised on %s; its next errors are not reported", _shown(listener), type(event).__name__
@@ -108,17 +108,17 @@ def _shown(listener: object) -> str:
 
 
 class Watcher(Protocol):
-    """A component that keeps out of the events' way while nobody listens, and so wants to know when somebody does."""
+    """A component that does less while nobody listens, and so must know when somebody does."""
 
     def listeners_changed(self) -> None:
-        """Take notice that the process-wide listeners are not the same as before. Must neither raise nor block."""
+        """Note that the process-wide listeners have changed. Must neither raise nor block."""
 
 
 class _Listeners:
     """All process-wide listeners, copied on write so that emitting takes no lock.
 
-    The lock is re-entrant: any allocation may collect garbage, and that may close a generator that holds a
-    subscription or makes a component, in this very thread.
+    The lock is re-entrant: any allocation may trigger garbage collection, and a finaliser may close a generator that
+    holds a subscription, or make a component, on this very thread.
     """
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class _Listeners:
             while True:
                 before = self.routes
                 after = changed(before)
-                if self.routes is before:  # else it was changed under our hands, see above
+                if self.routes is before:  # otherwise a finaliser changed it meanwhile, see above
                     break
             self.routes = after
             watchers = tuple(self._watchers)
@@ -146,15 +146,15 @@ class _Listeners:
             _tell_all(watchers)
             if self.routes is after:
                 return
-            # Another thread has changed it and told them too, but the last to notice may have been the one told here.
+            # Another thread has changed it and told them too, but a watcher may have heard of the two in wrong order.
             after = self.routes
 
     def watch(self, watcher: Watcher) -> None:
-        # A set that grows while another thread walks through it raises there.
+        # A set must not grow while another thread iterates over it.
         with self._lock:
             self._watchers.add(watcher)
         routes = None
-        while routes is not self.routes:  # who came or went meanwhile, in another thread, may have told it too early
+        while routes is not self.routes:  # a listener that came or went meanwhile may have been reported too early
             routes = self.routes
             watcher.listeners_changed()
 
@@ -183,7 +183,7 @@ class Subscription:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it listens no more."""
+        """Whether it has stopped listening."""
         return self._route is None
 
     def __enter__(self) -> Self:
@@ -204,21 +204,21 @@ class Subscription:
 def subscribe(listener: Listener, *event_types: type[Event]) -> Subscription:
     """Call `listener` with every event in this process, or with those of the given types.
 
-    A listener is called in the thread or task that made the event, after the component's locks are released.
-    It must not block. What it raises is logged once and contained; where it makes calls that cause the events it
-    hears, it is not told of the fifth inside one another. The same listener given twice hears an event once. Safe
-    from any thread, and from inside a listener; who subscribes or closes while an event is being delivered changes
-    the next one.
+    A listener is called in the thread or task that made the event, after the component's locks are released. It must
+    not block. An error that it raises is logged once and contained; if it makes calls that cause the events it hears,
+    it does not receive the fifth level of them. The same listener subscribed twice hears an event once. Safe from any
+    thread, and from inside a listener; subscribing or closing while an event is being delivered takes effect with the
+    next one.
 
     Args:
         listener: A plain callable that takes the event.
-        event_types: Event classes; a class stands for its subclasses too. None given means every event.
+        event_types: Event classes; a class includes its subclasses. None given means every event.
 
     Returns:
         The subscription, which is also a context manager.
 
     Raises:
-        ConfigurationError: The listener is not a plain callable, or a type is no event class.
+        ConfigurationError: The listener is not a plain callable, or a type is not an event class.
     """
     route = _route(listener, event_types)
     _everybody.add(route)
@@ -226,20 +226,20 @@ def subscribe(listener: Listener, *event_types: type[Event]) -> Subscription:
 
 
 def watch(watcher: Watcher) -> None:
-    """Tell this component now who listens, and again when the process-wide listeners change. It is held weakly."""
+    """Tell this component of the listeners now, and again when the process-wide ones change. It is held weakly."""
     _everybody.watch(watcher)
 
 
 class Emitter:
-    """One component's mouth: names it, numbers its events, and builds an event only if somebody listens.
+    """Emits one component's events: names and numbers them, and builds an event only if somebody listens.
 
     Args:
         name: The component's name, carried by every event.
         listeners: Listeners of this component alone, called before the process-wide ones.
-        clock: Where `at` comes from.
+        clock: Provides `at`.
 
     Raises:
-        ConfigurationError: `listeners` is no list of plain callables, or `clock` no clock.
+        ConfigurationError: `listeners` is not a list of plain callables, or `clock` is not a clock.
     """
 
     __slots__ = ("_apart", "_clock", "_next", "_own", "_table", "name")
@@ -248,13 +248,13 @@ class Emitter:
         self.name: str = name
         self._clock = checks.clock("clock", clock)
         self._own = _own_routes(listeners)
-        self._apart: tuple[Listener, ...] = ()  # who is told otherwise
+        self._apart: tuple[Listener, ...] = ()  # listeners that are told in another way
         self._next = itertools.count(1).__next__
-        # The process-wide routes that the table was made from, and who of all wants which type.
+        # The process-wide routes that the table was made from, and which listeners want which type.
         self._table: tuple[tuple[_Route, ...], dict[type[Event], tuple[_Route, ...]]] = ((), {})
 
     def apart_from(self, listeners: Iterable[Listener]) -> Emitter:
-        """Return a mouth of the same component that does not speak to these listeners: they learn it otherwise."""
+        """Return an emitter of the same component without these listeners, which are told in another way."""
         other = Emitter(self.name, clock=self._clock)
         other._own, other._next, other._apart = self._own, self._next, (*self._apart, *listeners)
         return other
@@ -262,12 +262,12 @@ class Emitter:
     def hears(self, kind: type[Event], status: str = "") -> bool:
         """Return whether anybody listens for this type. Two attribute reads and a lookup, no lock.
 
-        A listener that has a method `is_deaf_to(kind, status)` is asked, for it may know that it would only throw
+        A listener that has a method `is_deaf_to(kind, status)` is asked, because it may know that it would only throw
         the event away, such as a log whose level leaves it out.
 
         Args:
             kind: The type of event.
-            status: What it is going to say happened, where it says so.
+            status: The status that the event will carry, if it has one.
         """
         made_from, table = self._table
         routes = table[kind] if made_from is _everybody.routes and kind in table else self._routes(kind)
@@ -280,12 +280,12 @@ class Emitter:
         return False
 
     def reaches(self, kind: type[Event]) -> bool:
-        """Return whether anybody listens for this type, be it deaf at the moment."""
+        """Return whether anybody subscribed to this type, even if deaf to it at the moment."""
         return bool(self._routes(kind))
 
     @property
     def listeners(self) -> object:
-        """What is another object as soon as somebody begins or stops to listen."""
+        """An object that is replaced by another one when a listener is added or removed."""
         return _everybody.routes
 
     @property
@@ -300,9 +300,9 @@ class Emitter:
             self._deliver(routes, kind, fields)
 
     def introduce(self, kind: type[E], /, **fields: Any) -> None:
-        """Emit an event to the process-wide listeners that named this very type, and to nobody else.
+        """Emit an event only to the process-wide listeners that named this very type.
 
-        For what is told again and again to whom it may concern, and happens to nobody.
+        For components that announce themselves again and again to those concerned: nothing has happened.
         """
         named = tuple(route for route in _everybody.routes if kind in route.types)
         routes = _interested(kind, (), named, ()) if named else ()
@@ -333,7 +333,7 @@ class Emitter:
 def _interested(
     kind: type[Event], own: tuple[_Route, ...], everybody: tuple[_Route, ...], apart: tuple[Listener, ...]
 ) -> tuple[_Route, ...]:
-    """Return who wants this type, each listener once, however often it was given."""
+    """Return the routes that want this type, each listener once, however often it was given."""
     chosen: list[_Route] = []
     for route in (*own, *everybody):
         wanted = not route.types or issubclass(kind, route.types)
@@ -344,12 +344,12 @@ def _interested(
 
 
 def _is_same(one: Listener, other: Listener) -> bool:
-    # Bound methods are made anew at each access. Any other `==` may mean equal contents, not the same listener.
+    # Bound methods are made anew at each access, so they need `==`. Any other `==` may compare contents.
     return one is other or (isinstance(one, MethodType | BuiltinMethodType) and one == other)
 
 
 def _own_routes(listeners: object) -> tuple[_Route, ...]:
-    # A listener that can be iterated too, such as a recorder of events, would be taken for nobody.
+    # A single listener that is iterable, such as a recorder of events, would pass for an empty list.
     if callable(listeners) or not isinstance(listeners, Iterable):
         raise ConfigurationError(f"listeners must be a list of callables that take an event, got {listeners!r}")
     return tuple(_route(listener, (), "each of listeners") for listener in cast("Iterable[object]", listeners))

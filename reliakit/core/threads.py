@@ -1,12 +1,12 @@
-"""What begins and awaits threads, safe from a Ctrl-C between any two lines.
+"""Starting and awaiting threads, safe from a Ctrl-C between any two lines.
 
 ```
-Event, Condition, Thread.start    Python: a Ctrl-C after their lock is taken, before the `with` has begun, leaves it
-                                  held for good (bpo-29988), and whoever needs it next waits for ever
-Bell, Errand, start               plain locks, and what is Python runs in threads where no Ctrl-C comes
+Event, Condition, Thread.start    written in Python: a Ctrl-C after their lock is taken and before the `with` has
+                                  begun leaves it held for good (bpo-29988), and its next user waits for ever
+Bell, Errand, start               plain locks; what is written in Python runs in threads that no Ctrl-C reaches
 ```
 
-KeyboardInterrupt is raised in the main thread alone, wherever a signal handler may raise.
+KeyboardInterrupt is raised only in the main thread, as is whatever a signal handler raises.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Bell", "Errand", "start"]
 
 
 class Bell:
-    """What `threading.Event` is to one thread that waits, and a plain lock inside."""
+    """A `threading.Event` for one waiting thread, made from a plain lock."""
 
     __slots__ = ("_is_set", "_silence")
 
@@ -43,24 +43,24 @@ class Bell:
             self._silence.release()
 
     def clear(self) -> None:
-        """Silence it again, by the thread that waits; a ring at the same moment may end the next wait early."""
+        """Silence it again, in the waiting thread; a ring at the same moment may end the next wait early."""
         self._is_set = False
         self._silence.acquire(blocking=False)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until it rings, at most so long; return whether it did."""
+        """Block until it rings, for at most `timeout` seconds; return whether it did."""
         if not self._is_set:
             self._silence.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), TIMEOUT_MAX))
         return self._is_set
 
 
 class Errand:
-    """A call in a thread of its own, which keeps no program from ending: made once, or taken back before it began.
+    """A call in a daemon thread of its own: made once, or taken back before it began.
 
-    For one thread that begins it, may be interrupted at any line of that, and must know what has become of the call.
+    For one thread that starts it, may be interrupted at any line of that, and must know what became of the call.
 
     Args:
-        call: Takes nothing, and tells what comes of it by itself.
+        call: Takes no arguments and reports its outcome by itself.
         name: The thread's name, for code that may look at its thread; without one it begins sooner.
     """
 
@@ -85,15 +85,15 @@ class Errand:
             start(threading.Thread(target=self._run, name=self._name, daemon=True))
 
     def take_back(self) -> bool:
-        """Have it never made; return False where it has begun already."""
+        """Make sure that it is never made; return False if it has begun already."""
         return self._taken() is not None
 
     def wait(self, bound: float | None = None) -> bool:
-        """Wait for its end, at most so long; return whether it came."""
+        """Wait for its end, for at most `bound` seconds; return whether it came."""
         return self._ended.wait(bound)
 
     def _taken(self) -> Callable[[], object] | None:
-        # One step: of several who come at once, one has it.
+        # One atomic step: of several threads that come at once, one gets it.
         try:
             return self._call.pop()
         except IndexError:
@@ -101,7 +101,7 @@ class Errand:
 
     def _run(self) -> None:
         call = self._taken()
-        if call is None:  # taken back; or a Ctrl-C came between its start and the next line, and it was started twice
+        if call is None:  # taken back, or started twice: a Ctrl-C came between its start and the next line
             return
         try:
             call()
@@ -110,9 +110,9 @@ class Errand:
 
 
 def start(thread: threading.Thread) -> None:
-    """Start a thread, which a Ctrl-C meanwhile leaves either whole or not begun.
+    """Start a thread so that a Ctrl-C meanwhile leaves it either started or not begun.
 
-    In the main thread another one does it, which costs as much again.
+    In the main thread, another thread starts it, which costs as much again.
 
     Raises:
         RuntimeError: No thread can be started.

@@ -14,8 +14,8 @@ class Event:
     Attributes:
         name: The component, such as a breaker's or a database's name.
         at: The component's monotonic clock when it happened, in seconds.
-        sequence: Counts the events that this component built, from 1. What nobody listens for is neither built nor
-            counted; a listener of some types sees gaps where the others went.
+        sequence: Numbers the events that this component built, from 1. Events that nobody listens for are neither
+            built nor counted; a listener of only some types sees gaps where the others were.
     """
 
     name: str

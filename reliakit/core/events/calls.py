@@ -38,8 +38,8 @@ class CircuitChanged(Event):
         previous: The state it left.
         state: The state it entered.
         cause: Why, in a few words.
-        retry_after: Seconds until a probe is let through, where that is known.
-        within: Whose part the breaker is, where that one tells of outages itself, such as "store".
+        retry_after: Seconds until a probe is let through, if that is known.
+        within: What the breaker is part of, if that reports outages itself, such as "store".
     """
 
     previous: str
@@ -57,15 +57,15 @@ class CircuitSpared(Event):
 
 
 class CircuitFigures(NamedTuple):
-    """What a circuit breaker has counted since it was made, and where it stands; refusals are told by `CallRejected`.
+    """What a circuit breaker has counted since it was made, and its state; refusals are reported by `CallRejected`.
 
     Attributes:
         state: Its state.
-        success: Calls that counted as successes; calls let through while it was disabled count as nothing.
-        failure: As failures.
-        ignored: As neither.
-        failure_ratio: Share of failures in its window, None where it keeps none or nothing is in it.
-        is_gone: Whether the breaker itself is no more, so that these are its last figures.
+        success: Calls that counted as successes; calls let through while it was disabled are not counted.
+        failure: Calls that counted as failures.
+        ignored: Calls that counted as neither.
+        failure_ratio: The share of failures in its window; None if it keeps none or it is empty.
+        is_gone: Whether the breaker itself no longer exists, so that these are its last figures.
     """
 
     state: str
@@ -78,9 +78,9 @@ class CircuitFigures(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitPresent(Event):
-    """A circuit breaker exists. Told to who names this event, when it is made and whenever the listeners change.
+    """A circuit breaker exists. Sent to listeners that name this event, when it is made and when listeners change.
 
-    So a listener that needs sums only asks for them when it is asked itself, and calls stay free of it.
+    A listener that only needs sums can ask for them when it is asked itself, so calls stay free of it.
 
     Attributes:
         read: Returns its figures, from any thread, without a wait. The same object each time; it keeps the figures
@@ -92,7 +92,7 @@ class CircuitPresent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallStarted(Event):
-    """A guarded call begins, in this thread or task; not told of permits that are settled by hand."""
+    """A guarded call begins, in this thread or task; not sent for permits that are settled by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +127,9 @@ class RetryEnded(Event):
 
     Attributes:
         outcome: Whether its last attempt was a success.
-        reason: Why there was no further attempt: it was a "success", or "attempts", "deadline" or "budget" were
-            spent, the next one was "rejected", the server asked for too long a pause ("retry_after"), or its "error"
-            was one that is not tried again.
+        reason: Why there was no further attempt: it was a "success"; "attempts", "deadline" or "budget" were used
+            up; the next one was "rejected"; the server asked for too long a pause ("retry_after"); or its "error" was
+            one that is not retried.
         attempts: How many attempts were made.
         duration: Seconds from the beginning of the first one, pauses included.
         error_type: The class name of the error that it raised, or None.
@@ -144,16 +144,16 @@ class RetryEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyStarted(Event):
-    """A call through a policy begins, in this thread or task; not told of generators."""
+    """A call through a policy begins, in this thread or task; not sent for generators."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyEnded(Event):
-    """A call through a policy is over, told in the same thread or task.
+    """A call through a policy is over; sent in the same thread or task.
 
     Attributes:
         duration: Seconds with all attempts and pauses.
-        error_type: The class name of the error that left it, None where it returned.
+        error_type: The class name of the error that left it; None if it returned.
     """
 
     duration: float
@@ -162,7 +162,7 @@ class PolicyEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallTimedOut(Event):
-    """A call was cut after its own time limit of so many seconds, or its late result was refused."""
+    """A call was cut off after its own time limit of `seconds`, or its late result was refused."""
 
     seconds: float
 
@@ -187,10 +187,10 @@ class HedgeEnded(Event):
     """A call that was started more than once is over.
 
     Attributes:
-        copies: How many ran.
-        winner: Which one's result was taken, from 1; None where all failed or the caller went away.
+        copies: How many copies ran.
+        winner: Which copy's result was taken, from 1; None if all failed or the caller went away.
         failed: How many failed.
-        duration: Seconds from the beginning of the first one.
+        duration: Seconds since the first one began.
     """
 
     copies: int
@@ -201,7 +201,7 @@ class HedgeEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallCoalesced(Event):
-    """A call was not made, because an equal one was under way, whose outcome it shared after `wait` seconds."""
+    """A call was not made because an equal one was under way; it shared that one's outcome after `wait` seconds."""
 
     wait: float
 

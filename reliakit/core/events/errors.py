@@ -22,16 +22,16 @@ __all__ = [
 class ErrorSeen(Event):
     """An exception left a transaction, a breaker, a policy, a web request or a logger call.
 
-    Emitted once for each exception object, by whoever sees it first.
+    Emitted once for each exception object, by the component that sees it first.
 
     Attributes:
-        service: The service it happened in, where known.
+        service: The service it happened in, if known.
         status: The HTTP status it leads to, as text, or None.
         category: Its category, see `classify`.
-        retry: Whether trying again can help, see `classify`.
+        retry: Whether a retry can help, see `classify`.
         sqlstate: PostgreSQL's error code, or None.
         fingerprint: Equal for errors with the same cause, see `classify`.
-        error: The exception itself; do not keep it, its traceback holds on to frames.
+        error: The exception itself. Do not keep it: its traceback holds on to frames.
     """
 
     service: str | None
@@ -50,7 +50,7 @@ class ErrorOpened(Event):
 
     Attributes:
         fingerprint: What errors of its kind have in common, see `classify`.
-        service: The service it happened in, where known.
+        service: The service it happened in, if known.
         reopened: Whether it had been resolved before.
     """
 
@@ -66,8 +66,8 @@ class ErrorResolved(Event):
     """Errors of one kind are over.
 
     Attributes:
-        seconds: From the first one, or the one that reopened it, to the resolution.
-        cause: "quiet" when none was seen for a set time, "call" when somebody said so.
+        seconds: From the first error, or the one that reopened it, to the resolution.
+        cause: "quiet" if none was seen for a set time, "call" if code resolved it.
     """
 
     fingerprint: str
@@ -78,7 +78,7 @@ class ErrorResolved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorsOpen(Event):
-    """How many kinds of errors are open now, and for how many seconds the oldest of them has been."""
+    """How many kinds of errors are open now, and for how many seconds the oldest of them has been open."""
 
     count: int
     oldest: float
@@ -93,7 +93,7 @@ class ErrorUntracked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumbersWanted(Event):
-    """Numbers are about to be read: who holds some that change with time alone tells them now."""
+    """Numbers are about to be read: components with numbers that change with time alone report them now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Limits, the stores behind them, and what security people count."""
+"""Limits, the stores behind them, and security events."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitDecided(Event):
-    """A rate limiter decided. `key` is the caller's key and may be personal: listeners mask or fold it.
+    """A rate limiter decided. `key` is the caller's key and may be personal data: listeners mask or fold it.
 
     Attributes:
         allowed: What the caller was told.
         enforced: False in shadow mode, where `denied` may differ from what the caller was told.
-        denied: What the limits say.
-        degraded: The store did not answer and a stand-in decided.
+        denied: Whether the limits deny it.
+        degraded: Whether a stand-in decided because the store did not answer.
     """
 
     key: str
@@ -42,7 +42,7 @@ class LimitDecided(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitDenied(LimitDecided):
-    """A rate limiter denied, or would have in shadow mode. To listen for this alone costs other decisions nothing."""
+    """A rate limiter denied, or would have in shadow mode. Listening to this alone costs other decisions nothing."""
 
 
 class LimitFigures(NamedTuple):
@@ -57,7 +57,7 @@ class LimitFigures(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimiterPresent(Event):
-    """A rate limiter exists. Told to who names this event, when it is made and whenever the listeners change.
+    """A rate limiter exists. Sent to listeners that name this event, when it is made and when listeners change.
 
     Attributes:
         read: Returns its figures, from any thread, without a wait. The same object each time; it keeps the figures
@@ -76,7 +76,7 @@ class LimitWaited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFailed(Event):
-    """A shared store stopped answering; told once per outage."""
+    """A shared store stopped answering; sent once per outage."""
 
     store: str
     reason: str
@@ -92,12 +92,12 @@ class StoreRecovered(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecurityNoticed(Event):
-    """Something that security people count: a failed login, an invalid token, a limit hit.
+    """A security event: a failed login, an invalid token, a limit hit.
 
     Attributes:
         event: What it was, such as "failed_login", "rate_limit" or "invalid_token".
-        source: Where it came from, usually a client address; listeners bound its number of values.
-        service: The service that noticed.
+        source: Where it came from, usually a client address; listeners limit how many values they keep.
+        service: The service that noticed it.
         fields: More for the log line, masked there.
     """
 

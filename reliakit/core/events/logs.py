@@ -40,7 +40,7 @@ class LogFigures(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogPresent(Event):
-    """A log exists. Told to who names this event, when it is made and whenever the listeners change.
+    """A log exists. Sent to listeners that name this event, when it is made and when listeners change.
 
     Attributes:
         read: Returns its figures, from any thread, without a wait. The same object each time; it keeps the figures

@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransactionStarted(Event):
-    """BEGIN was answered: one attempt of a transaction runs. `wait` seconds went by before there was a connection."""
+    """BEGIN was answered: one attempt of a transaction runs. It waited `wait` seconds for a connection."""
 
     service: str | None
     operation: str
@@ -47,17 +47,17 @@ class TransactionEnded(Event):
     """One attempt of a transaction is over.
 
     Attributes:
-        status: How it ended; "retry" is an attempt that is tried again.
+        status: How it ended; "retry" is an attempt that is retried.
         duration: Seconds from asking for a connection to the answer of COMMIT or ROLLBACK.
-        wait: Seconds of it spent waiting for a connection.
-        statements: How many statements were run, BEGIN and COMMIT left out.
+        wait: How many of those seconds it waited for a connection.
+        statements: How many statements were run, BEGIN and COMMIT not counted.
         rows: Rows returned or changed by them.
-        sqlstate: The server's error code, where an error ended it.
+        sqlstate: The server's error code, if an error ended it.
         error_type: The class name of the error that ended it, or None.
-        deliberate: The code asked for the rollback with `set_rollback_only()`.
-        began: BEGIN was answered, so a TransactionStarted was told before; False where no connection was got.
-        transaction_id: The server's id of it, where somebody asked for it.
-        hold: Seconds for which a connection was held, None where none was got.
+        deliberate: Whether the code asked for the rollback with `set_rollback_only()`.
+        began: Whether BEGIN was answered, and a TransactionStarted sent before; False if it got no connection.
+        transaction_id: The server's id of the transaction, if somebody asked for it.
+        hold: Seconds for which a connection was held; None if it got none.
     """
 
     service: str | None
@@ -86,20 +86,20 @@ class StatementTimed(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransactionSlow(Event):
-    """An attempt took longer than `slow_after`; told after its `TransactionEnded`.
+    """An attempt took longer than `slow_after`; sent after its `TransactionEnded`.
 
     Attributes:
-        service: As there, and so are the next ones.
-        operation: See there.
-        attempt: See there.
-        status: See there.
-        duration: See there.
-        wait: See there.
-        hold: See there.
-        slow_after: The limit in seconds that it passed.
-        statements: The slowest of its statements, in the order in which they ran; empty where nobody listened for
-            this event when it began.
-        left_out: How many others there were.
+        service: As in `TransactionEnded`.
+        operation: As in `TransactionEnded`.
+        attempt: As in `TransactionEnded`.
+        status: As in `TransactionEnded`.
+        duration: As in `TransactionEnded`.
+        wait: As in `TransactionEnded`.
+        hold: As in `TransactionEnded`.
+        slow_after: The limit in seconds that it exceeded.
+        statements: The slowest of its statements, in the order in which they ran; empty if nobody listened for this
+            event when it began.
+        left_out: How many other statements there were.
     """
 
     service: str | None
@@ -115,19 +115,19 @@ class TransactionSlow(Event):
 
 
 class PoolFigures(NamedTuple):
-    """A pool at one moment; see `PoolChanged` for the figures that it tells, too.
+    """A pool at one moment.
 
     Attributes:
-        pool: Tells databases of one name apart within this process.
+        pool: Tells databases of the same name apart within this process.
         service: The service it belongs to.
-        revision: See there, and so are the next ones.
-        max_size: See there.
-        size: See there.
-        in_use: See there.
-        waiting: See there.
-        oldest_checkout: See there.
-        running: The operation of each transaction that is open.
-        is_gone: Whether the pool itself is no more, so that these are its last figures.
+        revision: As in `PoolChanged`.
+        max_size: As in `PoolChanged`.
+        size: As in `PoolChanged`.
+        in_use: As in `PoolChanged`.
+        waiting: As in `PoolChanged`.
+        oldest_checkout: As in `PoolChanged`.
+        running: The operation of each open transaction.
+        is_gone: Whether the pool itself no longer exists, so that these are its last figures.
     """
 
     pool: str
@@ -143,51 +143,51 @@ class PoolFigures(NamedTuple):
 
 
 class PoolMeter(Protocol):
-    """Takes what a pool measures, at once, in the thread or task that it happens in. Must neither wait nor raise.
+    """Takes what a pool measures, at once, in the thread or task where it happens. Must neither wait nor raise.
 
-    Who hands one in is told of `TransactionStarted`, `TransactionEnded`, `PoolChanged`, `PoolWaited` and
-    `PoolReturned` in no other way: building one of these events costs more than counting what it says.
+    A listener that provides one does not receive `TransactionStarted`, `TransactionEnded`, `PoolChanged`,
+    `PoolWaited` and `PoolReturned`: building one of these events costs more than counting what it says.
     """
 
     def waited(self, wait: float, /, *, granted: bool) -> object:
-        """Take in how long a connection was waited for, in seconds, and whether it was got."""
+        """Record how long a connection was waited for, in seconds, and whether one was granted."""
         ...
 
     def returned(self, used: float, /) -> object:
-        """Take in for how many seconds a connection was held that came back."""
+        """Record for how many seconds a connection was held that came back."""
         ...
 
     def ended(
         self, operation: str, status: str, duration: float, /, *, sqlstate: str | None, deliberate: bool
     ) -> object:
-        """Take in the end of an attempt, as `TransactionEnded` would tell it."""
+        """Record the end of an attempt, as `TransactionEnded` would report it."""
         ...
 
     def committed(self, operation: str, duration: float, used: float, /, *, at_once: bool) -> object:
-        """Take in the end of an ordinary one in a single call: its connection came back, and it has committed.
+        """Record an ordinary transaction in one call: its connection came back, and it has committed.
 
         Args:
-            operation: What it is called.
-            duration: Its seconds in all.
+            operation: Its name.
+            duration: The seconds it took in all.
             used: The seconds for which it held its connection.
-            at_once: That connection was had without waiting, which `waited` was not called for.
+            at_once: Whether it got that connection without waiting; `waited` was not called then.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPresent(Event):
-    """A database's pool exists. Told to who names this event, at its first use and whenever the listeners change.
+    """A database's pool exists. Sent to listeners that name this event, at its first use and when listeners change.
 
-    So a listener that counts every transaction asks for figures when it is asked itself, and is handed the rest
-    without an event.
+    A listener that counts every transaction can ask for figures when it is asked itself, and gets the rest without
+    an event.
 
     Attributes:
         service: The service it belongs to.
         read: Returns its figures, from any thread, without a wait. The same object each time; it does not keep the
             pool alive.
-        measure: Takes the listener that this event was told to, and what measures for it from now on until the
-            listeners change again.
+        measure: Takes the listener that received this event, and the meter that measures for it until the listeners
+            change again.
     """
 
     service: str | None
@@ -197,17 +197,17 @@ class PoolPresent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolChanged(Event):
-    """A database's connections at one moment; by itself when a wait begins or was in vain, and after `close()`.
+    """A database's connections at one moment; sent by itself when a wait begins or fails, and after `close()`.
 
     Attributes:
-        pool: Tells databases of one name apart within this process.
-        revision: Counts the states of one pool: of two events the one with the higher number is later, in whatever
-            order they arrive. 0 where the figures are not known.
-        max_size: The most connections there may be, 0 once the database is closed.
-        size: Connections that are open.
+        pool: Tells databases of the same name apart within this process.
+        revision: Numbers the states of one pool: of two events the one with the higher number is later, in whatever
+            order they arrive. 0 if the figures are not known.
+        max_size: The most connections there may be; 0 once the database is closed.
+        size: Open connections.
         in_use: Connections that are held.
         waiting: Threads and tasks that wait for one.
-        oldest_checkout: Seconds since the oldest of the held ones was taken, None when none is held.
+        oldest_checkout: Seconds since the oldest of the held ones was taken; None if none is held.
     """
 
     pool: str = ""
@@ -221,7 +221,7 @@ class PoolChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolWaited(PoolChanged):
-    """A connection was asked for: got after `wait` seconds, or not at all."""
+    """A connection was asked for, and granted after `wait` seconds or not at all."""
 
     wait: float
     granted: bool
@@ -233,7 +233,7 @@ class PoolReturned(PoolChanged):
 
     Attributes:
         used: Seconds for which it was held.
-        age: Seconds since it was opened, None for one that belongs to somebody else's pool.
+        age: Seconds since it was opened; None for one of a pool that is not ours.
     """
 
     used: float
@@ -252,8 +252,8 @@ class ConnectionClosed(PoolChanged):
     """A connection was closed.
 
     Attributes:
-        reason: "lifetime" or "idle" where it had grown old, "broken", or "closed" with its database.
-        age: Seconds since it was opened, None for one that belongs to somebody else's pool.
+        reason: "lifetime" or "idle" if it had grown too old, "broken", or "closed" with its database.
+        age: Seconds since it was opened; None for one of a pool that is not ours.
     """
 
     reason: Literal["lifetime", "idle", "broken", "closed"]
@@ -262,7 +262,7 @@ class ConnectionClosed(PoolChanged):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutOverdue(Event):
-    """A connection has been held for longer than `leak_after`; `line` is the caller's own line that took it."""
+    """A connection has been held for longer than `leak_after`; `line` is the line of the caller that took it."""
 
     age: float
     line: str
@@ -280,9 +280,9 @@ class ReplicaFailed(Event):
     """A replica could not be reached in time, so a read-only transaction went to the primary instead.
 
     Attributes:
-        operation: The transaction's, or "open" where the database was opened.
-        error_type: The class name of the error, which reached nobody.
-        sqlstate: The server's error code, where there is one.
+        operation: The transaction's operation, or "open" when the database was opened.
+        error_type: The class name of the error, which was not raised to anybody.
+        sqlstate: The server's error code, if there is one.
     """
 
     operation: str
@@ -301,10 +301,10 @@ class HookFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxRelayed(Event):
-    """A relay has handed over messages of an outbox, and they are gone from its table.
+    """A relay has delivered messages of an outbox, and they are gone from its table.
 
     Attributes:
-        count: How many.
+        count: How many messages.
         lag: Seconds since the oldest of them was published.
     """
 
@@ -317,10 +317,10 @@ class OutboxFailed(Event):
     """A relay's handler raised; the message stays.
 
     Attributes:
-        message_id: Which one.
+        message_id: The message's number.
         topic: Its topic.
         attempt: How often it was tried so far.
-        delay: Seconds until it is tried again, None when it is set aside as dead.
+        delay: Seconds until it is tried again; None if it is set aside as dead.
         error_type: The class name of the error.
     """
 

@@ -19,7 +19,7 @@ class RequestStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEnded(Event):
-    """A request is over; the access record is made of this.
+    """A request is over; the access record is made from this.
 
     Attributes:
         service: The service that answered.
@@ -69,7 +69,7 @@ class WebsocketClosed(Event):
     Attributes:
         service: The service that accepted it.
         route: The route's template.
-        code: The close code of whoever closed first; 1011 where an exception ended it, 1006 where nobody said.
+        code: The close code of the side that closed first; 1011 if an exception ended it, 1006 if neither side said.
         duration: Seconds since it was accepted.
     """
 
