@@ -864,6 +864,30 @@ async def test_several_limits_are_all_told_and_of_the_one_that_binds_what_is_lef
     assert (answers[2].status, answers[2].json["violated-policies"]) == (429, ["search-1"])
 
 
+@pytest.mark.parametrize(
+    ("limits", "policy", "fields"),
+    [
+        (["2/s burst 8"], '"search";q=8;w=4', '"search";r=7;t=1'),
+        (["60/min burst 2"], '"search";q=60;w=60', '"search";r=1;t=1'),
+        (["2/s burst 8", "9/h"], '"search-1";q=8;w=4, "search-2";q=9;w=3600', '"search-1";r=7;t=4'),
+    ],
+)
+async def test_what_is_left_is_within_the_quota_and_its_window(limits, policy, fields):
+    limiter = RateLimiter(*limits, name="search", clock=ManualClock())
+    headers = (await call(RateLimitHeaders(limiter).asgi(ok))).headers
+    assert (headers["ratelimit-policy"], headers["ratelimit"]) == (policy, fields)
+    legacy = (await call(RateLimitHeaders(limiter, fields="legacy").asgi(ok))).headers
+    assert int(legacy["x-ratelimit-remaining"]) <= int(legacy["x-ratelimit-limit"])
+
+
+async def test_a_policy_has_one_name_in_the_fields_and_in_the_problem():
+    app = RateLimitHeaders(RateLimiter("1/h", name='s\u00fcche "x"', clock=ManualClock())).asgi(ok)
+    await call(app)
+    refused = await call(app)
+    assert refused.headers["ratelimit"].startswith('"s_che \\"x\\"";r=0')
+    assert refused.json["violated-policies"] == ['s_che "x"']
+
+
 async def test_a_preflight_is_never_limited():
     app = protect(ok, service="s", limiter=tight(), cors=CORS)
     headers = {**ORIGIN, "Access-Control-Request-Method": "PUT"}

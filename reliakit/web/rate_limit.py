@@ -117,7 +117,7 @@ class RateLimitHeaders(Part):
         numbered = enumerate(limits if len(limits) > 1 else (), start=1)
         self._names: dict[Any, str] = {limit: f"{self._name}-{number}" for number, limit in numbered}
         self._listed = ", ".join(
-            f"{_quoted(name)}{_policy(limit, limit.burst or limit.amount)}" for limit, name in self._names.items()
+            f"{_quoted(name)}{_policy(limit, _quota(limit, limit.amount))}" for limit, name in self._names.items()
         )
         self._emitter = Emitter(service or self._name, listeners)
 
@@ -129,14 +129,17 @@ class RateLimitHeaders(Part):
         """Return the header fields for this decision, in lower case."""
         if self._fields == "off":
             return ()
-        limit, remaining = decision.limit, max(0, decision.remaining)
+        rule = getattr(decision, "rule", None)
+        limit, remaining = _quota(rule, decision.limit), max(0, decision.remaining)
         wait = decision.reset_after if decision.allowed else decision.retry_after
+        if decision.allowed and rule in self._names:
+            # All limits are as good as new after it; the one that is told of takes its own window at most.
+            wait = min(wait, _window(rule, limit))
         seconds = retry_after(wait)
         if self._fields == "legacy":
             told = [("limit", limit), ("remaining", remaining), *([] if seconds is None else [("reset", seconds)])]
             return tuple((f"x-ratelimit-{name}".encode(), str(value).encode()) for name, value in told)
         reset = "" if seconds is None else f";t={seconds}"
-        rule = getattr(decision, "rule", None)
         name = _quoted(self._names.get(rule, self._name))
         policies = self._listed if rule in self._names else f"{name}{_policy(rule, limit)}"
         return (
@@ -154,7 +157,7 @@ class RateLimitHeaders(Part):
                 service=self.service,
                 fields={"limiter": self._name, "retry_after": decision.retry_after, "degraded": decision.degraded},
             )
-        violated = self._names.get(getattr(decision, "rule", None), self._name)
+        violated = _printable(self._names.get(getattr(decision, "rule", None), self._name))
         return limited(degraded=decision.degraded, wait=decision.retry_after, policies=(violated,))
 
     def __repr__(self) -> str:
@@ -168,15 +171,29 @@ def checked_key(key: Callable[[Any], str | None]) -> Callable[[Any], str | None]
     return key
 
 
+def _quota(rule: Any, amount: int) -> int:
+    """Return what a window holds; a burst beyond the amount has a longer window, so that never more is left."""
+    return max(amount, getattr(rule, "burst", None) or 0)
+
+
 def _policy(rule: Any, quota: int) -> str:
     """Return a policy's parameters: quota, and window in which all of it comes back, where that is known."""
-    per, amount = getattr(rule, "per", None), getattr(rule, "amount", None)
     # The draft knows whole seconds only and wants the parameter left out below one.
-    seconds = round(per * quota / amount) if per and amount else 0
+    seconds = round(_window(rule, quota))
     return f";q={quota};w={seconds}" if seconds >= 1 else f";q={quota}"
+
+
+def _window(rule: Any, quota: int) -> float:
+    """Return the seconds in which all of a quota comes back, 0.0 where that is not known."""
+    per, amount = getattr(rule, "per", None), getattr(rule, "amount", None)
+    return float(per * quota / amount) if per and amount else 0.0
+
+
+def _printable(name: str) -> str:
+    """Return a policy's name as it is told: the fields and the problem must agree on it."""
+    return "".join(character if " " <= character <= "~" else "_" for character in name)
 
 
 def _quoted(name: str) -> str:
     """Return a name as a String of RFC 9651: printable ASCII, quotes and backslashes escaped."""
-    printable = "".join(character if " " <= character <= "~" else "_" for character in name)
-    return '"' + printable.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + _printable(name).replace("\\", "\\\\").replace('"', '\\"') + '"'
