@@ -78,3 +78,17 @@ def test_named_refuses_what_is_no_name(value: object) -> None:
     with pytest.raises(ConfigurationError, match="name must be a non-empty text"):
         checks.named("name", value)  # type: ignore[arg-type]  # what the test is about
     assert checks.named("name", "main") == "main"
+
+
+def test_a_message_names_the_argument_whatever_was_given() -> None:
+    class Rude:
+        def __repr__(self) -> str:
+            raise OSError
+
+    with pytest.raises(ConfigurationError, match=r"name must be a non-empty text, got a Rude"):
+        checks.named("name", Rude())  # type: ignore[arg-type]  # what the test is about
+    with pytest.raises(ConfigurationError, match=r"size must be .*, got a int"):
+        checks.count("size", -(10**5000))
+    with pytest.raises(ConfigurationError) as refused:
+        checks.count("size", "7" * 1_000_000)  # type: ignore[arg-type]  # what the test is about
+    assert len(str(refused.value)) < 300

@@ -26,7 +26,7 @@ from reliakit import (
 )
 from reliakit.core.events import LimitDecided, LimitDenied
 from reliakit.ratelimit import Decision, Limit, LimiterStats, RateLimiter
-from reliakit.stores import Answer, MemoryStore, Op
+from reliakit.stores import Answer, MemoryStore, Op, PostgresStore, RedisStore
 from reliakit.testing import ManualClock
 
 
@@ -71,6 +71,9 @@ def test_a_text_says_what_it_reads_like(text: str, limit: Limit) -> None:
         "10/s burst x",
         "0/s",
         "10 s",
+        "9" * 5000 + "/s",
+        "1 per " + "9" * 400 + "s",
+        "1/s burst " + "9" * 5000,
         None,
         7,
     ],
@@ -101,6 +104,9 @@ def test_a_limit_shown_can_be_read_again(limit: Limit) -> None:
         ({"amount": 1, "per": 0}, "per"),
         ({"amount": 1, "per": float("nan")}, "per"),
         ({"amount": 1, "per": 1e-10}, "per"),
+        ({"amount": 1, "per": 1e300}, "per"),
+        ({"amount": 10**15}, "amount"),
+        ({"amount": 1, "burst": 10**400}, "burst"),
         ({"amount": 1, "burst": 0}, "burst"),
         ({"amount": 1, "algorithm": "leaky"}, "algorithm"),
         ({"amount": 5, "burst": 3, "algorithm": "sliding_log"}, "burst"),
@@ -161,7 +167,7 @@ def test_a_cost_is_spent_at_once_or_not_at_all(clock: ManualClock) -> None:
     assert limiter.peek("k").remaining == 3
 
 
-@pytest.mark.parametrize("cost", [0, -1, 11, 1.0, 2.5, float("nan"), True, None, "1"])
+@pytest.mark.parametrize("cost", [0, -1, 11, 10**400, 1.0, 2.5, float("nan"), True, None, "1"])
 def test_a_cost_that_is_none_is_refused_at_the_call(cost: Any, clock: ManualClock) -> None:
     limiter = RateLimiter("10/s", "100/min burst 50", clock=clock)
     for method in (limiter.hit, limiter.refund, limiter.acquire):
@@ -421,6 +427,10 @@ def test_a_wait_that_the_deadline_forbids_is_not_begun(clock: ManualClock) -> No
         limiter.acquire("k", timeout=10)
     with deadline(0.0, clock=clock), pytest.raises(DeadlineExceededError):
         limiter.acquire("other")
+
+
+def test_a_timeout_may_be_longer_than_anybody_waits(clock: ManualClock) -> None:
+    assert RateLimiter("1/s", clock=clock).acquire("k", timeout=1e300)
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "1"])
@@ -1014,10 +1024,42 @@ async def test_the_twin_for_tasks_limits_breaches_too(clock: ManualClock) -> Non
     assert (await limiter.apeek("k")).remaining == 2
 
 
+def test_limits_on_denials_that_differ_by_little_are_kept_apart(clock: ManualClock) -> None:
+    store = MemoryStore(clock=clock)
+    for per in (1_000_000.0, 1_000_001.0):
+        limiter = RateLimiter("1/h", breach_limit=Limit(1, per=per), store=store, clock=clock)
+        assert [limiter.hit(f"{per}").allowed for _ in range(2)] == [True, False]
+        assert limiter.hit(f"{per}").retry_after == per
+
+
 @pytest.mark.parametrize(("setting", "wrong"), [("breach_limit", "x"), ("max_waiters", 0)])
 def test_a_wrong_bound_is_refused(setting: str, wrong: Any) -> None:
     with pytest.raises(ConfigurationError):
         RateLimiter("1/s", **{setting: wrong})
+
+
+@pytest.mark.parametrize("kind", [RedisStore, PostgresStore])
+def test_a_limit_that_a_shared_store_cannot_count_is_refused_at_once(kind: Any) -> None:
+    store = kind("redis://localhost" if kind is RedisStore else "host=localhost")
+    many = Limit(10_000_000, per=86_400, algorithm="sliding_counter")
+    for settings in ((many, None), ("1/s", many)):
+        with pytest.raises(ConfigurationError, match="shared store"):
+            RateLimiter(settings[0], breach_limit=settings[1], store=store)
+
+
+def test_keys_that_are_long_are_not_kept(clock: ManualClock) -> None:
+    limiter = RateLimiter("2/min", clock=clock)
+    keys = ["k" * 100_000 + end for end in "ab"]
+    before = [sys.getrefcount(key) for key in keys]
+    for key in keys:
+        assert [limiter.hit(key).allowed for _ in range(3)] == [True, True, False]
+        limiter.reset(key)
+        assert limiter.acquire(key)
+        limiter.refund(key)
+        assert limiter.peek(key).remaining == 2
+    del key
+    assert [sys.getrefcount(key) for key in keys] == before
+    assert [(len(key) < 100, count) for key, count in limiter.stats().top_denied] == [(True, 1), (True, 1)]
 
 
 def decisions(metrics: Metrics, name: str) -> dict[str, float]:

@@ -154,6 +154,7 @@ def test_a_refusal_is_told_and_is_neutral_to_a_breaker() -> None:
     ("settings", "named"),
     [
         ({"limit": 0}, "limit"),
+        ({"limit": 10**12}, "limit"),
         ({"limit": 1.5}, "limit"),
         ({"limit": True}, "limit"),
         ({"limit": 1, "name": ""}, "name"),

@@ -483,6 +483,7 @@ class Foreign:
         ({"free_attempts": 0}, "free_attempts"),
         ({"base_delay": 0}, "base_delay"),
         ({"base_delay": 2.0, "max_delay": 1.0}, "max_delay"),
+        ({"max_delay": 1e300}, "max_delay"),
         ({"stop_after": 0}, "stop_after"),
         ({"source_limit": "x"}, "source_limit"),
         ({"source_limit": "5 per second sliding"}, "limit"),

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
 
-__all__ = ["choice", "clock", "count", "named", "seconds", "share"]
+__all__ = ["choice", "clock", "count", "named", "seconds", "share", "shown"]
 
 T = TypeVar("T")
 _LARGEST = sys.float_info.max
+# Characters of what was given that a message holds.
+_SHOWN = 200
 
 
 def seconds(argument: str, value: float, *, zero: bool = False) -> float:
@@ -29,14 +31,14 @@ def seconds(argument: str, value: float, *, zero: bool = False) -> float:
     good = _is_number(value) and 0 <= value <= _LARGEST and (zero or value > 0)
     if not good:
         kind = "zero or a positive number" if zero else "a positive number"
-        raise ConfigurationError(f"{argument} must be {kind} of seconds, got {value!r}")
+        raise ConfigurationError(f"{argument} must be {kind} of seconds, got {shown(value)}")
     return float(value)
 
 
 def count(argument: str, value: int, *, least: int = 1) -> int:
     """Return a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{argument} must be a whole number of at least {least}, got {value!r}")
+        raise ConfigurationError(f"{argument} must be a whole number of at least {least}, got {shown(value)}")
     return value
 
 
@@ -45,7 +47,7 @@ def share(argument: str, value: float, *, zero: bool = False) -> float:
     good = _is_number(value) and (0 < value <= 1 or (zero and value == 0))
     if not good:
         start = "from 0" if zero else "above 0"
-        raise ConfigurationError(f"{argument} must be a share {start} up to 1, got {value!r}")
+        raise ConfigurationError(f"{argument} must be a share {start} up to 1, got {shown(value)}")
     return float(value)
 
 
@@ -53,22 +55,33 @@ def choice(argument: str, value: T, choices: Iterable[T]) -> T:
     """Return one of `choices`."""
     known = tuple(choices)
     if value not in known:
-        raise ConfigurationError(f"{argument} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        raise ConfigurationError(f"{argument} must be one of {', '.join(map(repr, known))}, got {shown(value)}")
     return value
 
 
 def named(argument: str, value: str) -> str:
     """Return a non-empty name."""
     if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{argument} must be a non-empty text, got {value!r}")
+        raise ConfigurationError(f"{argument} must be a non-empty text, got {shown(value)}")
     return value
 
 
 def clock(argument: str, value: Clock) -> Clock:
     """Return a clock; refuse what is easily passed by mistake: a class, or a function such as `time.monotonic`."""
     if isinstance(value, type) or not callable(getattr(value, "monotonic", None)):
-        raise ConfigurationError(f"{argument} must be a clock such as SYSTEM_CLOCK or ManualClock(), got {value!r}")
+        raise ConfigurationError(
+            f"{argument} must be a clock such as SYSTEM_CLOCK or ManualClock(), got {shown(value)}"
+        )
     return value
+
+
+def shown(value: object) -> str:
+    """Return what a message shows of what was given."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - of a whole number of 5000 digits there is none; the argument is to be named anyway
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _is_number(value: object) -> bool:

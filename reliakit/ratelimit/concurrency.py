@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
-from reliakit.core.errors import RateLimitedError
+from reliakit.core.errors import ConfigurationError, RateLimitedError
 from reliakit.core.events import CallRejected
 from reliakit.core.guard import guarded
 from reliakit.core.spine import Emitter
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["ConcurrencyLimiter", "Place"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+# Each place takes some memory.
+_MOST = 1_000_000
 
 
 class Place:
@@ -87,7 +89,7 @@ class ConcurrencyLimiter:
     and takes no lock.
 
     Args:
-        limit: How many may run at once.
+        limit: How many may run at once; at most a million.
         name: Names the limiter in errors and events.
         listeners: Callables that receive this limiter's events.
         clock: Where the time of events comes from.
@@ -101,6 +103,8 @@ class ConcurrencyLimiter:
     ) -> None:
         self.name: str = checks.named("name", name)
         self.limit: int = checks.count("limit", limit)
+        if limit > _MOST:
+            raise ConfigurationError(f"limit must be at most {_MOST}, got {checks.shown(limit)}")
         self._emitter = Emitter(name, listeners, clock)
         # Taking from a deque and adding to it are atomic, so no place is handed out twice or lost.
         self._free = deque(range(limit))

@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
-from reliakit.stores.protocol import ALGORITHMS, Algorithm, Rule
+from reliakit.stores.protocol import ALGORITHMS, Algorithm, Plan, Rule
 
-__all__ = ["Decision", "Limit", "limit_of"]
+__all__ = ["Decision", "Limit", "limit_of", "plan_of"]
 
 _UNITS: Final = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
@@ -18,9 +18,13 @@ _UNITS: Final = {
     **dict.fromkeys(("h", "hour", "hours"), 3600.0),
     **dict.fromkeys(("d", "day", "days"), 86400.0),
 }
-_NUMBER = r"\d+(?:\.\d+)?"
+# More digits than any limit has, fewer than Python refuses to read.
+_NUMBER = r"\d{1,99}(?:\.\d{1,99})?"
+# The largest number that a RateLimit header can tell (RFC 9651).
+_MOST: Final = 10**15 - 1
+_CENTURY: Final = 36_525 * 86_400.0
 _TEXT = re.compile(
-    rf"\s*(?P<amount>\d+)\s*(?:/|\bper\b)\s*(?P<times>{_NUMBER})?\s*(?P<unit>[a-z]+)(?:\s+burst\s+(?P<burst>\d+))?\s*",
+    rf"\s*(?P<amount>\d{{1,99}})\s*(?:/|\bper\b)\s*(?P<times>{_NUMBER})?\s*(?P<unit>[a-z]+)(?:\s+burst\s+(?P<burst>\d{{1,99}}))?\s*",
     re.IGNORECASE,
 )
 
@@ -35,8 +39,8 @@ class Limit:
     ```
 
     Args:
-        amount: How much may be spent in a period, in the long run.
-        per: The period, in seconds.
+        amount: How much may be spent in a period, in the long run; less than 10**15.
+        per: The period, in seconds; at most a century.
         burst: How much may be spent at once; None means `amount`. Only gcra takes a burst that differs from `amount`.
         algorithm: How spending is counted. "gcra" is smooth and keeps one number for each key. "sliding_log" is exact
             in any window and keeps one number for each unit spent. "sliding_counter" keeps four numbers and now and
@@ -53,14 +57,14 @@ class Limit:
     algorithm: Algorithm = "gcra"
 
     def __post_init__(self) -> None:
-        checks.count("amount", self.amount)
+        _check_amount("amount", self.amount)
         checks.seconds("per", self.per)
         checks.choice("algorithm", self.algorithm, ALGORITHMS)
-        if round(self.per * 1e9) < 1:
-            raise ConfigurationError(f"per must be at least a nanosecond, got {self.per!r}")
+        if self.per > _CENTURY or round(self.per * 1e9) < 1:
+            raise ConfigurationError(f"per must be at least a nanosecond and at most a century, got {self.per!r}")
         if self.burst is None:
             return
-        checks.count("burst", self.burst)
+        _check_amount("burst", self.burst)
         if self.algorithm != "gcra" and self.burst != self.amount:
             raise ConfigurationError(f"burst is for gcra only, {self.algorithm} spends up to its amount at once")
 
@@ -76,7 +80,9 @@ class Limit:
         found = _TEXT.fullmatch(text) if isinstance(text, str) else None
         seconds = _UNITS.get(found["unit"].lower()) if found else None
         if found is None or seconds is None:
-            raise ConfigurationError(f'limit must look like "10/s", "600/min burst 100" or "5 per 30s", got {text!r}')
+            raise ConfigurationError(
+                f'limit must look like "10/s", "600/min burst 100" or "5 per 30s", got {checks.shown(text)}'
+            )
         burst = found["burst"]
         return cls(int(found["amount"]), float(found["times"] or 1) * seconds, None if burst is None else int(burst))
 
@@ -92,12 +98,24 @@ class Limit:
         return f"{self.amount}{unit}{burst}{algorithm}"
 
 
+def _check_amount(argument: str, value: int) -> None:
+    if checks.count(argument, value) > _MOST:
+        raise ConfigurationError(f"{argument} must be at most {_MOST}, got {checks.shown(value)}")
+
+
 def limit_of(argument: str, given: str | Limit) -> Limit:
     """Return the limit that a setting gives, as text or as a `Limit`."""
     try:
         return given if isinstance(given, Limit) else Limit.parse(given)
     except ConfigurationError as error:
         raise ConfigurationError(f"{argument}: {error}") from error
+
+
+def plan_of(limits: tuple[Limit, ...], name: str, kind: str = "") -> Plan:
+    """Return what a limiter of this name asks of its store; other limits, or another kind, make another plan."""
+    rules = tuple(limit.rule for limit in limits)
+    written = ",".join(f"{rule.algorithm}:{rule.limit}:{rule.period}:{rule.burst}" for rule in rules)
+    return Plan(f"v1:{kind}{written}:{name}", rules)
 
 
 class Decision(NamedTuple):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reliakit.core import checks
@@ -24,7 +25,7 @@ from reliakit.core.events import LimitDecided, LimitDenied, LimiterPresent, Limi
 from reliakit.core.spine import Emitter, watch
 from reliakit.ratelimit.breaches import BreachLimited
 from reliakit.ratelimit.decorator import Spend, limited
-from reliakit.ratelimit.limit import Decision, Limit, limit_of
+from reliakit.ratelimit.limit import Decision, Limit, limit_of, plan_of
 from reliakit.ratelimit.outage import GuardedStore, OnStoreError, StandInAnswer
 from reliakit.ratelimit.tally import LimiterStats, Tally
 from reliakit.ratelimit.waiting import Line, Slot, Waiting
@@ -38,6 +39,7 @@ __all__ = ["RateLimiter"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _HIT = Op.HIT
+_FOREVER = FOREVER / 1e9
 _ONE = 1  # compared by identity, which proves that it is an int: 1.0 and True are equal to it too
 # Decision(...) takes 300 ns, this takes 100.
 _new: Callable[..., Decision] = cast("Any", tuple).__new__
@@ -98,10 +100,8 @@ class RateLimiter:
             raise ConfigurationError('a limiter needs at least one limit, such as RateLimiter("10/s")')
         self.name: str = checks.named("name", name)
         self.limits: tuple[Limit, ...] = tuple(limit_of("limits", limit) for limit in limits)
-        rules = tuple(limit.rule for limit in self.limits)
-        self._burst = min(rule.burst for rule in rules)
-        written = ",".join(f"{rule.algorithm}:{rule.limit}:{rule.period}:{rule.burst}" for rule in rules)
-        self._plan = Plan(f"v1:{written}:{name}", rules)
+        self._burst = min(limit.rule.burst for limit in self.limits)
+        self._plan = plan_of(self.limits, name)
         self._shadow = not checks.choice("enforce", enforce, (True, False))
         self._clock = clock
         self._emitter = Emitter(name, listeners, clock)
@@ -110,6 +110,7 @@ class RateLimiter:
         self._store = MemoryStore() if store is None else _store(store)
         if isinstance(self._store, MemoryStore):
             self._store.follow(clock)
+        _prepare(self._store, self._plan)
         self._on_store_error = f", on_store_error={on_store_error!r}, store_timeout={store_timeout:g}"
         self._guard: GuardedStore | None = None
         if type(self._store) is not MemoryStore:  # which cannot fail; a subclass of it can
@@ -125,7 +126,8 @@ class RateLimiter:
         self._shown = tuple((limit, limit.amount) for limit in self.limits)
         if breach_limit is not None:
             breaches = limit_of("breach_limit", breach_limit)
-            denials = Plan(f"v1:breaches:{breaches}:{name}", (breaches.rule,))
+            denials = plan_of((breaches,), name, "breaches:")
+            _prepare(self._store, denials)
             asked = BreachLimited(self._guard or self._store, denials, len(self.limits))
             self._shown += ((breaches, breaches.amount),)
         self._apply, self._aapply = asked.apply, asked.aapply
@@ -275,7 +277,7 @@ class RateLimiter:
             ConfigurationError: At decoration, if the function, the key or the cost cannot be used.
         """
         if not callable(key) or inspect.iscoroutinefunction(key):
-            raise ConfigurationError(f"key must be a plain function of the call's arguments, got {key!r}")
+            raise ConfigurationError(f"key must be a plain function of the call's arguments, got {checks.shown(key)}")
         if not callable(cost):
             self._check("any", cost)
 
@@ -307,14 +309,15 @@ class RateLimiter:
     def _check(self, key: object, cost: object) -> None:
         if not isinstance(key, str) or not key:
             raise ConfigurationError(
-                f"limiter {self.name!r} needs a non-empty text as key, got {key!r}: all would share an empty one"
+                f"limiter {self.name!r} needs a non-empty text as key, got {checks.shown(key)}: "
+                "all would share an empty one"
             )
         if isinstance(cost, bool) or not isinstance(cost, int) or cost < 1:
-            raise ConfigurationError(f"cost must be a whole number of at least 1, got {cost!r}")
+            raise ConfigurationError(f"cost must be a whole number of at least 1, got {checks.shown(cost)}")
         if cost > self._burst:
             raise ConfigurationError(
-                f"cost {cost} can never be allowed by limiter {self.name!r}, whose burst is {self._burst}: "
-                "raise the burst or split the call"
+                f"cost {checks.shown(cost)} can never be allowed by limiter {self.name!r}, "
+                f"whose burst is {self._burst}: raise the burst or split the call"
             )
 
     def _patience(self, key: str, cost: int, timeout: float | None) -> int:
@@ -325,8 +328,8 @@ class RateLimiter:
         checkpoint()
         if self._shadow:
             return 0
-        budgets = [seconds for seconds in (timeout, remaining()) if seconds is not None]
-        return round(min(budgets) * 1e9) if budgets else FOREVER
+        patience = min([seconds for seconds in (timeout, remaining()) if seconds is not None], default=inf)
+        return round(patience * 1e9) if patience < _FOREVER else FOREVER
 
     def _vacancy(self, key: str, cost: int, patience: int) -> Slot | None:
         now = self._clock.monotonic()
@@ -422,7 +425,14 @@ class RateLimiter:
         return f"<RateLimiter {self.name!r} {written}{shadow}, store={self._store!r}{self._on_store_error}>"
 
 
+def _prepare(store: Store, plan: Plan) -> None:
+    """Have a store refuse now what it would refuse at each decision, if it can tell."""
+    prepare = getattr(store, "prepare", None)
+    if callable(prepare):
+        prepare(plan)
+
+
 def _store(store: object) -> Store:
     if isinstance(store, type) or not all(callable(getattr(store, name, None)) for name in ("apply", "aapply")):
-        raise ConfigurationError(f"store must be a store such as MemoryStore(), got {store!r}")
+        raise ConfigurationError(f"store must be a store such as MemoryStore(), got {checks.shown(store)}")
     return cast("Store", store)

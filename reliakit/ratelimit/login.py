@@ -42,6 +42,7 @@ _DAY = 86_400 * 10**9
 # How long is remembered: the failures of an account and of a pair after their last wait, a device after its success.
 _KEEP, _PAIR_KEEP, _DEVICE_KEEP = 30 * _DAY, _DAY, 90 * _DAY
 _NEVER = 2**62
+_CENTURY = 36_525 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +345,8 @@ def _rules(  # noqa: PLR0917 - the guard's settings that say how it counts
 ) -> AttemptRules:
     checks.count("free_attempts", free)
     base, cap = checks.seconds("base_delay", base_delay), checks.seconds("max_delay", max_delay)
+    if cap > _CENTURY:
+        raise ConfigurationError(f"max_delay must be at most a century, got {max_delay!r}")
     if cap < base:
         raise ConfigurationError(f"max_delay must be at least base_delay, got {max_delay!r} and {base_delay!r}")
     checks.count("stop_after", stop)
@@ -369,7 +372,7 @@ def _counting(store: object) -> AttemptStore:
     if isinstance(store, type) or not all(callable(getattr(store, name, None)) for name in ("attempt", "aattempt")):
         raise ConfigurationError(
             f"store must be one that can count attempts, such as MemoryStore(): it needs the methods attempt and "
-            f"aattempt of reliakit.stores.attempts.AttemptStore, got {store!r}"
+            f"aattempt of reliakit.stores.attempts.AttemptStore, got {checks.shown(store)}"
         )
     return cast("AttemptStore", store)
 

@@ -11,6 +11,7 @@ from weakref import ref
 
 from reliakit.core.events import LimitFigures
 from reliakit.core.fork import renew_locks_after_fork
+from reliakit.stores.keys import short
 
 __all__ = ["LimiterStats", "Tally"]
 
@@ -90,6 +91,7 @@ class Tally:
 
     def note(self, key: str) -> None:
         """Remember the key of a denial; to be called for the denials whose number `every` divides."""
+        key = short(key)
         weight = self.every
         if weight == 1:
             self._noted += 1

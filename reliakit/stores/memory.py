@@ -25,6 +25,7 @@ from reliakit.core.fork import renew_locks_after_fork
 from reliakit.stores.algorithms import Machine, OneGcra, machine_for
 from reliakit.stores.attempts import AttemptOp, Failures, States, decide
 from reliakit.stores.counters import Gcra
+from reliakit.stores.keys import LONGEST_KEY, short
 from reliakit.stores.protocol import Answer, Op
 from reliakit.stores.shelf import Place, Shelf
 
@@ -86,6 +87,8 @@ class MemoryStore:
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one atomic step; see `Store.apply`."""
+        if len(key) > LONGEST_KEY:
+            key = short(key)
         now = self._now()
         machine, shelf = self._plans.get(plan.space) or self._plan(plan)
         state = shelf.young.get(key)

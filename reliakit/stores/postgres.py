@@ -12,6 +12,9 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
 from reliakit.stores.postgres_ballots import count_of, force_words, vote_words
@@ -76,8 +79,9 @@ class PostgresStore(RemoteStore):
         timeout: float = 1.0,
         clock: Literal["server", "client"] | Clock = "server",
     ) -> None:
-        if not _NAME.fullmatch(table):
-            raise ConfigurationError(f"table must be a lower-case name, with or without a schema, got {table!r}")
+        if not isinstance(table, str) or not _NAME.fullmatch(table):
+            given = checks.shown(table)
+            raise ConfigurationError(f"table must be a lower-case name, with or without a schema, got {given}")
         most = checks.count("max_size", max_size)
         timeout = checks.seconds("timeout", timeout)
         super().__init__(clock)
@@ -89,10 +93,12 @@ class PostgresStore(RemoteStore):
         self._force = _call(self._names["force"], "bytea bigint")
         setup = Setup(table, timeout)
         if isinstance(source, str):
+            _check(source)
             self._blocking = ThreadConnections(source, setup, timeout=timeout, most=most)
             self._ticks = TaskConnections(source, setup, timeout=timeout, most=most)
         elif isinstance(source, type) or not callable(getattr(source, "getconn", None)):
-            raise ConfigurationError(f"source must be a connection string or a pool of psycopg_pool, got {source!r}")
+            given = checks.shown(source)
+            raise ConfigurationError(f"source must be a connection string or a pool of psycopg_pool, got {given}")
         elif is_async(source):
             self._ticks = TaskPool(source, setup, timeout=timeout)
         else:
@@ -108,6 +114,14 @@ class PostgresStore(RemoteStore):
         shape = self._plans.get(plan) or self._shape(plan)
         reply = await self._arun(shape.request(op, key, cost, patience, self._now()))
         return shape.answer(reply, op, cost, patience)
+
+    def prepare(self, plan: Plan) -> None:
+        """Refuse a plan, before anything is asked, that the server cannot count exactly.
+
+        Raises:
+            ConfigurationError: A rule comes to numbers that are too large.
+        """
+        self._shape(plan)
 
     def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
         """Decide over an attempt to log in, in one statement; see `AttemptStore.attempt`."""
@@ -208,6 +222,14 @@ class _Guard:
             rows.append(numbers[1 : width + 1])
             del numbers[: width + 1]
         return self._rules.answer(op, attempt, now, rows)
+
+
+def _check(conninfo: str) -> None:
+    try:
+        conninfo_to_dict(conninfo)
+    except (psycopg.Error, UnicodeError):
+        # Not chained: the driver's message may repeat the text, password included.
+        raise ConfigurationError("source is not a valid PostgreSQL connection string") from None
 
 
 def _call(function: str, types: str) -> Statement:

@@ -29,6 +29,8 @@ _SESSION = (
 )
 # To read any table makes the server hear of what others have made; a name alone it may know to be missing.
 _IS_MISSING = "SELECT to_regclass('{table}') IS NULL OR to_regproc('{last}') IS NULL FROM pg_catalog.pg_class LIMIT 1"
+# What a server takes as a timeout at most, in seconds.
+_LONGEST = (2**31 - 1) // 1000
 _NO = b"f"
 _MISSING = (UndefinedTable, UndefinedFunction)
 # One process at a time makes the table, unless it was made meanwhile by who held the lock: to make it again would
@@ -57,7 +59,7 @@ class Setup:
         self._table = table
         self._question = _IS_MISSING.format(table=table, last=functions(table)["force"])  # the last one that is made
         self._make = _MAKE.format(question=self._question, definitions=definitions(table))
-        self._session = _SESSION.format(milliseconds=max(1, round(timeout * 1000)))
+        self._session = _SESSION.format(milliseconds=max(1, round(min(timeout, _LONGEST) * 1000)))
         self._is_there = False
 
     def ready(self, line: Line, until: float) -> None:

@@ -8,13 +8,13 @@ ahit(key) × n in one tick of the event loop ──> one pipeline of n ───
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError, StoreError
+from reliakit.stores.keys import hashed, short
 from reliakit.stores.leasing import Leases
 from reliakit.stores.protocol import Op
 from reliakit.stores.redis_attempts import ATTEMPT
@@ -38,7 +38,6 @@ __all__ = ["RedisStore"]
 # The layout of states; in every key, so that another version starts afresh instead of misreading them.
 _SCHEMA = "2"
 _SCHEMA_OF_ATTEMPTS = _SCHEMA_OF_CIRCUITS = "1"
-_LONGEST_KEY = 200
 # Costs are few as a rule; whoever makes each call cost something else packs each anew.
 _MOST_CALLS = 64
 
@@ -111,6 +110,7 @@ class RedisStore(RemoteStore):
         """Decide in one round trip; see `Store.apply`."""
         if self._leases is None:
             return self._decide(op, plan, key, cost, patience)
+        key = short(key)
         if op is Op.HIT and not patience:
             answer = self._leases.spend(plan, key, cost)
             if answer is not None:
@@ -129,6 +129,7 @@ class RedisStore(RemoteStore):
         """Decide in one round trip, which all decisions of this tick of the event loop share; see `Store.apply`."""
         if self._leases is None:
             return await self._adecide(op, plan, key, cost, patience)
+        key = short(key)
         if op is Op.HIT and not patience:
             answer = self._leases.spend(plan, key, cost)
             if answer is not None:
@@ -160,6 +161,14 @@ class RedisStore(RemoteStore):
         if not left:
             return answer
         return answer._replace(admitted=True, remaining=answer.remaining + left, wait=0)
+
+    def prepare(self, plan: Plan) -> None:
+        """Refuse a plan, before anything is asked, that the server cannot count exactly.
+
+        Raises:
+            ConfigurationError: A rule comes to numbers that are too large.
+        """
+        self._shape(plan)
 
     def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
         """Decide over an attempt to log in, in one round trip; see `AttemptStore.attempt`."""
@@ -284,9 +293,7 @@ class _Guard:
 
 def _short(key: str) -> str:
     """Return what stands for a key between the braces of a hash tag, which a brace of its own would end."""
-    if len(key) <= _LONGEST_KEY and "}" not in key:
-        return key
-    return "#" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return hashed(key) if "}" in key else short(key)
 
 
 def _packed(numbers: tuple[int, ...]) -> bytes:

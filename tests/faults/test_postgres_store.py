@@ -87,9 +87,18 @@ def test_making_one_connects_to_nothing_and_bad_settings_are_refused(tmp_path: A
     for wrong in (None, object(), 7, psycopg_pool.ConnectionPool):
         with pytest.raises(ConfigurationError, match="source"):
             PostgresStore(wrong)
-    for settings in ({"table": "a; drop"}, {"max_size": 0}, {"timeout": -1}, {"clock": 7}):
+    with pytest.raises(ConfigurationError, match="source") as refused:
+        PostgresStore("postgres//me:secret@localhost")
+    assert "secret" not in str(refused.value)
+    for settings in ({"table": "a; drop"}, {"table": None}, {"max_size": 0}, {"timeout": -1}, {"clock": 7}):
         with pytest.raises(ConfigurationError, match=next(iter(settings))):
             PostgresStore("dbname=x", **settings)
+
+
+def test_it_may_be_given_more_time_than_a_server_can_be_told(reliakit_dsn: str) -> None:
+    patient = PostgresStore(reliakit_dsn, timeout=1e9)
+    assert left(patient) == 10
+    patient.close()
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
