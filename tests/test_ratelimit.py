@@ -1057,6 +1057,7 @@ def test_keys_that_are_long_are_not_kept(clock: ManualClock) -> None:
         assert limiter.acquire(key)
         limiter.refund(key)
         assert limiter.peek(key).remaining == 2
+        assert limiter.hit(key)
     del key
     assert [sys.getrefcount(key) for key in keys] == before
     assert [(len(key) < 100, count) for key, count in limiter.stats().top_denied] == [(True, 1), (True, 1)]
