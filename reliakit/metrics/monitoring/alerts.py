@@ -131,7 +131,7 @@ _ADVICE = {
             "`transaction_retries_total`: attempts that collide wait for each other first.",
         ),
         (
-            "One operation: explain its slowest statement; an index or a shorter transaction is the usual answer.",
+            "One operation: EXPLAIN its slowest statement; the usual answer is an index or a shorter transaction.",
             "All operations: look at the database server, its disk, locks and the last deployment.",
             "A batch job beside the traffic: give it its own pool, or let it run at night.",
         ),
@@ -141,12 +141,12 @@ _ADVICE = {
         (
             "`db_errors_total` by `sqlstate`: constraints (23xxx), timeouts (57014), lost connections (08xxx)?",
             '`transaction_total{status="rollback"}` by `operation`.',
-            "`error_total` by `type`: exceptions of the code roll back too.",
+            "`error_total` by `type`: an exception in the code causes a rollback, too.",
         ),
         (
-            "Exceptions that are part of the business: let them call `set_rollback_only()`.",
+            "Exceptions that are part of normal business: call `set_rollback_only()` before you raise them.",
             "Constraint violations: validate the input before the transaction.",
-            "After a deployment: take it back.",
+            "After a deployment: roll the deployment back.",
         ),
     ),
     "deadlocks": Advice(
@@ -168,24 +168,24 @@ _ADVICE = {
         ),
         (
             "Take connections in a `with` block.",
-            "Restart the service if few connections are left; the leak comes back until the line is mended.",
+            "Restart the service if few connections are left; the leak comes back until that line is fixed.",
         ),
     ),
     "errors_tracked": Advice(
         "An error was seen that could not be counted or tracked, so the other figures on errors are too low.",
         (
             "`metrics_dropped_total` by `reason`: a wrong label or metric name?",
-            "The log has a line of the listener that raised, once.",
+            "The log has one line about the listener that raised.",
         ),
-        ("Mend the listener or the call; errors of the library itself are worth a report.",),
+        ("Fix the listener or the call; please report errors of the library itself.",),
     ),
     "error_resolution": Advice(
         "A kind of error has been open for longer than an hour.",
         (
-            "The error tracker lists the open ones with their fingerprint, count and last request.",
-            '`error_opened_total{kind="returned"}`: one that came back after it had been resolved?',
+            "The error tracker lists the open kinds of errors with their fingerprint, count and last request.",
+            '`error_opened_total{kind="returned"}`: is it one that came back after it had been resolved?',
         ),
-        ("Mend it, or resolve it by hand where it is known and harmless: `tracker.resolve(fingerprint)`.",),
+        ("Fix it, or if it is known and harmless, resolve it by hand: `tracker.resolve(fingerprint)`.",),
     ),
     "secrets_masked": Advice(
         "Somebody found a planted or known secret in the log: masking has a hole.",
@@ -221,7 +221,7 @@ _COMPONENTS = (
             "A connection broke while COMMIT was under way: the write may or may not have happened.",
             (
                 "The log line of the CommitUnknownError has the operation, and the transaction's id if it is known.",
-                "`pg_xact_status(id)` says what became of it.",
+                "`db.outcome(id)`, or `pg_xact_status(id)` in SQL, says what became of it.",
             ),
             (
                 "Give writes an idempotency key, so that they can be repeated safely.",
@@ -254,7 +254,7 @@ _COMPONENTS = (
         "ticket",
         "{job}: callers of pool {pool} queue for connections all the time",
         Advice(
-            "Somebody has been waiting at each look for minutes: the pool is too small for its work.",
+            "For minutes, every look at the pool has found callers waiting: it is too small for its work.",
             ("`db_pool_wait_seconds` shows how long, `db_pool_use_seconds` what they wait for.",),
             ("Hold connections for a shorter time, or raise `max_size`.",),
         ),
@@ -288,9 +288,9 @@ _COMPONENTS = (
         "page",
         "{job}: a message of outbox {outbox} was given up",
         Advice(
-            "A relay tried a message as often as it may and set it aside: whoever waits for it has not been told.",
+            "A relay has used up the attempts of a message and set it aside: its receiver has not got it.",
             ("The outbox's table has the dead message with its last error.",),
-            ("Mend the handler or the message, then revive it.",),
+            ("Fix the handler or the message, then try it again with `outbox.redrive(db)`.",),
         ),
     ),
     Alert(
@@ -316,7 +316,7 @@ _COMPONENTS = (
         Advice(
             "The shared store is down. Limiters decide locally, or as `on_store_error` says, so limits are looser.",
             ("The store's server, its memory and connections, and the network to it.",),
-            ("Bring it back; nothing needs to be done here.",),
+            ("Bring the store back; the service finds it again by itself.",),
         ),
         wait=60.0,
     ),
@@ -330,12 +330,12 @@ _COMPONENTS = (
         "page",
         "{job}: more than 5 % of the requests end in a server error",
         Advice(
-            "Requests fail for a reason that is ours.",
+            "Requests fail because of a fault in the service, not in the request.",
             (
                 "`http_server_requests_total` by `route` and `status`, `error_total` by `type`.",
                 "The log lines of these errors, by request id.",
             ),
-            ("After a deployment: take it back. Else follow the error that is most frequent.",),
+            ("After a deployment: roll the deployment back. Else look into the most frequent error.",),
         ),
         wait=300.0,
     ),
@@ -370,7 +370,7 @@ _COMPONENTS = (
         "ticket",
         "{job}: values were not counted ({reason})",
         Advice(
-            "Code counts something under a name, label or value that does not exist: the figures lack it.",
+            "Code counts something under a name, label or value that does not exist, so the figures lack it.",
             ("`reason`, and the last deployment.",),
             ("Correct the call; declare the metric first.",),
         ),

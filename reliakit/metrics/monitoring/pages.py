@@ -37,11 +37,12 @@ _CHAPTERS = (
 
 _YOUR_OWN: tuple[str, tuple[str, ...]] = ("Your own", ())
 _INTRODUCTION = (
-    "A label in **bold** has the values that are listed and no others. Any other has at most so many values, and"
-    " `_other` stands for the rest; an empty value means that nobody said. "
+    "This page lists every metric and every objective. A label in **bold** has exactly the values that are listed. The"
+    " number after any other label says how many values it may have; `_other` stands for all further ones. An empty"
+    " value means that none was given. "
 )
 _BY_HAND = (
-    "No component of reliakit tells these: they are names for what your service has of the kind, counted with"
+    "No component of reliakit counts these. They are names for what your own service has of this kind; count it with"
     " `increment` and `observe`."
 )
 
@@ -51,7 +52,7 @@ def catalogue(kit: Kit) -> str:
     lines = [
         "# All metrics",
         "",
-        f"{_INTRODUCTION}Names stand in a scrape as `{kit.full('...')}`.",
+        f"{_INTRODUCTION}In a scrape, a name appears as `{kit.full('...')}`.",
         "",
     ]
     left = list(kit.metrics)
@@ -69,7 +70,7 @@ def catalogue(kit: Kit) -> str:
         "",
         "## Objectives",
         "",
-        "| objective | holds | window, budget for | wants |",
+        "| objective | is met if | window, budget for | meaning |",
         "|---|---|---|---|",
     ]
     for one in kit.objectives:
@@ -123,8 +124,8 @@ def runbooks(kit: Kit) -> str:
         "# Runbooks",
         "",
         (
-            "What to do when an alert of the [rules](metrics.md#prometheus-and-grafana) fires. `page` wakes somebody,"
-            " `ticket` waits for the morning."
+            "This page says what to do when an alert of the [rules](metrics.md#prometheus-and-grafana) fires. A `page`"
+            " wakes somebody up; a `ticket` waits for the morning."
         ),
         "",
     ]
@@ -135,14 +136,14 @@ def runbooks(kit: Kit) -> str:
 
 def _chapter(kit: Kit, alert: Alert) -> list[str]:
     advice = alert.advice
-    held = f", for {duration(alert.wait)}" if alert.wait else ""
+    held = f" for {duration(alert.wait)}" if alert.wait else ""
     return [
         f"## {alert.name}",
         "",
         advice.meaning,
         *(["", _speed(alert.condition)] if isinstance(alert.condition, Burn) else []),
         "",
-        f"It fires ({alert.severity}{held}) on:",
+        f"It fires with severity {alert.severity} when this holds{held}:",
         "",
         "```text",
         alert.condition.expression(kit),
@@ -161,8 +162,15 @@ def _chapter(kit: Kit, alert: Alert) -> list[str]:
 
 def _speed(burn: Burn) -> str:
     if burn.speed == "few":
-        return "There are too few events to judge shares, yet at least half of them failed within six hours."
-    pairs = " or ".join(
-        f"{factor:g} times, seen over {long} and still over {short}" for factor, short, long in burn.pairs
+        return (
+            "There are too few events to judge their share, but at least half of those in the last six hours failed."
+        )
+    paces = ", or of ".join(
+        f"more than {factor:g} over the last {long} and still over the last {short}"
+        for factor, short, long in burn.pairs
     )
-    return f"The budget of {duration(burn.objective.period)} is spent faster than it may be: {pairs}."
+    period = duration(burn.objective.period)
+    return (
+        f"The error budget is being spent too fast: at a pace of {paces}. At a pace of 1 it lasts exactly its"
+        f" period of {period}."
+    )
