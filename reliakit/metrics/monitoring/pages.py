@@ -37,9 +37,9 @@ _CHAPTERS = (
 
 _YOUR_OWN: tuple[str, tuple[str, ...]] = ("Your own", ())
 _INTRODUCTION = (
-    "This page lists every metric and every objective. A label in **bold** has exactly the values that are listed. The"
-    " number after any other label says how many values it may have; `_other` stands for all further ones. An empty"
-    " value means that none was given. "
+    "This page lists every metric and every objective. A label in **bold** has exactly the values that are listed."
+    " The number after any other label says how many values it may have; `_other` stands for all further ones. An"
+    " empty value means that none was given. "
 )
 _BY_HAND = (
     "No component of reliakit counts these. They are names for what your own service has of this kind; count it with"
@@ -124,8 +124,8 @@ def runbooks(kit: Kit) -> str:
         "# Runbooks",
         "",
         (
-            "This page says what to do when an alert of the [rules](metrics.md#prometheus-and-grafana) fires. A `page`"
-            " wakes somebody up; a `ticket` waits for the morning."
+            "This page says what to do when an alert of the [rules](metrics.md#prometheus-and-grafana) fires. A"
+            " `page` wakes somebody up; a `ticket` waits for the morning."
         ),
         "",
     ]
