@@ -50,7 +50,7 @@ def plan(stage: Stage, seconds: float, has_opened: Callable[[], bool]) -> list[F
         return "the network to PostgreSQL is back"
 
     async def slow_service() -> str:
-        with stage.employee_network.latency(0.6, direction="to_server"):
+        with stage.employee_network.latency(0.6):
             await SYSTEM_CLOCK.asleep(slow)
             # On a busy machine it takes longer until a breaker has seen five calls fail.
             until = SYSTEM_CLOCK.monotonic() + _PATIENCE

@@ -25,13 +25,15 @@ from typing import TYPE_CHECKING, Self
 import httpx2
 from psycopg.conninfo import make_conninfo
 
+from examples.demo.network import Network
 from reliakit import SYSTEM_CLOCK
-from reliakit.testing import EmbeddedPostgres, FaultProxy
+from reliakit.testing import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from examples.demo.interrupt import Interrupt
+    from examples.demo.network import Line
 
 SERVICES = ("auth", "employee", "project")
 
@@ -115,8 +117,8 @@ class Stage:
         employee_network: In front of the employee service.
     """
 
-    database_network: FaultProxy
-    employee_network: FaultProxy
+    database_network: Line
+    employee_network: Line
 
     def __init__(self, interrupt: Interrupt, *, logs: Path | None, preferred_ports: bool) -> None:
         self._interrupt = interrupt
@@ -154,26 +156,27 @@ class Stage:
             self._logs = Path(tempfile.mkdtemp(prefix="reliakit-demo-"))
             self._everything.callback(shutil.rmtree, self._logs, ignore_errors=True)
         self._logs.mkdir(parents=True, exist_ok=True)
-        # The services load while PostgreSQL starts; a bare machine has two cores and nothing else to do.
+        # They load while PostgreSQL starts; a bare machine has two cores and nothing else to do.
+        network = self._everything.enter_context(Network())
         self._everything.callback(self.stop_services)
         for name in SERVICES:
             self._services[name] = Service(name, self._logs, is_ours)
         self._interrupt.check()
         self._everything.enter_context(self.postgres)
         self._interrupt.check()
-        self.database_network = self._everything.enter_context(FaultProxy(self.postgres.dsn))
+        self.database_network = network.open(self.postgres.dsn)
         for name in SERVICES:
             self.dsns[name] = self.postgres.database(f"demo_{name}")
             self._interrupt.check()
         # Services go before the network and the database that they use.
         self._everything.callback(self.stop_services)
-        self._start_services()
+        self._start_services(network)
 
-    def _start_services(self) -> None:
+    def _start_services(self, network: Network) -> None:
         for name in ("auth", "employee"):
             self._services[name].settle(self._settings(name))
         employee = self.addresses["employee"] = self._services["employee"].address(self._interrupt)
-        self.employee_network = self._everything.enter_context(FaultProxy(employee))
+        self.employee_network = network.open(employee)
         self.urls["employee"] = self.employee_network.dsn(employee)
         self._services["project"].settle({**self._settings("project"), "EMPLOYEE_URL": self.urls["employee"]})
         for name in ("auth", "project"):

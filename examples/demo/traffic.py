@@ -1,7 +1,10 @@
 """The load: people log in, an attacker guesses, raises collide, and transfers must not lose anybody.
 
-Each actor is one task that loops until the time is over. A write carries an id of its own, so an answer that says
-"try again" or never comes is met by sending the same write again: the services make it happen once.
+Each actor is one task that loops until the time is over. It asks, has its answer, pauses, and asks again: who meets
+a slow machine comes less often, so that the load shows what the services do and not the queue that it makes itself.
+
+A write carries an id of its own, so an answer that says "try again" or never comes is met by sending the same write
+again: the services make it happen once.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 _AGAIN = Backoff(base=0.1, factor=1.6, cap=1.0, jitter=0.5)
 _TRIES = 20
+_LEISURE = 2.0
+_LONGEST_LEISURE = 8.0
+_AT_ONCE = 4
 Step = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -86,7 +93,9 @@ class Traffic:
         for name in ("Apollo", "Borealis", "Calypso", "Dione"):
             self._projects.append(_made(await self._insist("project", "POST", "/projects", {"name": name}))["id"])
         self._employees = [str(self._uuid()) for _ in range(24)]
-        await _all(self._hire(employee, number) for number, employee in enumerate(self._employees))
+        hires = enumerate(self._employees)
+        while batch := list(islice(hires, _AT_ONCE)):
+            await _all(self._hire(employee, number) for number, employee in batch)
 
     def actors(self) -> list[Step]:
         """Return what each actor does until `end()` is called."""
@@ -107,11 +116,17 @@ class Traffic:
         ]
 
     def _every(self, pause: float, step: Step) -> Step:
+        """Repeat a step, with twice the time that it took in between where that is more than its pause."""
+
         async def act() -> None:
             await SYSTEM_CLOCK.asleep(pause * self._dice.random())
             while not self._is_over:
+                began = SYSTEM_CLOCK.monotonic()
                 await step()
-                await SYSTEM_CLOCK.asleep(pause * (0.5 + self._dice.random()))
+                took = SYSTEM_CLOCK.monotonic() - began
+                # An outage is no slow machine: it must not keep anybody away for the rest of the run.
+                leisure = max(pause, min(_LEISURE * took, _LONGEST_LEISURE * pause))
+                await SYSTEM_CLOCK.asleep(leisure * (0.5 + self._dice.random()))
 
         return act
 
