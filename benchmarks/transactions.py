@@ -4,7 +4,7 @@
     python benchmarks/transactions.py --quick    a smoke test, below 25 seconds
 
 What it costs to be seen stands in tables of its own: one SELECT by `run()` while nobody listens, with a `Metrics`
-attached, with a log at INFO, and with both.
+attached, with one that writes for other processes to read, with a log at INFO, and with a log and the first.
 
 A transaction is one SELECT by key, or that and an UPDATE of the row; the latter also by 16 workers at once. `near` is
 a Unix socket, `far` the same server behind a proxy that adds 2 ms to each round trip. The proxy is a process of its
@@ -28,14 +28,17 @@ it can hide behind waiting.
 from __future__ import annotations
 
 import argparse
+import atexit
 import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -179,13 +182,23 @@ def listening(*, metrics: Metrics | None = None, logs: bool = False) -> Iterator
         yield
 
 
+@cache
+def both_kinds() -> tuple[Metrics, Metrics]:
+    """Return metrics of this process alone, and metrics in files that other processes read."""
+    alone, directory = Metrics(), TemporaryDirectory()
+    atexit.register(directory.cleanup)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory.name
+    return alone, Metrics()
+
+
 def listened_to(cases: Threads | Tasks, rounds: int, batch: int, watch: Passing | Working) -> dict[str, list[float]]:
     """Return microseconds a transaction of `run()`, by who listens."""
-    one, metrics = cases.ones[ALONE], Metrics()
+    one, (metrics, in_files) = cases.ones[ALONE], both_kinds()
     listeners: dict[str, dict[str, Any]] = {
         ALONE: {},
         "reliakit run() again (A/A)": {},
         "with Metrics": {"metrics": metrics},
+        "with Metrics in files": {"metrics": in_files},
         "with a log at INFO": {"logs": True},
         "with both": {"metrics": metrics, "logs": True},
     }

@@ -232,6 +232,28 @@ def test_a_meter_that_raises_harms_nobody_and_is_told_once(db: Database, caplog:
     ]
 
 
+def test_a_watcher_of_a_pool_that_raises_harms_nobody_and_is_told_once(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ValueError("broken")
+
+    seen: list[tuple[int, tuple[str, ...]]] = []
+
+    def watch(event: PoolPresent) -> None:
+        event.watch(fail)
+        event.watch(lambda: seen.append((event.read().in_use, event.read().running)))
+
+    with subscribe(watch, PoolPresent):
+        for _ in range(3):
+            db.run(buy, operation="buy")
+    db.run(buy)
+    assert seen == [(1, ("buy",)), (0, ())] * 3
+    told = [record.getMessage() for record in caplog.records if "meter" in record.getMessage()]
+    assert len(told) == 1
+    assert "fail raised" in told[0]
+
+
 # Logs
 
 

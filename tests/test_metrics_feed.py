@@ -687,3 +687,31 @@ class TestAttaching:
 
     def test_nobody_needs_to_build_an_error_event_for_a_metric_that_is_not_there(self):
         assert not Emitter("main").hears(ErrorSeen)
+
+
+def test_a_look_asked_for_amid_another_one_is_taken_after_it_and_by_itself() -> None:
+    state, seen, inside = 0, [], []
+
+    def read() -> CircuitFigures:
+        return CircuitFigures("closed", state, 0, 0)
+
+    def count(name: str, figures: CircuitFigures, last: CircuitFigures) -> None:
+        nonlocal state
+        assert not inside
+        inside.append(name)
+        if state == 1:  # another thread, or garbage collected in this one
+            state = 2
+            readings.look("mail", read)
+        seen.append((last.success, figures.success))
+        inside.pop()
+
+    readings = Readings(count)
+    readings.look("mail", read)
+    assert seen == []  # nobody follows it yet
+    readings.follow("mail", read)
+    state = 1
+    readings.look("mail", read)
+    assert seen == [(0, 1), (1, 2)]
+    state, seen[:] = 1, []
+    readings.refresh()
+    assert seen == [(2, 1), (1, 2)]

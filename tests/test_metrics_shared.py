@@ -36,10 +36,10 @@ def scraped(directory):
     return samples(generate_latest(registry).decode())
 
 
-def run(directory, code):
+def run(directory, code, *arguments):
     """Run a program that counts into the directory and return what it printed."""
     ended = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
         capture_output=True,
         text=True,
@@ -132,6 +132,148 @@ def test_forked_processes_add_up_and_gauges_of_dead_ones_go(tmp_path):
         assert len([name for name in seen if name[0] == "shy"]) == 4  # `all` keeps the dead, each with its pid
         assert seen["reliakit_build_info", sys.version.split()[0], "0.1.0"] == 1
     assert found.keys() == shown.keys()
+
+
+WORKERS = """
+import gc, os, signal, sys, traceback
+from prometheus_client import CollectorRegistry, multiprocess
+from reliakit import Database, Metrics
+from reliakit.core.events import PoolReturned, PoolWaited, TransactionEnded, TransactionStarted
+
+def outside(name, **labels):
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    return registry.get_sample_value("reliakit_" + name, labels)
+
+def pool(name="main"):
+    connections = [outside("db_pool_connections", pool=name, state=state) for state in ("idle", "in_use")]
+    return (*connections, outside("db_pool_max", pool=name), outside("db_pool_waiting", pool=name))
+
+def counts(status="commit"):
+    labels = dict(service="shop", operation="buy")
+    return (
+        outside("transaction_total", **labels, status=status),
+        outside("transaction_duration_seconds_count", **labels, status=status),
+        outside("transaction_in_progress", **labels),
+    )
+
+def buy(tx):
+    tx.execute("SELECT 1")
+
+def in_child(work):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            work(lambda: (os.write(writing, b"."), signal.pause()))
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.close(writing)
+    if os.read(reading, 1):  # it waits now, for the harshest end that there is
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    else:
+        assert os.waitpid(child, 0)[1] == 0
+    os.close(reading)
+    return child
+
+metrics = Metrics()
+db = Database(sys.argv[1], service="shop", max_size=3)
+fresh = Database(sys.argv[1], name="fresh", service="shop", max_size=2)
+with metrics:
+    db.open()
+    assert pool() == (1, 0, 3, 0), pool()
+    for _ in range(3):
+        db.run(buy, operation="buy")
+    told = db._engine.checkouts.audience.emitter
+    assert not any(told.hears(kind) for kind in (PoolWaited, TransactionStarted, PoolReturned, TransactionEnded))
+    assert (counts(), pool()) == ((3, 3, 0), (1, 0, 3, 0))
+    with db.transaction(operation="buy"):
+        assert (counts(), pool()) == ((3, 3, 1), (0, 1, 3, 0))
+        with fresh.transaction(operation="buy"):
+            assert (counts(), pool("fresh")) == ((3, 3, 2), (0, 1, 2, 0))
+    try:
+        with db.transaction(operation="buy"):
+            1 / 0
+    except ZeroDivisionError:
+        pass
+    assert (counts(), counts("rollback")[0], pool()) == ((5, 5, 0), 1, (1, 0, 3, 0))
+    fresh.close()
+    assert pool("fresh") == (0, 0, 0, 0)
+
+    def killed(wait):
+        db.close()
+        db.open()
+        for _ in range(20):
+            db.run(buy, operation="buy")
+        with db.transaction(operation="buy"):
+            wait()
+
+    child = in_child(killed)
+    assert (counts(), pool()) == ((25, 25, 1), (1, 1, 6, 0)), (counts(), pool())
+    multiprocess.mark_process_dead(child)
+    assert (counts(), pool()) == ((25, 25, 0), (1, 0, 3, 0)), (counts(), pool())
+
+    def ordinary(wait):
+        own = Database(sys.argv[1], name="own", service="shop")
+        own.run(buy, operation="buy")
+
+    in_child(ordinary)
+    assert (counts(), pool("own")) == ((26, 26, 0), (1, 0, 10, 0)), (counts(), pool("own"))
+assert (counts(), pool()) == ((26, 26, 0), (1, 0, 3, 0))
+db.run(buy, operation="buy")
+assert counts() == (26, 26, 0)  # nobody listens
+with db.transaction(operation="buy"):
+    with metrics:
+        assert (counts(), pool()) == ((26, 26, 1), (0, 1, 3, 0))
+    assert counts() == (26, 26, 0)  # of what runs on nothing is known
+with metrics:
+    db.run(buy, operation="buy")
+db.close()
+del db, fresh
+gc.collect()
+assert counts() == (27, 27, 0)
+"""
+
+
+def test_a_transaction_is_written_as_it_happens_without_an_event_and_a_killed_process_loses_none(
+    tmp_path, reliakit_dsn
+):
+    run(tmp_path, WORKERS, reliakit_dsn)
+
+
+JUDGED = """
+import sys
+from reliakit import Database, Metrics
+from reliakit.testing import ManualClock
+
+clock = ManualClock()
+metrics = Metrics(clock=clock)
+with Database(sys.argv[1], service="shop") as db, metrics:
+    for number in range(60):
+        try:
+            with db.transaction(operation="buy") as tx:
+                if number % 3 == 1:
+                    tx.set_rollback_only()
+                if number % 3 == 2:
+                    1 / 0
+        except ZeroDivisionError:
+            pass
+        clock.advance(1)
+    early = {verdict.objective: verdict for verdict in metrics.slo()}
+    clock.advance(285)
+    late = {verdict.objective: verdict for verdict in metrics.slo()}
+for found in (early, late):
+    print(found["transaction_latency"].count)
+    print([found[name] for name in ("rollback_rate", "deadlocks", "leaked_connections", "errors_tracked")])
+"""
+
+
+def test_verdicts_are_those_of_a_process_by_itself(tmp_path, reliakit_dsn):
+    among_others, alone = run(tmp_path, JUDGED, reliakit_dsn), run("", JUDGED, reliakit_dsn)
+    assert among_others == alone
+    assert "count=40" in alone  # deliberate rollbacks are left out
 
 
 INTERRUPTED = """
@@ -238,19 +380,21 @@ def test_a_mode_that_does_not_exist_is_refused(tmp_path):
 
 APP = """
 import os
-from reliakit import CircuitBreaker, Metrics
+from reliakit import CircuitBreaker, Database, Metrics
 
 metrics = Metrics()
 metrics.attach()
 served = metrics.counter("served", "Requests.", ("kind",)).labels("page")
 took = metrics.histogram("took", "Seconds.", unit="seconds")
 breaker = CircuitBreaker("page")
+db = Database(os.environ["SERVICE_DSN"], service="page", max_size=4)
 
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/metrics":
         return metrics.wsgi_app(environ, start_response)
     breaker.call(served.inc)
     took.observe(0.01)
+    db.execute("SELECT 1")
     metrics.increment("security", event="failed_login", source="192.0.2.1")
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [str(os.getpid()).encode()]
@@ -269,7 +413,7 @@ def ask(address, path):
     return body.decode()
 
 
-def served(tmp_path, *options):
+def served(tmp_path, dsn, *options):
     (tmp_path / "service.py").write_text(APP)
     (tmp_path / "numbers").mkdir()
     (tmp_path / "config.py").write_text(
@@ -281,7 +425,12 @@ def served(tmp_path, *options):
     return subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "-b", f"unix:{tmp_path}/s", "-c", "config.py", *options, "service:app"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": root, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "numbers")},
+        env={
+            **os.environ,
+            "PYTHONPATH": root,
+            "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "numbers"),
+            "SERVICE_DSN": dsn,
+        },
         stderr=subprocess.PIPE,
     )
 
@@ -296,10 +445,10 @@ def until_served(server, address):
     raise AssertionError("gunicorn does not answer")
 
 
-def test_gunicorn_with_recycled_workers_loses_no_count(tmp_path):
+def test_gunicorn_with_recycled_workers_loses_no_count(tmp_path, reliakit_dsn):
     pytest.importorskip("gunicorn")
     server = served(
-        tmp_path, "-w", "2", "-k", "gthread", "--threads", "4", "--max-requests", "12", "--preload",
+        tmp_path, reliakit_dsn, "-w", "2", "-k", "gthread", "--threads", "4", "--max-requests", "12", "--preload",
         "--graceful-timeout", "20",
     )  # fmt: skip
     try:
@@ -324,6 +473,8 @@ def test_gunicorn_with_recycled_workers_loses_no_count(tmp_path):
         assert len(answered) <= shown["served_total", "page"] <= len(answered) + len(failed)
         total = shown["served_total", "page"]
         assert shown["took_seconds_count",] == shown["took_seconds_bucket", "+Inf"] == total
+        assert shown["reliakit_db_pool_use_seconds_count", "main"] == total
+        assert shown["reliakit_db_pool_connections", "main", "in_use"] == 0
         assert (
             shown["reliakit_security_total", "failed_login", "_other"]
             + shown.get(("reliakit_security_total", "failed_login", "192.0.2.1"), 0)

@@ -55,6 +55,7 @@ class Audience:
     Attributes:
         emitter: Sends events to listeners without a meter.
         meters: The meters of the others.
+        watchers: Functions that are called after each change of the pool's figures.
         is_empty: Whether nobody listens to anything.
         hears_pool: Whether anybody may want events of the pool.
         hears_start: Whether anybody may want TransactionStarted.
@@ -64,12 +65,19 @@ class Audience:
 
     __slots__ = (
         "_failed", "emitter", "hears_end", "hears_pool", "hears_start", "is_empty", "meters", "wants_statements",
+        "watchers",
     )  # fmt: skip
 
-    def __init__(self, emitter: Emitter, metered: Sequence[tuple[Listener, PoolMeter]]) -> None:
+    def __init__(
+        self,
+        emitter: Emitter,
+        metered: Sequence[tuple[Listener, PoolMeter]] = (),
+        watchers: Sequence[Callable[[], object]] = (),
+    ) -> None:
         told = emitter.apart_from([listener for listener, _ in metered]) if metered else emitter
         self.emitter: Emitter = told
         self.meters: tuple[PoolMeter, ...] = tuple(meter for _, meter in metered)
+        self.watchers: tuple[Callable[[], object], ...] = tuple(watchers)
         self.is_empty: bool = not emitter.is_heard
         self.hears_pool: bool = any(told.reaches(kind) for kind in (PoolChanged, PoolWaited, PoolReturned))
         self.hears_start: bool = told.reaches(TransactionStarted)
@@ -101,11 +109,20 @@ class Audience:
             except Exception as error:  # noqa: BLE001 - as above
                 self.contain(meter, error)
 
-    def contain(self, meter: PoolMeter, error: Exception) -> None:
-        """Log the first error that a meter raises: a meter's fault must not reach the caller."""
+    def changed(self) -> None:
+        """Tell the watchers that the pool's figures have changed."""
+        for watcher in self.watchers:
+            try:
+                watcher()
+            except Exception as error:  # noqa: BLE001 - as above
+                self.contain(watcher, error)
+
+    def contain(self, meter: object, error: Exception) -> None:
+        """Log the first error that a meter or watcher raises: its fault must not reach the caller."""
         if not self._failed:
             self._failed = True
-            _log.error("meter %s raised; the next errors are not reported", type(meter).__name__, exc_info=error)
+            named = getattr(meter, "__qualname__", type(meter).__name__)
+            _log.error("meter %s raised; the next errors are not reported", named, exc_info=error)
 
 
 class Reader:
@@ -156,10 +173,11 @@ def audience_of(emitter: Emitter, service: str | None, read: Callable[[], PoolFi
         read: Returns the pool's figures; None for a pool that was never used or is closed.
     """
     metered: list[tuple[Listener, PoolMeter]] = []
+    watchers: list[Callable[[], object]] = []
 
     def measure(listener: Listener, meter: PoolMeter) -> None:
         metered.append((listener, meter))
 
     if read is not None:
-        emitter.introduce(PoolPresent, service=service, read=read, measure=measure)
-    return Audience(emitter, metered)
+        emitter.introduce(PoolPresent, service=service, read=read, measure=measure, watch=watchers.append)
+    return Audience(emitter, metered, watchers)

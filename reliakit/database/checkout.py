@@ -86,7 +86,7 @@ class Checkouts:
         self.next_sweep: float = 0.0
         self._service = service
         self._read = Reader(self._identity, service, self, self._revisions, clock).read
-        self.audience: Audience = Audience(emitter, ())
+        self.audience: Audience = Audience(emitter)
         tell_after_fork(self, "disown")
         watch(self)
 
@@ -226,7 +226,7 @@ class Checkouts:
         self._tell_to(self.emitter if kind in _RARE else self.audience.emitter, kind, **fields)
 
     def _tell_to(self, emitter: Emitter, kind: type[PoolChanged], **fields: Any) -> None:
-        """Emit an event with the current figures, if anybody listens for it."""
+        """Emit an event with the current figures, if anybody listens for it, and tell the watchers."""
         if emitter.hears(kind):
             found = self.gate.figures()
             emitter.emit(
@@ -240,6 +240,7 @@ class Checkouts:
                 oldest_checkout=None if found.oldest is None else self._clock.monotonic() - found.oldest,
                 **fields,
             )
+        self.audience.changed()  # last: a listener may have shown the event's figures, which need not be the latest
 
     def put_back(self, work: Work) -> bool:
         """Keep one of our own connections for the next work; return False if `give_back` must handle it."""
@@ -333,6 +334,7 @@ class Checkouts:
         finally:
             for lease in leases:
                 lease.leave()
+            self.audience.changed()
 
     def held(self) -> list[Slot]:
         """Return the slots that are in use, the oldest checkout first."""

@@ -66,6 +66,8 @@ class Teller:
                 read_only=work.options.read_only,
                 wait=work.waited,
             )
+        if audience.watchers:
+            audience.changed()
 
     def committed(self, work: Work, session: Session, statements: int) -> None:
         """Report that a transaction went the straight way: first that its connection is back, then as `ended`."""
@@ -80,7 +82,7 @@ class Teller:
                 meter.committed(operation, duration, held, at_once=not work.timed)
             except Exception as error:  # noqa: BLE001 - as the spine contains its listeners
                 audience.contain(meter, error)
-        if audience.hears_pool:
+        if audience.hears_pool or audience.watchers:
             checkouts.tell_back(audience.emitter, session, held)
         if audience.hears_end and audience.emitter.hears(TransactionEnded, "commit"):
             self._tell_end(audience.emitter, work, "commit", duration, statements=statements)

@@ -81,7 +81,8 @@ class Feed:
         histogram: Finds a histogram of the catalogue by its name.
         clock: What the age of a checkout grows by between two events.
         listener: What `take` is called by.
-        asked: Whether the numbers are asked for, and not read where they were written.
+        written: Called after each change that is shown without an event, if other processes see only what is written;
+            None if not.
     """
 
     def __init__(
@@ -92,14 +93,13 @@ class Feed:
         clock: Clock,
         listener: Listener,
         *,
-        asked: bool,
+        written: Callable[[], None] | None = None,
     ) -> None:
         self._counter = counter
         self._gauge = gauge
         self._histogram = histogram
-        self._asked = asked
         self._requests = Requests(counter, gauge, histogram)
-        self._transactions = transactions = Transactions(counter, gauge, histogram, clock, listener)
+        self._transactions = transactions = Transactions(counter, gauge, histogram, clock, listener, written=written)
         self._circuits = Circuits(counter, gauge)
         self._logs: Readings[LogFigures] = Readings(self._written)
         self._limiters: Readings[LimitFigures] = Readings(self._limited)
@@ -163,11 +163,7 @@ class Feed:
         call itself, and its sums are read instead. Who wants the time of each call too subscribes to that event
         besides.
         """
-        left_out: set[type[Event]] = {CallEnded, LimitDecided}
-        if not self._asked:
-            # Other processes read what was written last, so each change of a pool has to be written.
-            left_out.add(PoolPresent)
-        return tuple(kind for kind in self._handlers if kind not in left_out)
+        return tuple(kind for kind in self._handlers if kind not in {CallEnded, LimitDecided})
 
     def take(self, event: Event) -> None:
         """Count one event; one of an unknown type counts nothing."""

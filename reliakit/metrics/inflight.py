@@ -18,16 +18,22 @@ class InFlight:
     count is right again as soon as nothing is in flight.
     """
 
-    __slots__ = ("_shown", "read", "tokens")
+    __slots__ = ("_read", "_shown", "tokens")
 
     def __init__(self, shown: GaugeSeries) -> None:
         self.tokens: deque[None] = deque()
-        self.read: int = 0  # how many more there were at the last look at those who count themselves
+        self._read = 0  # how many more there were at the last look at those who count themselves
         self._shown = shown
 
     def count(self) -> int:
         """Return how many are in flight."""
-        return len(self.tokens) + self.read
+        return len(self.tokens) + self._read
+
+    def show(self, read: int) -> None:
+        """Show that so many more are in flight than those that were told."""
+        if read != self._read:
+            self._read = read
+            self._shown.refresh()
 
     def enter(self) -> None:
         """One has begun."""

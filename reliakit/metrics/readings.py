@@ -6,6 +6,7 @@ on top since the last look is counted at the next.
 
 from __future__ import annotations
 
+from collections import deque
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -39,7 +40,8 @@ class Readings(Generic[F]):
         self._count = count
         self._last: dict[tuple[str, Callable[[], F]], F] = {}
         self._names: set[str] = set()
-        # Two looks at once would both count what came since the last one.
+        # Two looks at once would both count what came since the last one, so what cannot be looked at now waits here.
+        self._left: deque[tuple[str, Callable[[], F]]] = deque()
         self._lock = Lock()
         renew_locks_after_fork(self, "_lock")
 
@@ -66,18 +68,40 @@ class Readings(Generic[F]):
             return found
         try:
             # Copied in one step, as nothing else is: until Python 3.12 any allocation may collect, and let others in.
-            for key, last in self._last.copy().items():
-                figures = key[1]()
-                self._last[key] = figures
-                self._count(key[0], figures, last)
-                found.append((key[0], figures))
-                if figures.is_gone:
-                    self._last.pop(key, None)
+            for key in self._last.copy():
+                figures = self._look_locked(key)
+                if figures is not None:
+                    found.append((key[0], figures))
             if any(figures.is_gone for _, figures in found):
                 self._forget_names()
         finally:
             self._lock.release()
+        self._catch_up()
         return found
+
+    def look(self, name: str, read: Callable[[], F]) -> None:
+        """Look at one component now; if another thread is looking, it does this one afterwards."""
+        self._left.append((name, read))
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        while self._left and self._lock.acquire(blocking=False):
+            try:
+                if self._left:  # else somebody else has just been at it
+                    self._look_locked(self._left.popleft())
+            finally:
+                self._lock.release()
+
+    def _look_locked(self, key: tuple[str, Callable[[], F]]) -> F | None:
+        last = self._last.get(key)
+        if last is None:
+            return None  # it is not followed any more
+        figures = key[1]()
+        self._last[key] = figures
+        self._count(key[0], figures, last)
+        if figures.is_gone:
+            self._last.pop(key, None)
+        return figures
 
     def _forget_names(self) -> None:
         self._names = {name for name, _ in self._last.copy()}

@@ -128,7 +128,7 @@ class Metrics:
             lambda name: self._own(name, Histogram),
             clock,
             self,
-            asked=self._files is None,
+            written=None if self._files is None else self._show,
         )
         self._board = Scoreboard(shelf.find, self._observed.get, clock)
         for objective in wanted:
@@ -183,8 +183,14 @@ class Metrics:
     def __call__(self, event: Event) -> None:
         """Count one event: a `Metrics` is itself a listener, for `listeners=[metrics]`."""
         self._feed.take(event)
-        if self._files is not None and self._clock.monotonic() - self._shown_at >= _SHOW_EVERY:
-            self._shown_at = self._clock.monotonic()
+        if self._files is not None:
+            self._show()
+
+    def _show(self) -> None:
+        """Show other processes now and then what is worked out only when it is asked for."""
+        now = self._clock.monotonic()
+        if now - self._shown_at >= _SHOW_EVERY:
+            self._shown_at = now
             self.families()
 
     def increment(self, name: str, amount: float = 1, /, **labels: object) -> None:

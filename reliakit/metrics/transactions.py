@@ -2,7 +2,8 @@
 
 ```
 pool ── PoolPresent ─┬─▶ read()  at each scrape: connections, who waits, what runs
-                     └─▶ meter   at each transaction: counts and durations
+                     ├─▶ meter   at each transaction: counts and durations
+                     └─▶ watch   at each change, if other processes see only what is written: read() then
      ── events ────────▶ the same, for a pool that has this listener to itself
 ```
 """
@@ -48,6 +49,7 @@ class Transactions:
         histogram: Finds a histogram of the catalogue by its name.
         clock: What the age of a checkout grows by between two looks.
         listener: Who hears the events, and whose meters are handed out.
+        written: Called after each change of a pool if other processes see only what is written; None if not.
     """
 
     def __init__(
@@ -57,11 +59,14 @@ class Transactions:
         histogram: Callable[[str], Histogram],
         clock: Clock,
         listener: Listener,
+        *,
+        written: Callable[[], None] | None = None,
     ) -> None:
         self._counter = counter
         self._gauge = gauge
         self._histogram = histogram
         self._listener = listener
+        self._written = written
         self.pools: Pools = Pools(gauge, clock)
         self._readings: Readings[PoolFigures] = Readings(self._look)
         self._open: dict[_Labels, InFlight] = {}
@@ -74,25 +79,37 @@ class Transactions:
 
     def present(self, event: PoolPresent) -> None:
         """Follow a pool from now on, and count its transactions."""
-        self._readings.follow(event.name, event.read)
-        event.measure(self._listener, _Meter(self, event.name, event.service))
+        name, read, written = event.name, event.read, self._written
+        self._readings.follow(name, read)
+        event.measure(self._listener, _Meter(self, name, event.service))
+        if written is not None:
+
+            def changed() -> None:
+                self._readings.look(name, read)
+                written()
+
+            self._readings.look(name, read)
+            event.watch(changed)
 
     def refresh(self) -> None:
         """Show what pools look like now."""
-        if self._readings.refresh():
-            pools = self._running.copy().values()
-            for inflight in self._open.copy().values():
-                inflight.read = sum(running.get(inflight, 0) for running in pools)
+        self._readings.refresh()
 
     def leave(self) -> None:
         """Look a last time, and follow nobody any more: of what runs on nothing is known."""
         self._readings.leave()
         self._running.clear()
         for inflight in self._open.copy().values():
-            inflight.read = 0
+            inflight.show(0)
 
-    def _look(self, name: str, figures: PoolFigures, _last: PoolFigures) -> None:
-        self.pools.note(name, figures)
+    def _look(self, name: str, figures: PoolFigures, last: PoolFigures) -> None:
+        if self._written is None:
+            self.pools.note(name, figures)
+        else:
+            self.pools.write(name, figures)
+        before = self._running.get(figures.pool)
+        if before is not None and figures.running == last.running and not figures.is_gone:
+            return
         running: dict[InFlight, int] = {}
         for operation in figures.running:
             labels = (figures.service, operation)
@@ -103,6 +120,9 @@ class Transactions:
             self._running.pop(figures.pool, None)
         else:
             self._running[figures.pool] = running
+        pools = self._running.copy().values()
+        for inflight in {**(before or {}), **running}:
+            inflight.show(sum(pool.get(inflight, 0) for pool in pools))
 
     def running(self, labels: _Labels) -> InFlight:
         """Return what counts the open transactions of a service and operation."""

@@ -179,8 +179,8 @@ class PoolMeter(Protocol):
 class PoolPresent(Event):
     """A database's pool exists. Sent to listeners that name this event, at its first use and when listeners change.
 
-    A listener that counts every transaction can ask for figures when it is asked itself, and gets the rest without
-    an event.
+    A listener that counts every transaction can ask for figures when it is asked itself, or at each change, and gets
+    the rest without an event.
 
     Attributes:
         service: The service it belongs to.
@@ -188,11 +188,14 @@ class PoolPresent(Event):
             pool alive.
         measure: Takes the listener that received this event, and the meter that measures for it until the listeners
             change again.
+        watch: Takes a function that is called after each change of the figures until the listeners change again. It
+            is for listeners that show the figures where nobody can ask, and must neither wait nor raise.
     """
 
     service: str | None
     read: Callable[[], PoolFigures]
     measure: Callable[[Callable[[Event], object], PoolMeter], None]
+    watch: Callable[[Callable[[], object]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
