@@ -22,6 +22,8 @@ from reliakit.core.clock import SYSTEM_CLOCK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reliakit.stores.ticks import Telling
+
 __all__ = ["Line", "Request", "Statement"]
 
 Reply: TypeAlias = "list[int] | Exception"
@@ -76,13 +78,14 @@ class Line:
         owner: That connection, if nobody else keeps it.
     """
 
-    __slots__ = ("_is_new", "_known", "_owner", "_pg")
+    __slots__ = ("_known", "_owner", "_pg", "answers")
 
     def __init__(self, pgconn: Any, owner: object = None) -> None:
         self._pg = pgconn
         self._owner = owner
         self._known: set[bytes] = set()
-        self._is_new = True
+        # How often the server has answered.
+        self.answers: int = 0
 
     @property
     def is_idle(self) -> bool:
@@ -91,7 +94,7 @@ class Line:
 
     def is_lost(self, error: BaseException) -> bool:
         """Return whether the connection died of old age; one whose server merely takes too long did not."""
-        return not self._is_new and (isinstance(error, _ENDED) or bool(self._pg.status != _HOLDS))
+        return self.answers > 0 and (isinstance(error, _ENDED) or bool(self._pg.status != _HOLDS))
 
     def finish(self) -> None:
         """Let go of it, without waiting for the server."""
@@ -101,7 +104,7 @@ class Line:
         """Run plain statements in a thread and return the last one's first value."""
         self._pg.send_query(text.encode())
         value = self._value(self._wait(until))
-        self._is_new = False
+        self.answers += 1
         return value
 
     async def aask(self, text: str) -> bytes | None:
@@ -111,7 +114,7 @@ class Line:
         while (result := await self._next()) is not None:
             results.append(result)
         value = self._value(results)
-        self._is_new = False
+        self.answers += 1
         return value
 
     def run(self, request: Request, until: float) -> list[int]:
@@ -136,35 +139,46 @@ class Line:
                 attempt += 1
                 has_met = has_met or _has_met(reply)
 
-    async def exchange(self, requests: Sequence[Request]) -> list[Reply]:
-        """Run statements in a task, each in a transaction of its own, in one round trip.
+    async def exchange(self, requests: Sequence[Request], tell: Telling) -> None:
+        """Run statements in a task, each in a transaction of its own, in one round trip; tell each answer at once.
 
         Raises:
-            psycopg.Error: The connection is of no use any more.
+            psycopg.Error: The connection is of no use any more; what was told by then stands.
         """
-        replies: list[Any] = [None] * len(requests)
-        left = list(range(len(requests)))
+        left: dict[int, Exception | None] = dict.fromkeys(range(len(requests)))
         for _ in range(_ATTEMPTS):
-            met = [at for at in left if _has_met(replies[at])]
-            others = [at for at in left if at not in met]
-            for at, reply in zip(others, await self._piped([requests[at] for at in others]), strict=True):
-                if isinstance(reply, _ENDED):
-                    raise reply
-                replies[at] = reply
-            for at in met:
-                await self.aask(_BEGIN)
-                [replies[at]] = await self._piped([requests[at]])
-                await self.aask("COMMIT")
-            left = [
-                at
-                for at in left
-                if isinstance(replies[at], Exception) and self._may_go_on(requests[at].statement, replies[at])
-            ]
+            left = await self._exchange(requests, left, tell)
             if not left:
-                break
-        return replies
+                return
+        for at, error in left.items():
+            tell(at, error)
 
-    async def _piped(self, requests: Sequence[Request]) -> list[Reply]:
+    async def _exchange(
+        self, requests: Sequence[Request], left: dict[int, Exception | None], tell: Telling
+    ) -> dict[int, Exception | None]:
+        """Run those that are left once, and return those that are to run again, with the error of each."""
+        again: dict[int, Exception | None] = {}
+
+        def hear(at: int, reply: Reply) -> None:
+            if isinstance(reply, _ENDED):
+                raise reply
+            if isinstance(reply, Exception) and self._may_go_on(requests[at].statement, reply):
+                again[at] = reply
+            else:
+                tell(at, reply)
+
+        met = [at for at, error in left.items() if _has_met(error)]
+        others = [at for at in left if at not in met]
+        await self._piped([requests[at] for at in others], lambda at, reply: hear(others[at], reply))
+        for at in met:
+            replies: dict[int, Reply] = {}
+            await self.aask(_BEGIN)
+            await self._piped([requests[at]], replies.__setitem__)
+            await self.aask("COMMIT")  # before which it is not decided
+            hear(at, replies[0])
+        return again
+
+    async def _piped(self, requests: Sequence[Request], tell: Telling) -> None:
         pg = self._pg
         pg.enter_pipeline_mode()
         for statement, params in requests:
@@ -173,27 +187,26 @@ class Line:
                 self._known.add(statement.name)
             pg.send_query_prepared(statement.name, params, statement.formats)
             pg.pipeline_sync()  # a transaction for each: none holds a row while it waits for another's
-        replies: list[Reply] = []
+        at = 0
         results: list[Any] = []
         refused: dict[bytes, Reply] = {}
-        while len(replies) < len(requests):
+        while at < len(requests):
             result = await self._next()
             if result is None:
                 continue
             if result.status != _SYNC:
                 results.append(result)
                 continue
-            statement = requests[len(replies)].statement
+            statement = requests[at].statement
             reply = self._reply(statement, results) or errors.InternalError("a statement without an answer")
             if len(results) > 1 and results[0].status == _FAILED:  # it could not be prepared
                 self._known.discard(statement.name)
                 refused[statement.name] = reply
             elif getattr(reply, "sqlstate", None) == _UNKNOWN:  # then nobody's is, and all are told why
                 reply = refused.get(statement.name, reply)
-            replies.append(reply)
-            results = []
+            tell(at, reply)
+            at, results = at + 1, []
         pg.exit_pipeline_mode()
-        return replies
 
     async def _next(self) -> Any:
         pg = self._pg
@@ -220,9 +233,11 @@ class Line:
         """Return what a statement came to; None once it is prepared."""
         for result in results:
             if result.status == _FAILED:
-                return errors.error_from_result(result, encoding="utf-8")
+                error = errors.error_from_result(result, encoding="utf-8")
+                self.answers += not isinstance(error, _ENDED)
+                return error
+        self.answers += 1
         if results[-1].status == _OK:
-            self._is_new = False
             return [int(number) for number in results[-1].get_value(0, 0)[1:-1].split(b",")]
         self._known.add(statement.name)
         return None

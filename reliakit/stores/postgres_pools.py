@@ -19,7 +19,7 @@ from psycopg.pq import TransactionStatus
 from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.deadline import remaining
 from reliakit.stores.postgres_line import Line
-from reliakit.stores.ticks import Ticks
+from reliakit.stores.ticks import Telling, Ticks
 
 if TYPE_CHECKING:
     from reliakit.stores.postgres_line import Request
@@ -85,12 +85,12 @@ class TaskPool(Ticks):
     async def aclose(self) -> None:
         """Leave the pool to its owner."""
 
-    async def _exchange(self, requests: list[Request]) -> list[Any]:
+    async def _exchange(self, requests: list[Request], tell: Telling) -> None:
         connection = await self._pool.getconn(timeout=self._timeout)
         try:
             line = _line(self._lines, connection)
             await self._setup.aensure(line)
-            return await self._setup.exchange(line, requests)
+            await self._setup.exchange(line, requests, tell)
         finally:
             if not _is_idle(connection):
                 connection.pgconn.finish()  # its close() may wait for the server

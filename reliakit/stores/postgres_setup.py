@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reliakit.stores.postgres_line import Line, Request
+    from reliakit.stores.ticks import Telling
 
 __all__ = ["Setup"]
 
@@ -104,15 +105,20 @@ class Setup:
             self.make(line, until)
         return line.run(request, until)
 
-    async def exchange(self, line: Line, requests: Sequence[Request]) -> list[Any]:
-        """Run statements in a task, and return their answers and errors; the twin of `run` for tasks."""
-        replies: list[Any] = await line.exchange(requests)
-        missing = [at for at, reply in enumerate(replies) if isinstance(reply, _MISSING)]
+    async def exchange(self, line: Line, requests: Sequence[Request], tell: Telling) -> None:
+        """Run statements in a task, and tell their answers and errors; the twin of `run` for tasks."""
+        missing: list[int] = []
+
+        def hear(at: int, reply: Any) -> None:
+            if isinstance(reply, _MISSING):
+                missing.append(at)
+            else:
+                tell(at, reply)
+
+        await line.exchange(requests, hear)
         if missing:
             await self.amake(line)
-            for at, reply in zip(missing, await line.exchange([requests[at] for at in missing]), strict=True):
-                replies[at] = reply
-        return replies
+            await line.exchange([requests[at] for at in missing], lambda at, reply: tell(missing[at], reply))
 
     def make(self, line: Line, until: float) -> None:
         """Make the table, unless somebody has."""

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 
@@ -26,7 +26,7 @@ from reliakit.core.errors import StoreError
 from reliakit.core.fork import tell_after_fork
 from reliakit.core.threads import Bell, Errand
 from reliakit.stores.postgres_line import Line
-from reliakit.stores.ticks import Pipe, PooledTicks
+from reliakit.stores.ticks import Pipe, PooledTicks, Telling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,10 +82,11 @@ class ThreadConnections:
         seconds = self._timeout if left is None else max(_SHORTEST, min(left, self._timeout))
         until = SYSTEM_CLOCK.monotonic() + seconds
         line = self._take(until)
+        answers = line.answers
         try:
             return self._run_on(line, request, until)
         except Exception as error:
-            if not line.is_lost(error):
+            if line.answers != answers or not line.is_lost(error):
                 raise
         # The server was restarted, or dropped it for being idle; the others are no younger.
         self._close_idle()
@@ -241,10 +242,14 @@ class _Pipe:
     def __init__(self, line: Line, setup: Setup) -> None:
         self._line = line
         self._setup = setup
-        self.is_lost = line.is_lost
+        self._answers = line.answers
 
-    async def exchange(self, requests: Sequence[Request], /) -> list[Any]:
-        return await self._setup.exchange(self._line, requests)
+    async def exchange(self, requests: Sequence[Request], tell: Telling, /) -> None:
+        self._answers = self._line.answers
+        await self._setup.exchange(self._line, requests, tell)
+
+    def is_lost(self, error: Exception) -> bool:
+        return self._line.answers == self._answers and self._line.is_lost(error)
 
     async def close(self) -> None:
         self._line.finish()

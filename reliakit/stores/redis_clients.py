@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from reliakit.stores.redis_wire import is_unknown
-from reliakit.stores.ticks import Ticks
+from reliakit.stores.ticks import Telling, Ticks
 
 if TYPE_CHECKING:
     from reliakit.stores.redis_wire import Request
@@ -55,14 +55,17 @@ class ClientTickWire(Ticks):
     async def aclose(self) -> None:
         """Leave the client to its owner."""
 
-    async def _exchange(self, requests: list[Request]) -> list[Any]:
-        replies = await self._all(requests, whole=False)
-        unknown = [at for at, reply in enumerate(replies) if is_unknown(reply)]
+    async def _exchange(self, requests: list[Request], tell: Telling) -> None:
+        unknown: list[int] = []
+        for at, reply in enumerate(await self._all(requests, whole=False)):
+            if is_unknown(reply):
+                unknown.append(at)
+            else:
+                tell(at, reply)
         if unknown:
             whole = await self._all([requests[at] for at in unknown], whole=True)
             for at, reply in zip(unknown, whole, strict=True):
-                replies[at] = reply
-        return replies
+                tell(at, reply)
 
     async def _all(self, requests: list[Request], *, whole: bool) -> list[Any]:
         if self._is_cluster or len(requests) == 1:

@@ -7,7 +7,8 @@ task   ── Request ──> TickWire ── all requests of one tick of the ev
 
 Every wire answers with the script's reply or raises what the client library raises. A script that the server does not
 know (a new server, SCRIPT FLUSH, a failover) is sent whole with the same request. A connection that proves dead
-before it has answered anything is replaced once: the server was restarted, or dropped it for being idle.
+before it has answered anything of what it was asked is replaced once: the server was restarted, or dropped it for
+being idle. One that is lost later may take an answer with it that counts, so nothing is asked again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from urllib.parse import parse_qs
 from reliakit.core.deadline import remaining
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import tell_after_fork
-from reliakit.stores.ticks import Pipe, PooledTicks
+from reliakit.stores.ticks import Pipe, PooledTicks, Telling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,44 +159,45 @@ class BlockingWire:
         """Run it and return its reply."""
         left = remaining()
         seconds = self._library.timeout if left is None else max(_SHORTEST, min(left, self._library.timeout))
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            return self._exchange(self._library.connection(), request, seconds)
-        try:
-            return self._exchange(connection, request, seconds)
-        except Exception as error:
-            if not _is_lost(error):
-                raise
-            self.close()  # the others are no younger
-            return self._exchange(self._library.connection(), request, seconds)
-
-    def _exchange(self, connection: Any, request: Request, seconds: float) -> Any:
-        try:
-            _hurry(connection, seconds)
-            connection.send_packed_command([request.call.packed(request.keys)], check_health=False)
-            try:
-                reply = connection.read_response()
-            except Exception as error:
-                if not is_unknown(error):
-                    raise
-                connection.send_packed_command([request.call.whole(request.keys)])
-                reply = connection.read_response()
-        except BaseException as error:
-            # A server's refusal is an answer like any other; after all else there may be one still to come.
-            if _is_refusal(error) and not _is_of_a_replica(error):
-                self._keep(connection)
-            else:
-                connection.disconnect()
-            raise
-        self._keep(connection)
-        return reply
-
-    def _keep(self, connection: Any) -> None:
+        connection, reply = self._asked(request.call.packed(request.keys), seconds)
+        if is_unknown(reply):
+            reply = self._exchange(connection, request.call.whole(request.keys), seconds)
         if len(self._idle) < _IDLE:
             self._idle.append(connection)
         else:
             connection.disconnect()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def _asked(self, packed: bytes, seconds: float) -> tuple[Any, Any]:
+        """Return a connection and its reply; a connection that was idle may have died meanwhile."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._library.connection()
+            return connection, self._exchange(connection, packed, seconds)
+        try:
+            return connection, self._exchange(connection, packed, seconds)
+        except Exception as error:
+            if not _is_lost(error):
+                raise
+            self.close()  # the others are no younger
+            connection = self._library.connection()
+            return connection, self._exchange(connection, packed, seconds)
+
+    def _exchange(self, connection: Any, packed: bytes, seconds: float) -> Any:
+        """Return a connection's reply, or the error with which the server refuses."""
+        try:
+            _hurry(connection, seconds)
+            connection.send_packed_command([packed], check_health=False)
+            return connection.read_response()
+        except BaseException as error:
+            # A server's refusal is an answer like any other; after all else there may be one still to come.
+            if _is_refusal(error) and not _is_of_a_replica(error):
+                return error
+            connection.disconnect()
+            raise
 
     def close(self) -> None:
         """Close all connections."""
@@ -227,31 +229,38 @@ class _Pipe:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        self._has_answered = False
 
-    async def exchange(self, requests: Sequence[Request], /) -> list[Any]:
-        replies = await self._replies([request.call.packed(request.keys) for request in requests])
-        unknown = [at for at, reply in enumerate(replies) if is_unknown(reply)]
+    async def exchange(self, requests: Sequence[Request], tell: Telling, /) -> None:
+        self._has_answered = False
+        unknown: list[int] = []
+
+        def hear(at: int, reply: Any) -> None:
+            if is_unknown(reply):
+                unknown.append(at)
+            else:
+                tell(at, reply)
+
+        await self._ask([request.call.packed(request.keys) for request in requests], hear)
         if unknown:
-            whole = await self._replies([requests[at].call.whole(requests[at].keys) for at in unknown])
-            for at, reply in zip(unknown, whole, strict=True):
-                replies[at] = reply
-        return replies
+            whole = [requests[at].call.whole(requests[at].keys) for at in unknown]
+            await self._ask(whole, lambda at, reply: tell(unknown[at], reply))
 
-    async def _replies(self, packed: list[bytes]) -> list[Any]:
+    async def _ask(self, packed: list[bytes], tell: Telling) -> None:
         connection = self._connection
         # The library sends by `writelines`, which on Python 3.12 and later does not notice that a connection was
         # reset: it raises AttributeError, or leaves the descriptor watched, and the next connection to get it hangs.
         connection._writer.write(b"".join(packed))  # noqa: SLF001
         await connection._writer.drain()  # noqa: SLF001
-        replies: list[Any] = []
-        for _ in packed:
+        for at in range(len(packed)):
             try:
-                replies.append(await connection.read_response())
+                reply = await connection.read_response()
             except Exception as error:
                 if not _is_refusal(error) or _is_of_a_replica(error):
                     raise
-                replies.append(error)
-        return replies
+                reply = error
+            self._has_answered = True
+            tell(at, reply)
 
     async def close(self) -> None:
         await self._connection.disconnect()
@@ -260,7 +269,7 @@ class _Pipe:
         await self._connection.disconnect(nowait=True)
 
     def is_lost(self, error: Exception) -> bool:
-        return _is_lost(error)
+        return not self._has_answered and _is_lost(error)
 
 
 def _hurry(connection: Any, seconds: float) -> None:

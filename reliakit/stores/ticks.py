@@ -6,6 +6,10 @@ task ── run(request) ──┼── end of the tick ── a connection is 
 task ── run(request) ──┘                   └─ none is: they wait ──> one more is made, for all of them
 ```
 
+Each task has its reply as soon as it is read: what was answered before a connection was lost, or stalled, stands, for
+the server has counted it. The rest may have been counted too. So it is sent again only where nothing was answered at
+all, as by a connection that has long been dead; else its tasks are told that there is no answer.
+
 A connection is made in a task of its own, which no caller's deadline cuts, so that it is ready for the next ones
 where it came too late for these. Each request has its own time, what `remaining()` says, and one timer serves a whole
 batch: a timer for each task was half of what a decision cost this process.
@@ -16,16 +20,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 from reliakit.core.deadline import remaining
 from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
-__all__ = ["Lane", "Pipe", "PooledTicks", "Ticks", "Waiting"]
+__all__ = ["Lane", "Pipe", "PooledTicks", "Telling", "Ticks", "Waiting"]
+
+# Gives who asked the request of this number its reply, or the error with which the server refused it.
+Telling: TypeAlias = "Callable[[int, Any], None]"
 
 # An event loop's timer may be this early, in seconds.
 _MOMENT: Final = 0.001
@@ -36,11 +43,11 @@ _AT_ONCE: Final = 256
 class Pipe(Protocol):
     """A connection that takes several requests at once."""
 
-    async def exchange(self, requests: Sequence[Any], /) -> list[Any]:
-        """Return the reply of each request, or the error with which the server refused it.
+    async def exchange(self, requests: Sequence[Any], tell: Telling, /) -> None:
+        """Ask them all, and tell each reply as soon as it is read.
 
         Raises:
-            Exception: The connection is of no use any more.
+            Exception: The connection is of no use any more; what was told by then stands.
         """
         ...
 
@@ -53,7 +60,7 @@ class Pipe(Protocol):
         ...
 
     def is_lost(self, error: Exception, /) -> bool:
-        """Return whether it was dead, as a server that was restarted leaves it; not one that takes too long."""
+        """Return whether it was dead before it answered anything of the last exchange; not whether it is late."""
         ...
 
 
@@ -177,15 +184,14 @@ class Ticks:
     async def _settle(self, batch: list[Waiting]) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                replies = await self._exchange([one.request for one in batch])
+                await self._exchange([one.request for one in batch], _telling(batch))
         except Exception as error:  # noqa: BLE001 - raised where the batch's tasks wait
-            replies = [error] * len(batch)
+            _fail(batch, error)
         except BaseException:
             _abandon(batch)
             raise
-        _answer(batch, replies)
 
-    async def _exchange(self, requests: list[Any]) -> list[Any]:
+    async def _exchange(self, requests: list[Any], tell: Telling) -> None:
         raise NotImplementedError
 
 
@@ -254,7 +260,7 @@ class PooledTicks(Ticks):
             # Those who came later try anew: what this attempt met may be over. While others are in use, one of those
             # may come back.
             if not lane.size:
-                _answer(first, [error] * len(first))
+                _fail(first, error)
                 self._go_on(lane)
         except BaseException:
             _abandon(lane.waiting)
@@ -265,7 +271,7 @@ class PooledTicks(Ticks):
     async def _served(self, lane: Lane, pipe: Pipe, batch: list[Waiting]) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                replies = await pipe.exchange([one.request for one in batch])
+                await pipe.exchange([one.request for one in batch], _telling(batch))
         except BaseException as error:
             lane.busy.discard(pipe)
             lane.size -= 1
@@ -277,11 +283,10 @@ class PooledTicks(Ticks):
                 await lane.close()  # the others are no younger
                 lane.waiting[:0] = [one._replace(is_again=True) for one in batch if not one.is_again]
                 batch = [one for one in batch if one.is_again]
-            _answer(batch, [error] * len(batch))
+            _fail(batch, error)
             self._go_on(lane)
             return
         lane.busy.discard(pipe)
-        _answer(batch, replies)
         self._free(lane, pipe)
 
 
@@ -289,14 +294,24 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _answer(batch: list[Waiting], replies: list[Any]) -> None:
-    for one, reply in zip(batch, replies, strict=True):
-        if one.answer.done():  # whose task was cut meanwhile
-            continue
+def _telling(batch: list[Waiting]) -> Telling:
+    def tell(at: int, reply: Any) -> None:
+        answer = batch[at].answer
+        if answer.done():  # whose task was cut meanwhile
+            return
         if isinstance(reply, Exception):
-            one.answer.set_exception(reply)
+            answer.set_exception(reply)
         else:
-            one.answer.set_result(reply)
+            answer.set_result(reply)
+
+    return tell
+
+
+def _fail(batch: list[Waiting], error: Exception) -> None:
+    """Raise an error where those of a batch wait who have no answer."""
+    for one in batch:
+        if not one.answer.done():
+            one.answer.set_exception(error)
 
 
 def _abandon(batch: list[Waiting]) -> None:

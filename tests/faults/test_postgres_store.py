@@ -567,6 +567,24 @@ def test_connections_that_were_ended_are_replaced(store: PostgresStore, reliakit
         assert asyncio.run(in_a_task()) == 6
 
 
+def test_what_was_answered_before_a_connection_was_lost_stands_and_the_rest_is_not_asked_again(
+    store: PostgresStore, reliakit_dsn: str, fault_proxy: Any
+) -> None:
+    proxy: FaultProxy = fault_proxy(reliakit_dsn)
+
+    async def decide() -> list[Any]:
+        async with PostgresStore(proxy.dsn(), timeout=30.0) as through:
+            await through.aapply(Op.HIT, TEN, "k", 1)
+            with proxy.cut_on(b"1\0\0\0\4", direction="to_client"):
+                hits = [through.aapply(Op.HIT, plan, "k", 1) for plan in (TEN, SEVERAL, TEN)]
+                return await asyncio.gather(*hits, return_exceptions=True)
+
+    first, *rest = asyncio.run(decide())
+    assert first.remaining == 8
+    assert [type(error) for error in rest] == [StoreError, StoreError]
+    assert left(store) == 7
+
+
 def test_a_table_that_was_dropped_is_made_again(store: PostgresStore, reliakit_dsn: str) -> None:
     store.apply(Op.HIT, TEN, "k", 4)
     with psycopg.connect(reliakit_dsn, autocommit=True) as connection:

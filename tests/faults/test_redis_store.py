@@ -269,6 +269,53 @@ def test_a_connection_that_was_reset_is_replaced(
         assert store.apply(Op.PEEK, TEN, "reset", 1).remaining == 10
 
 
+@pytest.mark.parametrize("how", ["reset", "black_hole"])
+def test_what_was_answered_before_a_connection_was_lost_stands_and_the_rest_is_not_asked_again(
+    server: EmbeddedRedis, fault_proxy: Any, how: Any
+) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+
+    async def decide() -> list[Any]:
+        async with RedisStore(address, timeout=30.0 if how == "reset" else 0.5) as store:
+            await store.aapply(Op.PEEK, TEN, "k", 1)
+            await store.aapply(Op.HIT, TEN, "other", 1)
+            # The state of a new key is one number; of the others, which the server has counted too, nothing arrives.
+            with proxy.cut_on(b"*3\r\n", direction="to_client", how=how):
+                hits = [store.aapply(Op.HIT, TEN, "k", 1) for _ in range(3)]
+                return await asyncio.gather(*hits, return_exceptions=True)
+
+    first, *rest = asyncio.run(decide())
+    assert first.remaining == 9
+    assert [type(error) for error in rest] == [StoreError, StoreError]
+    with RedisStore(server.url) as store:
+        assert left(store) == 7
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_connection_that_is_lost_after_it_asked_for_the_script_is_not_asked_again(
+    server: EmbeddedRedis, fault_proxy: Any, colour: str
+) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+
+    async def decide() -> None:
+        async with RedisStore(address, timeout=30.0) as store:
+
+            async def hit() -> int:
+                blocking = colour == "sync"
+                answer = store.apply(Op.HIT, TEN, "k", 1) if blocking else await store.aapply(Op.HIT, TEN, "k", 1)
+                return answer.remaining
+
+            assert await hit() == 9
+            server.flush()
+            with proxy.cut_on(b"*1\r\n", direction="to_client"), pytest.raises(StoreError, match="ConnectionError"):
+                await hit()
+            assert await hit() == 8
+
+    asyncio.run(decide())
+
+
 def test_opened_early_it_has_a_connection(server: EmbeddedRedis, fault_proxy: Any) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
     address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
