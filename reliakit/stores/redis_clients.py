@@ -56,6 +56,9 @@ class ClientTickWire(Ticks):
         """Leave the client to its owner."""
 
     async def _exchange(self, requests: list[Request], tell: Telling) -> None:
+        if self._is_cluster:
+            # Of several that come first each would look for the nodes anew, and close what the others have just made.
+            await self._client.initialize()
         unknown: list[int] = []
         for at, reply in enumerate(await self._all(requests, whole=False)):
             if is_unknown(reply):

@@ -48,7 +48,8 @@ def test_it_answers_over_its_socket_and_over_tcp(server):
     for url in (server.url, server.tcp_url):
         with client_of(url) as client:
             assert client.ping()
-            assert client.info("server")["redis_version"] == server.version
+            facts = client.info("server")  # Valkey tells which Redis it is like, too
+            assert facts.get("valkey_version", facts["redis_version"]) == server.version
     assert server.version in repr(server)
 
 
@@ -118,7 +119,7 @@ def test_stopped_it_leaves_nothing_and_starts_anew():
     assert repr(server) == "<EmbeddedRedis not started>"
     with server:
         assert server.running
-        assert "Redis" in server.log
+        assert server.log
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

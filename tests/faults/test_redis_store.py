@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from reliakit import ConfigurationError, Limit, LoginGuard, RateLimiter, RedisSt
 from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.events import StoreFailed, StoreRecovered
 from reliakit.stores import Op, Plan, Rule
+from reliakit.stores.ballots import Ballot
 from reliakit.testing import EmbeddedRedis, FaultProxy, ManualClock, RecordingListener
 
 HOUR = 3600 * 10**9
@@ -493,6 +495,17 @@ def test_a_cluster_s_client_finds_keys_on_every_node_and_those_that_move(cluster
     assert asyncio.run(in_tasks()) == [6] * 12
 
 
+def test_tasks_that_come_first_to_a_cluster_s_client_are_each_counted_once(cluster: Cluster) -> None:
+    async def in_tasks() -> list[int]:
+        client = redis.asyncio.RedisCluster.from_url(cluster.url)
+        store = RedisStore(client, timeout=30.0)
+        answers = await asyncio.gather(*[store.aapply(Op.HIT, TEN, f"first:{number}", 1) for number in range(30)])
+        await client.aclose()
+        return [answer.remaining for answer in answers]
+
+    assert asyncio.run(in_tasks()) == [9] * 30
+
+
 @pytest.mark.parametrize("colour", ["sync", "async"])
 def test_the_address_of_one_node_of_a_cluster_is_refused_with_the_way_out(cluster: Cluster, colour: str) -> None:
     limiter = RateLimiter("5/h", name="ten", store=RedisStore(cluster.url), store_timeout=9.0)
@@ -506,6 +519,46 @@ def test_the_address_of_one_node_of_a_cluster_is_refused_with_the_way_out(cluste
 
     with pytest.raises(ConfigurationError, match=r"one node of a cluster.*RedisCluster"):
         asyncio.run(all_of_them())
+
+
+RIGHTS = "eval evalsha get set psetex del time hget hgetall hset hdel pexpire persist"
+
+
+def test_a_user_with_few_rights_will_do(server: EmbeddedRedis) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        rights = [f"+{command}" for command in RIGHTS.split()]
+        client.acl_setuser("few", enabled=True, passwords=["+pw"], commands=rights, keys=["reliakit:*"], reset=True)
+        try:
+            with RedisStore(f"redis://few:pw@127.0.0.1:{server.port}", timeout=30.0) as store:
+                several = Plan("several", (TEN.rules[0], Rule("sliding_log", 20, HOUR, 20)))
+                for op in (Op.HIT, Op.PEEK, Op.REFUND, Op.HIT, Op.RESET):
+                    for plan in (TEN, several):
+                        assert store.apply(op, plan, "k", 1).admitted
+                assert asyncio.run(store.aapply(Op.HIT, TEN, "k", 1)).remaining == 9
+                guard = LoginGuard(store=store, secret="s" * 32, store_timeout=9.0)
+                with guard.attempt(account="a", source="192.0.2.1", device="d") as attempt:
+                    attempt.success("a")
+                ballot = Ballot("c", "me", 9.0, 5.0, 0, wants_lease=True, lease=1.0, has_closed=False, quorum=1)
+                assert store.vote(ballot).votes == 1
+                assert store.vote(ballot._replace(remaining=0.0, has_closed=True)).votes == 0
+                for seconds in (5.0, math.inf, 0.0):
+                    store.force("c", seconds)
+        finally:
+            client.acl_deluser("few")
+
+
+def test_a_full_server_that_evicts_nothing_is_told_as_an_outage(server: EmbeddedRedis) -> None:
+    with RedisStore(server.url, timeout=30.0) as store, redis.Redis.from_url(server.url) as client:
+        limiter = limiter_of(store, on_store_error="closed", store_timeout=9.0)
+        assert limiter.hit("spent", 10).allowed
+        client.config_set("maxmemory", 1)
+        try:
+            refused, unknown = limiter.hit("spent"), limiter.hit("new")
+        finally:
+            client.config_set("maxmemory", 0)
+        assert (refused.allowed, refused.degraded) == (False, False)  # to refuse, nothing is written
+        assert (unknown.allowed, unknown.degraded) == (False, True)
+        assert store.apply(Op.HIT, TEN, "k", 1).remaining == 9  # on the same connection
 
 
 def test_processes_with_clocks_that_differ_get_exactly_what_there_is(server: EmbeddedRedis) -> None:
