@@ -1,6 +1,6 @@
-"""Where counts are kept that decide over keys: one small protocol, and the stores that speak it.
+"""Where the counts of keys are kept: one small protocol, and the stores that implement it.
 
-RedisStore and PostgresStore load when they are first used.
+RedisStore and PostgresStore are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Machine   what a key has  hit, look, refund: all rules of a key together, and wh
                           hit is fit, which spends at once, or else defer, which reserves or refuses
 ```
 
-States are immutable values; None is a key that is as good as new. Slots are handed out in order: whoever asks later
-gets no earlier one.
+States are immutable values; None is a key with nothing spent. Slots are handed out in order: a later request gets no
+earlier slot.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ class Machine(ABC):
     __slots__ = ()
 
     def hit(self, state: Any, now: int, cost: int, patience: int, /) -> tuple[Answer, Any]:
-        """Decide on a cost that may wait so long, and return the state after the decision."""
+        """Decide on a cost that may wait for `patience`, and return the state after the decision."""
         fields, after = self.fit(state, now, cost) or self.defer(state, now, cost, patience)
         return _new(Answer, fields), after
 
     @abstractmethod
     def fit(self, state: Any, now: int, cost: int, /) -> tuple[Fields, Any] | None:
-        """Spend the cost if nothing stands in the way now, the commonest case; else return None."""
+        """Spend the cost if it fits now, which is the commonest case; else return None."""
 
     @abstractmethod
     def defer(self, state: Any, now: int, cost: int, patience: int, /) -> tuple[Fields, Any]:
-        """Decide on a cost that does not fit: it takes a slot within its patience, or is refused."""
+        """Decide on a cost that does not fit: it gets a slot within its patience, or is refused."""
 
     @abstractmethod
     def look(self, state: Any, now: int, /) -> tuple[int, int]:
-        """Return how much fits at once now, and the instant from which on the state may be forgotten."""
+        """Return how much fits at once now, and the instant from which the state may be forgotten."""
 
     @abstractmethod
     def refund(self, state: Any, now: int, cost: int, /) -> Any:
         """Return the state without what was spent or reserved last."""
 
     def full(self, state: Any, /) -> int:
-        """Return the instant from which on this state, which is not None, may be forgotten."""
+        """Return the instant from which this state, which is not None, may be forgotten."""
         return self.look(state, 0)[1]
 
     def decide(self, op: Op, state: Any, now: int, cost: int, patience: int, /) -> tuple[Answer, Any]:
@@ -83,14 +83,14 @@ class Machine(ABC):
             answer, _ = self.hit(state, now, cost, patience)
             left, full = self.look(state, now)
             return answer._replace(remaining=left, reset=max(0, full - now)), state
-        # Many slots given back at once may come to more than could ever be spent at once.
+        # Many slots given back at once may add up to more than could ever be spent at once.
         after = self.refund(state, now, cost) if op is Op.REFUND else None
         left, full = self.look(after, now)
         return Answer(True, 0, left, 0, max(0, full - now)), after
 
 
 class OneGcra(Machine):
-    """A single gcra rule, the commonest case: one number, in which reservations are contained."""
+    """A single gcra rule, the commonest case: one number, which includes reservations."""
 
     __slots__ = ("_counter", "increment", "scale", "tolerance")
 
@@ -100,7 +100,7 @@ class OneGcra(Machine):
         self.increment: int = counter.increment
         self.tolerance: int = counter.tolerance
 
-    # The sums of `Gcra` written out, which makes a decision three times as fast.
+    # The computations of `Gcra` written out, which makes a decision three times as fast.
 
     def fit(self, state: int | None, now: int, cost: int, /) -> tuple[Fields, int] | None:
         """See `Machine`."""
@@ -136,9 +136,9 @@ class OneGcra(Machine):
 
 
 class AllOf(Machine):
-    """Any rules: all are spent, each at the one instant at which all of them admit, or none is.
+    """Any rules: all are spent, at the first instant at which all of them admit, or none is.
 
-    The state is (state of each rule..., reservations), the rules' states being those of now.
+    The state is (state of each rule..., reservations), with the rules' states as they are now.
     """
 
     __slots__ = ("_counters", "_new")
@@ -150,9 +150,9 @@ class AllOf(Machine):
     def fit(
         self, state: tuple[Any, ...] | None, now: int, cost: int, /
     ) -> tuple[Fields, tuple[Any, ...] | None] | None:
-        """See `Machine`. It takes a third of `defer`."""
+        """See `Machine`. It takes a third of the time of `defer`."""
         known = self._new if state is None else state
-        if known[-1]:  # who has reserved comes first
+        if known[-1]:  # reservations come first
             return None
         binding, left, latest = 0, -1, now
         after: list[Any] = []
@@ -180,7 +180,7 @@ class AllOf(Machine):
         states, reserved = self._at(state, now)
         last, at = self._after(states, reserved, now)
         dues = [counter.due(each, at, cost) for counter, each in zip(self._counters, last, strict=True)]
-        due = max(dues)  # what fits a rule at its own instant fits it later too, as long as nothing else is spent
+        due = max(dues)  # a cost that fits a rule at its own instant fits it later too, if nothing else is spent
         binding = dues.index(due)
         wait = due - now
         if wait > patience:
@@ -188,7 +188,7 @@ class AllOf(Machine):
             return (False, binding, left, wait, max(0, full - now)), state
         if wait > 0:
             reserved = (*reserved, (due, cost))
-        else:  # reservations have just come due, and there is room for more
+        else:  # reservations have just come due, so there is room for more
             states = [counter.spend(each, now, cost) for counter, each in zip(self._counters, states, strict=True)]
             rooms = [counter.room(each, now) for counter, each in zip(self._counters, states, strict=True)]
             binding = rooms.index(min(rooms))
@@ -196,7 +196,7 @@ class AllOf(Machine):
         return (True, binding, left, wait, max(0, full - now)), (*states, reserved)
 
     def _refusal(self, state: tuple[Any, ...], now: int, cost: int) -> Fields:
-        """Return what to say to a cost that does not fit while nothing is reserved; a third of all of `defer`."""
+        """Return the refusal of a cost that does not fit while nothing is reserved; a third of `defer`'s time."""
         binding, due, left, latest = 0, now, -1, now
         for index, counter in enumerate(self._counters):
             each = state[index]
@@ -218,7 +218,7 @@ class AllOf(Machine):
         """See `Machine`."""
         states, reserved = self._at(state, now)
         waiting = list(reserved)
-        while cost and waiting:  # the last reservation first
+        while cost and waiting:  # the latest reservation first
             at, reservation = waiting.pop()
             if reservation > cost:
                 waiting.append((at, reservation - cost))
@@ -229,7 +229,7 @@ class AllOf(Machine):
         return None if after == self._new else after
 
     def _at(self, state: tuple[Any, ...] | None, now: int) -> tuple[list[Any], _Reserved]:
-        """Return the rules' states of now, and the reservations that are still to come."""
+        """Return the rules' states as they are now, and the reservations that are still to come."""
         *states, reserved = self._new if state is None else state
         while reserved and reserved[0][0] <= now:
             states, _ = self._after(states, reserved[:1], now)
@@ -237,7 +237,7 @@ class AllOf(Machine):
         return states, reserved
 
     def _after(self, states: list[Any], reserved: _Reserved, now: int) -> tuple[list[Any], int]:
-        """Return the states once all reservations have come, and the instant from which on there is more to get."""
+        """Return the states once all reservations have come, and the instant from which more can be spent."""
         for at, cost in reserved:
             states = [counter.spend(each, at, cost) for counter, each in zip(self._counters, states, strict=True)]
         return states, max(now, reserved[-1][0]) if reserved else now
@@ -251,7 +251,7 @@ class AllOf(Machine):
 
 
 class AllGcra(AllOf):
-    """Gcra rules alone: the sums of `Gcra.fit` in place, which makes a decision twice as fast."""
+    """Gcra rules only: the computations of `Gcra.fit` in place, which makes a decision twice as fast."""
 
     __slots__ = ("_cells",)
 

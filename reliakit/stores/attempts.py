@@ -1,21 +1,21 @@
-"""Failed attempts to log in, as a store counts them: in whole nanoseconds, without clock, lock or error of rounding.
+"""Failed attempts to log in, as a store counts them: in whole nanoseconds, without clock, lock or rounding error.
 
 ```
 RESERVE ──> do pair, account and source admit? ──yes──> all three count one ──> password is checked ──> SUCCEED
               │ a known device: it alone is asked                                └─ wrong: nothing to do
+              │ a known device: only it is asked                                 └─ wrong: nothing to do
               └─no──> nothing is written
-```
 
-A reservation is a failure until it is told to be none, so guesses in parallel are counted before any password is
-looked at. One count of failures, of a pair, an account or a known device:
+A reservation counts as a failure until the store is told otherwise, so guesses in parallel are counted before any
+password is looked at. One count of failures, of a pair, an account or a known device:
 
 ```
 failures     1 .. free-1   free    free+1   free+2   ...                       stop
 next one     at once       base    2 base   4 base   ... never more than cap   none before a reset
 ```
 
-A source counts the accounts that begin to fail from it, by a gcra rule. What is denied changes nothing, so nobody
-keeps an account blocked by knocking.
+A source counts the accounts that begin to fail from it, by a gcra rule. A denied attempt changes nothing, so nobody
+can keep an account blocked by trying again and again.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class AttemptOp(StrEnum):
     """What to do with an attempt.
 
     Attributes:
-        RESERVE: Count it as a failure, unless somebody stands in the way.
-        SUCCEED: It was none: forget the failures of pair and account, give back what its source counted for it, and
-            know its device. The attempt of a known device changes that device alone.
-        CANCEL: It was no attempt: give back what was counted for it.
-        LOOK: Say what RESERVE would, and change nothing.
+        RESERVE: Count it as a failure, unless a count blocks it.
+        SUCCEED: It was not a failure: forget the failures of pair and account, give back what its source counted for
+            it, and remember its device. The attempt of a known device changes only that device.
+        CANCEL: It was not an attempt: give back what was counted for it.
+        LOOK: Return what RESERVE would answer, and change nothing.
         RESET: Forget the failures of the account with all its pairs and devices, and those of the source.
     """
 
@@ -66,7 +66,7 @@ class Claim(IntEnum):
 
     NOTHING = 0
     KNOWN_PAIR = 1
-    NEW_PAIR = 2  # so its source has counted it too
+    NEW_PAIR = 2  # which its source has counted too
     DEVICE = 3
 
 
@@ -75,11 +75,11 @@ class AttemptRules:
     """How failures slow down what comes next, in whole numbers.
 
     Attributes:
-        space: The space in which the keys live: differs whenever states cannot be shared.
-        free: So many failures, then waits begin.
+        space: The namespace of the keys: differs whenever states cannot be shared.
+        free: How many failures cause no wait.
         base: The first wait, in nanoseconds; each further one is twice as long.
         cap: The longest wait, in nanoseconds.
-        stop: So many failures without a success, and nothing is admitted before a reset.
+        stop: How many failures without a success stop an account until a reset.
         keep: Nanoseconds after the last wait for which an account's failures are remembered.
         pair_keep: The same for a pair.
         device_keep: Nanoseconds after its last success for which a device is known.
@@ -97,16 +97,16 @@ class AttemptRules:
     source: Rule
 
     def delay(self, failures: int) -> int:
-        """Return how many nanoseconds so many failures make the next attempt wait."""
+        """Return how many nanoseconds the next attempt has to wait after so many failures."""
         over = failures - self.free
         return 0 if over < 0 else min(self.cap, self.base << min(over, 62))
 
 
 class Attempt(NamedTuple):
-    """An attempt to log in, in keys that tell nobody's name.
+    """An attempt to log in, as keys from which no name can be read.
 
-    RESERVE, SUCCEED and CANCEL have all of them but for the device, which is None where there is none. LOOK and RESET
-    leave out what they are not asked for. A store may have to keep the four at one place, so they share the space.
+    RESERVE, SUCCEED and CANCEL have all of them, except that the device is None if there is none. LOOK and RESET
+    leave out what they are not asked about. A store may have to keep the four in one place, so they share the space.
 
     Attributes:
         account: The account.
@@ -124,12 +124,12 @@ class Attempt(NamedTuple):
 
 
 class AttemptAnswer(NamedTuple):
-    """A store's word on an attempt.
+    """A store's answer to an attempt.
 
     Attributes:
         admitted: Whether the password may be looked at.
-        binding: Who stands in the way longest, "" when admitted.
-        wait: Nanoseconds until it may be tried again, FOREVER where only a reset helps; 0 when admitted.
+        binding: Which count blocks longest; "" if admitted.
+        wait: Nanoseconds until it may be tried again; FOREVER if only a reset helps, 0 if admitted.
         failures: Of the account, or of the known device; this reservation included.
         claim: What was counted, for SUCCEED and CANCEL; for LOOK, what would be.
     """
@@ -159,10 +159,10 @@ class Failures(NamedTuple):
     Attributes:
         number: Failures and reservations since the last success.
         until: The instant before which no attempt is admitted.
-        generation: An account's changes with each reset. A pair or device that was written under another one than its
-            account's has no failures any more.
-        expires: The instant from which on the state is to be forgotten: an account or pair is as good as new then,
-            a device is not known any more.
+        generation: An account's generation changes with each reset. A pair or device that was written under another
+            one than its account's has no failures any more.
+        expires: The instant from which the state is to be forgotten: an account or pair starts afresh then, and a
+            device is not known any more.
     """
 
     number: int
@@ -172,7 +172,7 @@ class Failures(NamedTuple):
 
 
 class States(NamedTuple):
-    """What a store keeps for an attempt; None is what is not kept. The source's is the state of a gcra rule."""
+    """What a store keeps for an attempt; None for what is not kept. The source's is the state of a gcra rule."""
 
     account: Failures | None
     pair: Failures | None
@@ -188,8 +188,8 @@ def decide(
     Args:
         op: What to do.
         rules: The guard's rules.
-        attempt: Whose attempt.
-        states: What is kept of it, nothing of which has expired.
+        attempt: The keys of the attempt.
+        states: What is kept for it, without what has expired.
         now: The instant.
     """
     if op is AttemptOp.RESET:
@@ -213,7 +213,7 @@ def _generation(states: States) -> int:
 
 
 def _live(state: Failures | None, generation: int) -> Failures:
-    """Return what counts of a state under the account's present generation."""
+    """Return what still counts of a state under the account's present generation."""
     return _CLEAN if state is None or state.generation != generation else state
 
 
@@ -295,7 +295,7 @@ def _refunded(rules: AttemptRules, claim: Claim, source: int | None, now: int) -
 def _reset(rules: AttemptRules, attempt: Attempt, states: States, now: int) -> States:
     if attempt.account is None:
         return states._replace(source=None if attempt.source else states.source)
-    # Later than any generation before, even if that was forgotten meanwhile: what was written under it stays void.
+    # Later than any generation before, even a forgotten one: what was written under those stays void.
     generation = max(now, _generation(states) + 1)
     account = Failures(0, 0, generation, now + max(rules.keep, rules.pair_keep, rules.device_keep))
     return states._replace(account=account, source=None if attempt.source else states.source)

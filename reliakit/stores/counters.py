@@ -1,13 +1,13 @@
-"""How one limit counts, on whole nanoseconds, without clock, lock or error of rounding.
+"""How one limit counts, in whole nanoseconds, without clock, lock or rounding error.
 
-With N the limit and P the period, at most this much is spent in any window of length P, its end left out:
+With N the limit and P the period, at most this much is spent in any window of length P (half-open):
 
     gcra             burst + N - 1            smooth; spends up to `burst` at once, then one in each P/N
     sliding_log      N                        exact; keeps N instants for each key
     sliding_counter  about 2N at worst        two sums; the previous window's fades out linearly
     fixed_window     2N, around an edge       one sum; for quotas and bills
 
-States are immutable values; None is a key that is as good as new. A slot may be taken in the future, which makes it a
+States are immutable values; None is a key with nothing spent. A slot may be taken in the future, which makes it a
 reservation.
 """
 
@@ -33,11 +33,11 @@ class Counter(ABC):
 
     @abstractmethod
     def due(self, state: Any, at: int, cost: int, /) -> int:
-        """Return the first instant from `at` on at which the cost fits."""
+        """Return the first instant, `at` or later, at which the cost fits."""
 
     @abstractmethod
     def spend(self, state: Any, at: int, cost: int, /) -> Any:
-        """Return the state with this cost."""
+        """Return the state with this cost added."""
 
     @abstractmethod
     def room(self, state: Any, at: int, /) -> int:
@@ -45,14 +45,14 @@ class Counter(ABC):
 
     @abstractmethod
     def full(self, state: Any, /) -> int:
-        """Return the instant from which on this state, which is not None, is as good as None."""
+        """Return the instant from which this state, which is not None, is equivalent to None."""
 
     @abstractmethod
     def refund(self, state: Any, at: int, cost: int, /) -> Any:
         """Return the state without a cost that was spent before."""
 
     def fit(self, state: Any, at: int, cost: int, /) -> tuple[int, int, Any] | None:
-        """Return room, full and state with this cost if it fits at this instant: the commonest sequence in one."""
+        """Return room, full and state with this cost if it fits at this instant: a common sequence in one call."""
         if self.due(state, at, cost) > at:
             return None
         after = self.spend(state, at, cost)
@@ -62,7 +62,7 @@ class Counter(ABC):
 class Gcra(Counter):
     """The generic cell rate algorithm (ITU-T I.371): one instant, the theoretical arrival time of the next cell.
 
-    The state is that instant times `scale`, so that a period that the limit does not divide stays exact.
+    The state is that instant times `scale`, so that a period that is not divisible by the limit stays exact.
     """
 
     __slots__ = ("increment", "scale", "tolerance")
@@ -75,7 +75,7 @@ class Gcra(Counter):
 
     def due(self, state: int | None, at: int, cost: int, /) -> int:
         """See `Counter`."""
-        # Rounded up, to the first nanosecond at which it fits.
+        # Rounded up, to the first nanosecond at which the cost fits.
         arrival = max(state or 0, at * self.scale) + self.increment * cost
         return max(at, -((self.tolerance - arrival) // self.scale))
 
@@ -216,7 +216,7 @@ class SlidingCounter(Counter):
 
 
 class FixedWindow(Counter):
-    """The sum of one window, which begins with the first cost after the last one's end.
+    """The sum of one window, which begins with the first cost after the last window's end.
 
     The state is (start of the window, sum).
     """

@@ -1,4 +1,4 @@
-"""Units that a process has taken from a shared store ahead of time and spends without asking it again.
+"""Units that a process takes from a shared store ahead of time and spends without asking it again.
 
 ```
 hit ──> lease has some left ──yes──> spent here, no round trip
@@ -24,7 +24,7 @@ from reliakit.stores.protocol import Answer, Plan
 
 __all__ = ["Leases"]
 
-# Beyond so many keys nothing is leased any more until others run out: a flood of keys must not grow memory.
+# Beyond so many keys nothing more is leased until others run out: a flood of keys must not use up memory.
 _MOST = 10_000
 # Seconds between two looks for leases that have run out, while there is no room for more.
 _PAUSE = 1.0
@@ -46,19 +46,19 @@ class Leases:
     def __init__(self, size: int) -> None:
         self._size = size
         self._leases: dict[tuple[Plan, str], _Lease] = {}
-        self._taken: set[tuple[Plan, str]] = set()  # by somebody who awaits the store's answer
+        self._taken: set[tuple[Plan, str]] = set()  # by a caller that waits for the store's answer
         self._room_from = -inf
-        # Re-entrant: garbage that is collected under it may spend, too.
+        # Re-entrant: a finaliser that runs while it is held may spend, too.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
         tell_after_fork(self, "forget")
 
     def forget(self) -> None:
-        """Leave a parent's leases to the parent."""
+        """Leave a parent process's leases to the parent."""
         self._leases, self._taken = {}, set()
 
     def spend(self, plan: Plan, key: str, cost: int) -> Answer | None:
-        """Spend from the lease, or return None where that does not do."""
+        """Spend from the lease, or return None if there is not enough."""
         place = (plan, key)
         if place not in self._leases:
             return None
@@ -69,7 +69,7 @@ class Leases:
                 if lease is None or lease.left < cost or lease.until <= now:
                     return None
                 after = lease._replace(left=lease.left - cost)
-                if self._leases.get(place) is lease:  # else garbage was collected that spent of it
+                if self._leases.get(place) is lease:  # otherwise a finaliser spent from it meanwhile
                     break
             if after.left:
                 self._leases[place] = after
@@ -78,7 +78,7 @@ class Leases:
         return Answer(True, 0, after.left, 0, max(0, round((lease.full - now) * 1e9)))
 
     def take(self, plan: Plan, key: str, cost: int) -> int:
-        """Return how much to ask the store for; where that is more than the cost, `leave` has to follow."""
+        """Return how much to ask the store for; if that is more than the cost, `leave` must follow."""
         place = (plan, key)
         wanted = min(self._size, *[rule.burst for rule in plan.rules])
         with self._lock:
@@ -93,9 +93,9 @@ class Leases:
             self._taken.discard((plan, key))
 
     def begin(self, plan: Plan, key: str, rest: int, answer: Answer) -> Answer:
-        """Keep what the store has admitted beyond what was asked for."""
+        """Keep what the store has admitted beyond the cost itself."""
         now = SYSTEM_CLOCK.monotonic()
-        # A lease that is older than a period has come back in the store by itself.
+        # A lease that is older than a period counts no longer in the store.
         until = now + min(rule.period for rule in plan.rules) / 1e9
         with self._lock:
             known = self._leases.get((plan, key))

@@ -1,4 +1,4 @@
-"""The store in this process: exact, bounded, without a thread and without a scan.
+"""The store in this process: exact, bounded, without a thread and without scanning.
 
 ```
 key ──> a state of its own, on the shelf of its limiter
@@ -6,8 +6,8 @@ key ──> a state of its own, on the shelf of its limiter
 ```
 
 A shared state has seen at least what each of its keys spent, so junk keys can make it stricter but never free a key
-that is limited, and they cost no memory. Python draws its hash of texts anew in each process, so nobody outside can
-choose with whom a key shares.
+that is limited, and they cost no memory. Python draws a new seed for its hash of texts in each process, so an
+outsider cannot choose which keys share a state.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _new: Callable[..., Any] = cast("Any", tuple).__new__
 
 
 class Terms(NamedTuple, Generic[T]):
-    """What a spender answers, and who counts it.
+    """How a spender answers and counts.
 
     Attributes:
         kind: The type of a decision, a named tuple of allowed, limit, remaining, retry_after, reset_after, degraded
             and rule.
         shown: For each rule of the plan, what a decision shows as rule and as limit.
         admitted: Counts what was admitted.
-        denied: Told of what was not: a callable(key, cost, nanoseconds to wait, whether a stand-in decided).
+        denied: Called for what was not: a callable(key, cost, nanoseconds to wait, whether a stand-in decided).
     """
 
     kind: type[T]
@@ -67,7 +67,7 @@ class MemoryStore:
     Args:
         max_keys: How many keys have a state of their own. Beyond that, new keys share 65 536 states by their hash
             until others expire: such a key may be limited too early, never too late.
-        clock: Where time comes from; None for the clock of the limiters that use it.
+        clock: Where the time comes from; None for the clock of the limiters that use the store.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -78,7 +78,7 @@ class MemoryStore:
         self._clock = SYSTEM_CLOCK if clock is None else checks.clock("clock", clock)
         self._has_own_clock = clock is not None
         self._now = nanoseconds_of(self._clock)
-        # Re-entrant: any allocation may collect garbage, and that may close a waiter that gives its slot back here.
+        # Re-entrant: a finaliser may run on this thread while it is held, and give a waiter's slot back here.
         self._lock = threading.RLock()
         self._shelves: dict[str, Shelf] = {}
         self._plans: dict[str, tuple[Machine, Shelf]] = {}
@@ -107,17 +107,19 @@ class MemoryStore:
                     return answer  # else a signal's handler or a finaliser has changed it: decide anew
 
     def spender(self, plan: Plan, terms: Terms[T]) -> Spender[T]:
-        """Return what spends 1 for a key the short way: `apply` with all that can be looked up beforehand.
+        """Return a function that spends 1 for a key by the short way: `apply` with its lookups done beforehand.
 
         It decides for keys that are found at once, and takes the lock only to write: states are immutable, so the
-        sums are done before, and done anew by `apply` if another was faster. A denial writes nothing and takes none.
+        computation comes before, and `apply` does it anew if another thread was faster. A denial writes nothing and
+        takes no lock.
 
         Args:
             plan: The limiter's rules.
-            terms: What to answer, and who counts it.
+            terms: How to answer and count.
 
         Returns:
-            A callable(key) -> the decision, or None for what `apply` is to decide. It may be given anything as a key.
+            A callable(key) that returns the decision, or None for what `apply` must decide. Any object may be given
+            as the key.
         """
         machine, shelf = self._plans.get(plan.space) or self._plan(plan)
         if isinstance(machine, OneGcra) and machine.scale == 1:
@@ -147,11 +149,11 @@ class MemoryStore:
         return spend
 
     def _gcra_spender(self, machine: OneGcra, shelf: Shelf, terms: Terms[T]) -> Spender[T]:
-        """Do the sums of `OneGcra` in place where nothing needs rounding, in half the time."""
+        """Do the computations of `OneGcra` in place where nothing needs rounding, in half the time."""
         increment, most = machine.increment, machine.tolerance - machine.increment
         clock, swap = self._now, self._swap
         kind, ((limit, amount),), admitted, denied = terms
-        # What all keys are told that come when they are as good as new, the commonest decision.
+        # The answer to all keys with nothing spent, the commonest decision.
         first: T = _new(kind, (True, amount, most // increment, 0.0, increment / 1e9, False, limit))
 
         def spend(key: str) -> T | None:
@@ -186,10 +188,10 @@ class MemoryStore:
         return self.apply(op, plan, key, cost, patience)
 
     def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
-        """Decide over an attempt to log in, in one atomic step; see `AttemptStore.attempt`.
+        """Decide on an attempt to log in, in one atomic step; see `AttemptStore.attempt`.
 
-        Where there is no room for keys of their own, accounts, pairs and sources share states like other keys: a
-        success then takes back its own reservation only, and an unknown device stays unknown.
+        If there is no room for keys of their own, accounts, pairs and sources share states like other keys: a success
+        then takes back only its own reservation, and an unknown device stays unknown.
         """
         now = self._now()
         with self._lock:
@@ -199,21 +201,21 @@ class MemoryStore:
                 known = ledger.states(places, now)
                 step = op
                 if op is AttemptOp.SUCCEED and not all(isinstance(place, str) for place in places[:2]):
-                    step = AttemptOp.CANCEL  # what the others that share the state failed at must not be forgotten
+                    step = AttemptOp.CANCEL  # the failures of others that share the state must not be forgotten
                 answer, after = decide(step, rules, attempt, known, now)
-                if ledger.states(places, now) == known:  # else garbage was collected that changed it: decide anew
+                if ledger.states(places, now) == known:  # otherwise a finaliser changed it meanwhile: decide anew
                     ledger.put(places, after)
                     return answer
 
     async def aattempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
-        """Decide over an attempt to log in, without ever suspending; see `AttemptStore.attempt`."""
+        """Decide on an attempt to log in, without ever suspending; see `AttemptStore.attempt`."""
         return self.attempt(op, rules, attempt)
 
     def follow(self, clock: Clock) -> None:
-        """Take the clock of a limiter, unless this store was given one of its own.
+        """Use the clock of a limiter, unless this store was given one of its own.
 
         Raises:
-            ConfigurationError: It follows another clock already.
+            ConfigurationError: The store uses another clock already.
         """
         if self._has_own_clock or clock is SYSTEM_CLOCK or clock is self._clock:
             return
@@ -236,25 +238,25 @@ class MemoryStore:
         self.close()
 
     def __len__(self) -> int:
-        """Return how many states are kept, those that may be forgotten by now included."""
+        """Return how many states are kept, including those that may be forgotten by now."""
         with self._lock:
             return sum([shelf.own + shelf.shared for shelf in list(self._shelves.values())])
 
     def _swap(self, shelf: Shelf, key: str, known: object, state: object) -> bool:
-        """Write a state if `known` still is what is known of the key, and return whether it is.
+        """Write a state if `known` still is the key's state, and return whether it is.
 
-        Between the look and the writing nothing is called, so no garbage is collected there and no signal handled
-        that could spend or give back in this very thread.
+        Nothing is called between checking and writing, so no finaliser and no signal handler can run there and spend
+        or give back on this very thread.
         """
         lock = self._lock
-        try:  # what `with` does too, in 150 of the 500 ns of a decision instead of 70
+        try:  # does what `with` does, in 70 of the 500 ns of a decision instead of 150
             lock.acquire()
             young = shelf.young
             is_mine = key in young and young[key] is known
             if is_mine:
                 young[key] = state
         except BaseException:
-            # A signal's handler has raised. There is nothing to release if it did so while this thread waited.
+            # A signal handler has raised. If it did so while this thread waited, there is nothing to release.
             with contextlib.suppress(RuntimeError):
                 lock.release()
             raise
@@ -280,23 +282,23 @@ class MemoryStore:
         return self._ledgers.setdefault(rules.space, ledger)
 
     def _place(self, shelf: Shelf, key: str, now: int) -> Place:
-        """Return where the state of this key is kept: under its own name, or under its hash when there is no room."""
+        """Return where the state of this key is kept: under its own name, or under its hash if there is no room."""
         if shelf.find(key) is not None:
             return key
         place = hash(key) % _SHARED_STATES
         if shelf.shared and shelf.live(place, now) is not None:
-            return place  # what it may have spent there must not be forgotten because there is room again
+            return place  # what the key spent there must not be forgotten when there is room again
         if self._has_room():
             return key
         for each in list(self._shelves.values()):
-            each.drain(now)  # other limiters may have fallen silent
+            each.drain(now)  # other limiters may have stopped being used
         return place
 
     def _has_room(self) -> bool:
         return sum([each.own for each in list(self._shelves.values())]) < self._max_keys
 
     def _attempt_places(self, ledger: _Ledger, attempt: Attempt, now: int) -> tuple[Place | None, ...]:
-        """Return where the states of account, pair, source and device are kept, None for what is nowhere."""
+        """Return where the states of account, pair, source and device are kept; None for what is not kept."""
         shelves = ledger.shelves
         for shelf in shelves:
             if now >= shelf.due:
@@ -306,7 +308,7 @@ class MemoryStore:
             None if key is None else self._place(shelf, key, now)
             for shelf, key in zip(shelves[:3], attempt[:3], strict=True)
         ]
-        # Half of the room at most: devices are not to push the failures of others into shared states.
+        # At most half of the room, so that devices do not push the failures of others into shared states.
         devices = shelves[3]
         has_place = device is not None and (
             devices.find(device) is not None or (devices.own < self._max_keys // 2 and self._has_room())
@@ -340,4 +342,4 @@ class _Ledger:
     def put(self, places: tuple[Place | None, ...], after: States) -> None:
         for shelf, place, state in zip(self.shelves, places, after, strict=True):
             while place is not None and not shelf.put(place, shelf.find(place), state):
-                pass  # garbage was collected that changed it
+                pass  # a finaliser has changed it

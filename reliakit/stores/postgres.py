@@ -1,4 +1,4 @@
-"""A store in PostgreSQL, for services that have no Redis: one statement for each decision, by the server's clock.
+"""A store in PostgreSQL, for services without Redis: one statement for each decision, by the server's clock.
 
 ```
 hit(key) ──> SELECT decide(...) ──> server: row of the key locked, clock, decision, row written ──> Answer
@@ -38,7 +38,7 @@ __all__ = ["PostgresStore"]
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,40}(?:\.[a-z_][a-z0-9_]{0,40})?")
 _CIRCUITS = b"circuit\0"
-# Costs are few as a rule; whoever makes each call cost something else writes each anew.
+# Few different costs are used as a rule, so they are cached.
 _MOST_COSTS = 64
 
 
@@ -50,22 +50,22 @@ class PostgresStore(RemoteStore):
     limiter = RateLimiter("10/s", name="search", store=store)
     ```
 
-    A decision is one statement, whatever the number of limits, on an autocommit connection: no transaction of the
-    caller holds it up, and none takes it back. Its time is the server's. One store serves any mix of threads, tasks
-    and event loops, and forked children. It connects when it is first used, and makes its UNLOGGED table then. A
-    crash of the server empties the table. Keys are stored as hashes.
+    A decision is one statement, whatever the number of limits, on an autocommit connection: the caller's transactions
+    neither hold it up nor take it back. Its time is the server's. One store serves any mix of threads, tasks and
+    event loops, and forked children. It connects when it is first used, and creates its UNLOGGED table then. A crash
+    of the server empties the table. Keys are stored as hashes.
 
     Args:
         source: A connection string, or a pool of psycopg_pool (or one like it): a ConnectionPool serves threads, and
-            tasks through threads, an AsyncConnectionPool serves tasks of its loop. A pool's connections are given
+            tasks through threads; an AsyncConnectionPool serves tasks of its loop. A pool's connections are given
             back as they were.
-        table: The table, which may have a schema before it; its functions are named after it.
-        max_size: How many connections of its own there are at most for threads, and for each event loop.
-        timeout: Seconds that a decision may take where no deadline is nearer.
+        table: The table's name, which may include a schema; its functions are named after it.
+        max_size: The most connections of its own, for threads and for each event loop.
+        timeout: Seconds that a decision may take if no deadline comes first.
         clock: "server", or "client" for the clock of this machine. Tests give a `Clock`.
 
     Raises:
-        ConfigurationError: A setting is wrong. From a decision: the table cannot be made.
+        ConfigurationError: A setting is wrong. From a decision: the table cannot be created.
     """
 
     _address, _given = "a conninfo", "pool"
@@ -124,12 +124,12 @@ class PostgresStore(RemoteStore):
         self._shape(plan)
 
     def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
-        """Decide over an attempt to log in, in one statement; see `AttemptStore.attempt`."""
+        """Decide on an attempt to log in, in one statement; see `AttemptStore.attempt`."""
         guard = self._guards.get(rules) or self._guard(rules)
         return guard.answer(self._run(guard.request(op, attempt, self._now())), op, attempt)
 
     async def aattempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
-        """Decide over an attempt to log in, in one statement; see `AttemptStore.attempt`."""
+        """Decide on an attempt to log in, in one statement; see `AttemptStore.attempt`."""
         guard = self._guards.get(rules) or self._guard(rules)
         return guard.answer(await self._arun(guard.request(op, attempt, self._now())), op, attempt)
 
@@ -138,12 +138,12 @@ class PostgresStore(RemoteStore):
         return count_of(self._run(Request(self._vote, (_place(_CIRCUITS, ballot.circuit), *vote_words(ballot)))))
 
     def force(self, circuit: str, seconds: float, /) -> None:
-        """Force a circuit open for everybody, or let go of it, in one statement; see `BallotBox.force`."""
+        """Force a circuit open for everybody, or release it, in one statement; see `BallotBox.force`."""
         self._run(Request(self._force, (_place(_CIRCUITS, circuit), *force_words(seconds))))
 
     @property
     def ddl(self) -> str:
-        """The statements that make the table and its functions, for a role that may, where the service may not."""
+        """The statements that create the table and its functions, for a service whose own role may not do so."""
         return definitions(self._table)
 
     def _now(self) -> bytes | None:
@@ -175,7 +175,7 @@ class _Shape:
         self._decide = _call(names["decide"], "bytea text bigint bigint bigint bigint[]")
 
     def request(self, op: Op, key: str, cost: int, patience: int, now: bytes | None) -> Request:
-        """Return what decides."""
+        """Return the request that decides."""
         place = _place(self._space, key)
         if op is not Op.HIT or not self._plan.is_one_gcra:
             words = (op.encode(), now, b"%d" % cost, b"%d" % (patience // 1000), self._numbers)
@@ -208,7 +208,7 @@ class _Guard:
         )
 
     def request(self, op: AttemptOp, attempt: Attempt, now: bytes | None) -> Request:
-        """Return what decides."""
+        """Return the request that decides."""
         places = [
             None if key is None else _place(space, key) for space, key in zip(self._spaces, attempt[:4], strict=True)
         ]
@@ -233,7 +233,7 @@ def _check(conninfo: str) -> None:
 
 
 def _call(function: str, types: str) -> Statement:
-    """Return the call of a function whose first parameter are bytes."""
+    """Return the call of a function whose first parameter is bytes."""
     kinds = types.split()
     words = ", ".join([f"${number}::{kind}" for number, kind in enumerate(kinds, 1)])
     return Statement(f"SELECT {function}({words})", binary=1, most=len(kinds))

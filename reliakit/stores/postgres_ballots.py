@@ -5,8 +5,8 @@
  "alive": {member: until, ...}, "votes": {member: until, ...}}
 ```
 
-The row is locked while it counts, as in `reliakit.stores.redis_ballots`, which explains the same steps in Lua. All
-instants are the server's, in microseconds; `forced` is -1 for no end.
+The row is locked while it is counted. `reliakit.stores.redis_ballots` does the same steps in Lua and explains them.
+All instants are the server's, in microseconds; `forced` is -1 for no end.
 """
 
 from __future__ import annotations

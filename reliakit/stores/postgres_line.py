@@ -5,8 +5,8 @@ thread ── run ─────────> send, poll, receive              
 task   ── exchange ────> as a pipeline: send × n, each a transaction, receive  n answers
 ```
 
-It uses libpq through `psycopg.pq`, so that a decision costs this process a third of what a cursor costs, and that a
-wait ends when the store says so and not when psycopg has cancelled the statement at a server that may be stalled.
+It uses libpq through `psycopg.pq`, so that a decision costs this process a third of what a cursor would, and so that
+a wait ends when the store says so, not when psycopg has cancelled the statement at a server that may be stalled.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _FAILED: Final = int(pq.ExecStatus.FATAL_ERROR)
 _SYNC: Final = int(pq.ExecStatus.PIPELINE_SYNC)
 _IDLE: Final = int(pq.TransactionStatus.IDLE)
 _HOLDS: Final = int(pq.ConnStatus.OK)
-# Errors of transactions that met: another isolation than READ COMMITTED, or a deadlock.
+# Errors of transactions that collided: under another isolation than READ COMMITTED, or in a deadlock.
 _MET: Final = frozenset({"40001", "40P01"})
-# In this isolation nobody loses a race; a session of somebody else may have another by default.
+# Nobody loses a race at this isolation level; a session that is not ours may have another one by default.
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE"
-# A statement that the session has forgotten (DISCARD ALL, a pooler), or knows from somebody else.
+# A statement that the session has forgotten (DISCARD ALL, a pooler), or that another client has prepared.
 _UNKNOWN, _KNOWN = "26000", "42P05"
 _ATTEMPTS: Final = 20
 _WaitTimeout = errors._WaitTimeout  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 - documented by its waits
@@ -46,11 +46,11 @@ _ENDED: Final = (errors.AdminShutdown, errors.ConnectionException)
 
 
 class Statement:
-    """What is prepared once on each connection.
+    """A statement that is prepared once on each connection.
 
     Args:
         text: With $1 and so on, each cast to its type; it returns one array of whole numbers.
-        binary: How many parameters from the first on are bytes; the others are text.
+        binary: How many of the first parameters are bytes; the others are text.
         most: How many parameters there are.
     """
 
@@ -58,7 +58,7 @@ class Statement:
 
     def __init__(self, text: str, *, binary: int, most: int) -> None:
         self.text: bytes = text.encode()
-        # By its text, so that it is the same whoever prepares it.
+        # Made from its text, so that it is the same in every process.
         self.name: bytes = b"reliakit_" + hashlib.blake2b(self.text, digest_size=8).hexdigest().encode()
         self.formats: list[int] = [1] * binary + [0] * (most - binary)
 
@@ -74,8 +74,8 @@ class Line:
     """A connection that is in no transaction.
 
     Args:
-        pgconn: What a connection of psycopg, of either colour, has by this name.
-        owner: That connection, if nobody else keeps it.
+        pgconn: The `pgconn` attribute of a psycopg connection of either colour.
+        owner: That connection, if nothing else keeps it alive.
     """
 
     __slots__ = ("_known", "_owner", "_pg", "answers")
@@ -97,7 +97,7 @@ class Line:
         return self.answers > 0 and (isinstance(error, _ENDED) or bool(self._pg.status != _HOLDS))
 
     def finish(self) -> None:
-        """Let go of it, without waiting for the server."""
+        """Close it without waiting for the server."""
         self._pg.finish()
 
     def ask(self, text: str, until: float) -> bytes | None:
@@ -118,7 +118,7 @@ class Line:
         return value
 
     def run(self, request: Request, until: float) -> list[int]:
-        """Run a statement in a thread, until the monotonic clock says so."""
+        """Run a statement in a thread, until `until` on the monotonic clock."""
         pg = self._pg
         (statement, params), attempt, has_met = request, 1, False
         while True:
@@ -199,7 +199,7 @@ class Line:
                 continue
             statement = requests[at].statement
             reply = self._reply(statement, results) or errors.InternalError("a statement without an answer")
-            if len(results) > 1 and results[0].status == _FAILED:  # it could not be prepared
+            if len(results) > 1 and results[0].status == _FAILED:  # preparing it failed
                 self._known.discard(statement.name)
                 refused[statement.name] = reply
             elif getattr(reply, "sqlstate", None) == _UNKNOWN:  # then nobody's is, and all are told why
@@ -216,7 +216,7 @@ class Line:
             pg.consume_input()
             is_unsent = is_unsent and pg.flush()
         result = pg.get_result()
-        if pg.status != _HOLDS:  # or it would answer for ever that there is nothing
+        if pg.status != _HOLDS:  # without this check it would return None for ever
             raise errors.OperationalError(f"connection lost: {pg.get_error_message()}")
         return result
 
@@ -230,7 +230,7 @@ class Line:
         raise TimeoutError("no answer in time")
 
     def _reply(self, statement: Statement, results: list[Any]) -> list[int] | Exception | None:
-        """Return what a statement came to; None once it is prepared."""
+        """Return the outcome of a statement; None once it is prepared."""
         for result in results:
             if result.status == _FAILED:
                 error = errors.error_from_result(result, encoding="utf-8")
@@ -268,7 +268,7 @@ def _has_met(error: object) -> bool:
 
 
 async def _ready(fileno: int, *, writing: bool) -> None:
-    """Wait until a socket has something to read, or room to write where that is asked for."""
+    """Wait until a socket has something to read, or, if `writing`, room to write."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(fileno, _ring, ready)

@@ -1,11 +1,11 @@
-"""How a store speaks to PostgreSQL over a pool of the user's: psycopg_pool's, or what looks like one.
+"""How a store speaks to PostgreSQL over a pool of the user's: psycopg_pool's, or one like it.
 
 ```
 thread ──> PoolConnections ──> getconn ── one statement ──> putconn
 task   ──> TaskPool ─────────> getconn ── all statements of this tick of the event loop ──> putconn
 ```
 
-Connections are given back as they were, but for statements that stay prepared.
+Connections are given back as they were, except for statements that stay prepared.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class PoolConnections:
 
     Args:
         pool: Such as psycopg_pool.ConnectionPool.
-        setup: What makes the table.
-        timeout: Seconds that a decision may take where no deadline is nearer.
+        setup: Creates the table.
+        timeout: Seconds that a decision may take if no deadline comes first.
     """
 
     def __init__(self, pool: Any, setup: Setup, *, timeout: float) -> None:
@@ -72,8 +72,8 @@ class TaskPool(Ticks):
 
     Args:
         pool: Such as psycopg_pool.AsyncConnectionPool.
-        setup: What makes the table.
-        timeout: Seconds that a decision may take where no deadline is nearer.
+        setup: Creates the table.
+        timeout: Seconds that a decision may take if no deadline comes first.
     """
 
     def __init__(self, pool: Any, setup: Setup, *, timeout: float) -> None:
@@ -103,7 +103,7 @@ def is_async(pool: Any) -> bool:
 
 
 def _line(lines: WeakKeyDictionary[Any, Line], connection: Any) -> Line:
-    """Return what knows which statements a connection has prepared."""
+    """Return the line that knows which statements a connection has prepared."""
     return lines.get(connection) or lines.setdefault(connection, Line(connection.pgconn))
 
 

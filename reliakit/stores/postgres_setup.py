@@ -1,8 +1,8 @@
-"""What makes a connection to PostgreSQL ready for decisions, and the table of a store once.
+"""Makes a connection to PostgreSQL ready for decisions, and creates a store's table once.
 
 ```
 connect ──> settings of the session; is the table there? ──yes──> ready
-                                                          └─no──> made, by one process at a time ──> ready
+                                                          └─no──> created, by one process at a time ──> ready
 ```
 """
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Setup"]
 
-# One statement sees what others have just committed, and none waits longer than the store.
+# A statement sees what others have just committed, and does not wait for longer than the store does.
 _SESSION = (
     "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; "
     "SET synchronous_commit = off; SET statement_timeout = {milliseconds}; SET lock_timeout = 0; "
 )
-# To read any table makes the server hear of what others have made; a name alone it may know to be missing.
+# Reading any table makes the server notice what others have created; to_regclass alone may use an outdated cache.
 _IS_MISSING = "SELECT to_regclass('{table}') IS NULL OR to_regproc('{last}') IS NULL FROM pg_catalog.pg_class LIMIT 1"
 # What a server takes as a timeout at most, in seconds.
 _LONGEST = (2**31 - 1) // 1000
 _NO = b"f"
 _MISSING = (UndefinedTable, UndefinedFunction)
-# One process at a time makes the table, unless it was made meanwhile by who held the lock: to make it again would
-# deadlock with its decisions. The number is any that nobody else has.
+# One process at a time creates the table, unless another one did while this one waited for the lock: creating it
+# again would deadlock with that one's decisions. The number is arbitrary.
 _MAKE = """
 SET LOCAL statement_timeout = 0;
 SET LOCAL check_function_bodies = off;
@@ -49,7 +49,7 @@ END $make$
 
 
 class Setup:
-    """Makes connections ready, and the table once.
+    """Makes connections ready, and creates the table once.
 
     Args:
         table: The table.
@@ -82,7 +82,7 @@ class Setup:
             await self.amake(line)
 
     def ensure(self, line: Line, until: float) -> None:
-        """See that the table is there, on a connection of somebody else."""
+        """Make sure that the table exists, on a connection of a user's pool."""
         if not self._is_there:
             if line.ask(self._question, until) == _NO:
                 self._is_there = True
@@ -90,7 +90,7 @@ class Setup:
                 self.make(line, until)
 
     async def aensure(self, line: Line) -> None:
-        """See that the table is there; the twin of `ensure` for tasks."""
+        """Make sure that the table exists; the twin of `ensure` for tasks."""
         if not self._is_there:
             if await line.aask(self._question) == _NO:
                 self._is_there = True
@@ -98,7 +98,7 @@ class Setup:
                 await self.amake(line)
 
     def run(self, line: Line, request: Request, until: float) -> list[int]:
-        """Run a statement in a thread; where somebody has dropped the table, make it again."""
+        """Run a statement in a thread; if the table was dropped, create it again."""
         try:
             return line.run(request, until)
         except _MISSING:
@@ -121,7 +121,7 @@ class Setup:
             await line.exchange([requests[at] for at in missing], lambda at, reply: tell(missing[at], reply))
 
     def make(self, line: Line, until: float) -> None:
-        """Make the table, unless somebody has."""
+        """Create the table if it does not exist."""
         try:
             line.ask(self._make, until)
         except InsufficientPrivilege as error:
@@ -129,7 +129,7 @@ class Setup:
         self._is_there = True
 
     async def amake(self, line: Line) -> None:
-        """Make the table, unless somebody has; the twin of `make` for tasks."""
+        """Create the table if it does not exist; the twin of `make` for tasks."""
         try:
             await line.aask(self._make)
         except InsufficientPrivilege as error:
@@ -138,7 +138,7 @@ class Setup:
 
     def _forbidden(self, error: Exception) -> ConfigurationError:
         return ConfigurationError(
-            f"PostgresStore may not make its table {self._table!r} ({error}): have a role that may execute "
+            f"PostgresStore may not create its table {self._table!r} ({error}): have a role that may execute "
             "PostgresStore.ddl once and grant this one SELECT, INSERT, UPDATE and DELETE on the table, or give it "
             "CREATE on the schema"
         )

@@ -1,11 +1,11 @@
 """What PostgreSQL runs: one function for each decision, whatever the number of limits.
 
-It locks the row of the key, reads the clock, decides by whole numbers and writes the row after it; it returns the
+A function locks the row of the key, reads the clock, decides in whole numbers and writes the new row; it returns the
 clock and the row before. See `reliakit.stores.shared` for the rows of numbers, and `reliakit.stores.algorithms` for
 the same decisions with their explanations.
 
-The table is UNLOGGED, so a crash of the server empties it: what it holds is of use for seconds, and a decision must
-not wait for a disk. `keep_until` is rounded up to ten minutes, so that most updates touch no index.
+The table is UNLOGGED, so a crash of the server empties it: its content is useful for seconds only, and a decision
+must not wait for a disk. `keep_until` is rounded up to ten minutes, so that most updates touch no index.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 """
 
-# The commonest case, a hit under one gcra rule, in a single upsert: half the cost of the function below it. It takes
-# the rule as what this cost comes to: what is spent (whole, rest, in 1/scale), and how far in advance that may be.
+# The commonest case, a hit under one gcra rule, in a single upsert: half the cost of the function below. The rule
+# comes as the numbers for this cost: what is spent (whole, rest, in 1/scale), and how far in advance that may be.
 _HIT_ONE = """
 CREATE OR REPLACE FUNCTION {hit}(
   key bytea, told bigint, spending bigint, over bigint, scale bigint, tolerance bigint, tolerated bigint
@@ -252,8 +252,8 @@ END $$;
 """
 
 
-# places: account, pair, source, device, NULL for what is not meant. n: the numbers of `SharedAttempts`. Returns the
-# clock, then the four states before, each with its length before it.
+# places: account, pair, source, device; NULL for what is not meant. n: the numbers of `SharedAttempts`. Returns the
+# clock, then the four states before, each preceded by its length.
 _ATTEMPT = """
 CREATE OR REPLACE FUNCTION {wait}(state bigint[], now bigint, stop bigint) RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$
@@ -368,7 +368,7 @@ def functions(table: str) -> dict[str, str]:
 
 
 def definitions(table: str) -> str:
-    """Return the statements that make the table and its functions, and change nothing where they are."""
+    """Return the statements that create the table and its functions, and change nothing if they exist."""
     index = f"{table.rpartition('.')[2]}_keep_until"
     names = {"table": table, "index": index, "circuits": f"{table}_circuits", **functions(table)}
     return "".join(text.format(**names) for text in (_TABLE, _COUNTERS, _PURGE, _HIT_ONE, _DECIDE, _ATTEMPT, BALLOTS))

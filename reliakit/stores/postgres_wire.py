@@ -5,8 +5,8 @@ thread ──> ThreadConnections ──> one of a few, for one statement; made b
 task   ──> TaskConnections   ──> one of a few of its event loop's, for all statements of this tick
 ```
 
-Who gives up on a connection attempt leaves it to be ready for the next decision; who is cut leaves his statement to
-end by itself: cancelling it would take a round trip to a server that may be stalled.
+A caller that gives up on a connection attempt leaves it to get ready for the next decision. A caller that is cut off
+leaves its statement to end by itself: cancelling it would take a round trip to a server that may be stalled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["TaskConnections", "ThreadConnections"]
 
 _SHORTEST: Final = 0.001
-# Seconds that connecting may take, whoever waits for it.
+# Seconds that connecting may take, whichever caller waits for it.
 _CONNECTING: Final = 10.0
 
 
@@ -45,10 +45,10 @@ class ThreadConnections:
     """Connections for any number of threads.
 
     Args:
-        conninfo: Where to.
-        setup: What makes a new connection ready.
-        timeout: Seconds that a decision may take where no deadline is nearer.
-        most: How many connections at most.
+        conninfo: The connection string.
+        setup: Makes a new connection ready.
+        timeout: Seconds that a decision may take if no deadline comes first.
+        most: The most connections.
     """
 
     def __init__(self, conninfo: str, setup: Setup, *, timeout: float, most: int) -> None:
@@ -56,21 +56,21 @@ class ThreadConnections:
         self._setup = setup
         self._timeout = timeout
         self._most = most
-        # Re-entrant: garbage that is collected under it may give something back here.
+        # Re-entrant: a finaliser that runs while it is held may give a connection back here.
         self._lock = threading.RLock()
         self._waiting: deque[Bell] = deque()
         self._idle: list[Line] = []
         self._size = 0
         self._attempts = 0
-        # While one is this young nobody else connects.
+        # While an attempt to connect is younger than this, no other one begins.
         self._young_until = 0.0
-        # The last attempt that failed, and with what.
+        # The number of the last attempt that failed, and its error.
         self._failed: tuple[int, BaseException] | None = None
         self._is_closed = False
         tell_after_fork(self, "forget")
 
     def forget(self) -> None:
-        """Leave a parent's connections to the parent."""
+        """Leave a parent process's connections to the parent."""
         self._lock = threading.RLock()
         self._waiting = deque()
         _inherited.extend(self._idle)
@@ -88,7 +88,7 @@ class ThreadConnections:
         except Exception as error:
             if line.answers != answers or not line.is_lost(error):
                 raise
-        # The server was restarted, or dropped it for being idle; the others are no younger.
+        # The server was restarted, or dropped the connection for being idle; the others are as old.
         self._close_idle()
         return self._run_on(self._take(until), request, until)
 
@@ -103,7 +103,7 @@ class ThreadConnections:
         self._put(self._take(SYSTEM_CLOCK.monotonic() + max(_CONNECTING, self._timeout)))
 
     def close(self) -> None:
-        """Close the connections; what is in use is closed when it comes back."""
+        """Close the connections; those in use are closed when they come back."""
         self._is_closed = True
         self._close_idle()
 
@@ -114,7 +114,7 @@ class ThreadConnections:
         return line
 
     def _idle_or_wait(self, until: float, before: int) -> Line | None:
-        """Return a connection, or None after a wait: it is time to look again."""
+        """Return a connection, or None after a wait, when it is time to look again."""
         bell = errand = None
         try:
             with self._lock:
@@ -125,7 +125,7 @@ class ThreadConnections:
                     raise StoreError("closed meanwhile", store="PostgresStore")
                 if now >= until:
                     raise StoreError("no connection in time", store="PostgresStore")
-                # An attempt that was under way already may have met what is over by now.
+                # An attempt that was under way already may have failed for a reason that is over by now.
                 has_failed = self._failed is not None and self._failed[0] > before
                 if self._failed is not None and has_failed and not self._size:
                     raise self._failed[1]
@@ -138,24 +138,24 @@ class ThreadConnections:
                     self._young_until = now + self._timeout
             if errand is not None:
                 errand.begin()
-            if not self._idle:  # garbage that was collected before the bell hung there may have brought one
+            if not self._idle:  # a finaliser may have brought one before the bell was in place
                 bell.wait(until - now)
         except BaseException:
             if errand is not None and errand.take_back():
                 self._young_until = 0.0
             self._unlist(bell)
-            self._wake()  # what it may have been rung for is another's now
+            self._wake()  # the connection it was rung for goes to another waiter
             raise
         self._unlist(bell)
         return None
 
     def _unlist(self, bell: Bell | None) -> None:
         with self._lock:
-            if bell is not None and bell in self._waiting:  # else it was rung
+            if bell is not None and bell in self._waiting:  # otherwise it was rung
                 self._waiting.remove(bell)
 
     def _grow(self, attempt: int) -> None:
-        # Counted here and not by who begins it, for he may be interrupted.
+        # Counted here and not by the caller that starts it, which may be interrupted.
         with self._lock:
             self._size += 1
         try:
@@ -193,7 +193,7 @@ class ThreadConnections:
             line.finish()
 
     def _wake(self) -> None:
-        """Have the first of those who wait look again: there is a connection, or room for one."""
+        """Make the first waiter look again: there is a connection, or room for one."""
         with self._lock, suppress(IndexError):  # nobody waits
             self._waiting.popleft().set()
 

@@ -4,8 +4,8 @@
 limiter ── apply(op, plan, key, cost, patience) ──> store: clock + states ── Answer ──> limiter
 ```
 
-The store owns the clock, so limiters on machines whose clocks differ agree. A decision is all or nothing: no rule
-is spent unless every rule admits. All times are whole nanoseconds.
+The store owns the clock, so limiters on machines whose clocks differ agree. A decision is all or nothing: no rule is
+spent unless every rule admits. All times are whole nanoseconds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The rules of one limiter, and the space in which its keys live.
+    """The rules of one limiter, and the namespace of its keys.
 
     Attributes:
         space: Differs whenever states cannot be shared: it names the limiter, its rules and the layout of the state.
@@ -64,10 +64,10 @@ class Answer(NamedTuple):
 
     Attributes:
         admitted: Whether the cost was spent; for PEEK, whether a hit of this cost would be.
-        binding: Which rule stands in the way longest or, when admitted, has least left.
+        binding: Which rule takes longest to admit the cost or, if admitted, has least left.
         remaining: How much could still be spent at once, under all rules.
-        wait: Nanoseconds until the cost may be spent; of an admitted HIT, how long to wait before going on.
-        reset: Nanoseconds until every rule is as good as new.
+        wait: Nanoseconds until the cost may be spent; for an admitted HIT, how long to wait before going on.
+        reset: Nanoseconds until nothing counts any more under any rule.
     """
 
     admitted: bool
@@ -87,8 +87,8 @@ class Store(Protocol):
             op: HIT spends, PEEK only looks, REFUND gives back, RESET forgets.
             plan: The limiter's rules.
             key: Whose limit.
-            cost: How much, from 1 to the least burst of the rules.
-            patience: HIT also takes a slot in the future, at most so many nanoseconds away: a reservation.
+            cost: How much, from 1 to the smallest burst of the rules.
+            patience: HIT may also take a slot in the future, at most so many nanoseconds away: a reservation.
         """
         ...
 
@@ -97,9 +97,9 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of connections; the store is of no use afterwards."""
+        """Close the connections; the store cannot be used afterwards."""
         ...
 
     async def aclose(self) -> None:
-        """Let go of connections like `close`, without blocking the event loop."""
+        """Close the connections like `close`, without blocking the event loop."""
         ...

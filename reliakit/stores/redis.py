@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisStore"]
 
-# The layout of states; in every key, so that another version starts afresh instead of misreading them.
+# The layout of states; part of every key, so that another version starts afresh instead of misreading them.
 _SCHEMA = "2"
 _SCHEMA_OF_ATTEMPTS = _SCHEMA_OF_CIRCUITS = "1"
 # Costs are few as a rule; whoever makes each call cost something else packs each anew.
@@ -58,16 +58,16 @@ class RedisStore(RemoteStore):
         source: An address (redis://, rediss://, unix://, valkey://, valkeys://), or a client of redis-py or
             valkey-py. With an address the store has connections of its own for both colours, and a thread's decision
             keeps to its deadline. A client keeps its own settings: give it short timeouts. An asynchronous client
-            serves tasks of its loop, a plain one serves threads, and tasks through threads. Clients of clusters and
-            sentinels will do.
+            serves tasks of its loop; a plain one serves threads, and tasks through threads. Clients of clusters and
+            sentinels work too.
         prefix: What every key begins with.
         lease: How many units of a key to take at once and spend in this process without asking the server again; what
-            is left goes back at `close()`. Each process may then admit so many too many within one period, and
-            `reset()` does not reach the leases of others. None, the default, asks for each decision. Attempts to log
-            in are never leased.
-        timeout: Seconds that connecting or an answer may take where no deadline is nearer; for an address.
-        clock: "server", or "client" for the clock of this machine, for servers that forbid TIME in scripts: clocks
-            that differ then admit too much or too little by as much. Tests give a `Clock`.
+            is left goes back at `close()`. Each process may then admit up to that many too many within one period,
+            and `reset()` does not reach the leases of other processes. None, the default, asks for each decision.
+            Attempts to log in are never leased.
+        timeout: Seconds that connecting or an answer may take if no deadline comes first; for an address.
+        clock: "server", or "client" for the clock of this machine, for servers that forbid TIME in scripts: if the
+            machines' clocks differ, the limits are off by as much. Tests give a `Clock`.
 
     Raises:
         ConfigurationError: A setting is wrong, or there is no client library. From a decision: the address is that of
@@ -171,12 +171,12 @@ class RedisStore(RemoteStore):
         self._shape(plan)
 
     def attempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
-        """Decide over an attempt to log in, in one round trip; see `AttemptStore.attempt`."""
+        """Decide on an attempt to log in, in one round trip; see `AttemptStore.attempt`."""
         shape = self._guards.get(rules) or self._guard(rules)
         return shape.answer(self._run(shape.request(op, attempt, self._now())), op, attempt)
 
     async def aattempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
-        """Decide over an attempt to log in, in one round trip; see `AttemptStore.attempt`."""
+        """Decide on an attempt to log in, in one round trip; see `AttemptStore.attempt`."""
         shape = self._guards.get(rules) or self._guard(rules)
         return shape.answer(await self._arun(shape.request(op, attempt, self._now())), op, attempt)
 
@@ -185,7 +185,7 @@ class RedisStore(RemoteStore):
         return count_of(self._ask_circuit(VOTE, ballot.circuit, vote_words(ballot)))
 
     def force(self, circuit: str, seconds: float, /) -> None:
-        """Force a circuit open for everybody, or let go of it, in one round trip; see `BallotBox.force`."""
+        """Force a circuit open for everybody, or release it, in one round trip; see `BallotBox.force`."""
         self._ask_circuit(FORCE, circuit, force_words(seconds))
 
     def _ask_circuit(self, script: Script, circuit: str, words: tuple[bytes, ...]) -> Any:
@@ -274,7 +274,7 @@ class _Guard:
     def __init__(self, rules: AttemptRules, prefix: str) -> None:
         self._rules = SharedAttempts(rules)
         self._numbers = tuple(b"%d" % number for number in self._rules.numbers)
-        # In braces: the four states of an attempt have to lie in one slot of a cluster.
+        # In braces, because the four states of an attempt must lie in one slot of a cluster.
         self._place = f"{prefix}:{_SCHEMA_OF_ATTEMPTS}:{{{_short(rules.space)}}}:"
 
     def request(self, op: AttemptOp, attempt: Attempt, now: bytes) -> Request:

@@ -1,9 +1,9 @@
 """What Redis runs: one script for each decision, whatever the number of limits.
 
-Each reads the state, decides by whole numbers and writes the state after it with the time after which it is as good
-as new; it returns the clock and the state before. See `reliakit.stores.shared` for the rows of numbers, and
+Each script reads the state, decides in whole numbers and writes the new state with the time after which nothing of it
+counts; it returns the clock and the state before. See `reliakit.stores.shared` for the rows of numbers, and
 `reliakit.stores.algorithms` for the same decisions with their explanations. Rows are kept as integers of eight bytes:
-to write and read them as text was half of what a script cost the server. Rules come as doubles, which it reads
+writing and reading them as text was half of what a script cost the server. Rules come as doubles, which it reads
 faster.
 """
 
@@ -26,7 +26,7 @@ class Script:
 
     def __init__(self, text: str) -> None:
         self.text: str = text
-        # Redis names scripts by it; nothing is kept secret or safe by this hash.
+        # Redis names scripts by this hash; nothing secret depends on it.
         self.digest: str = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 

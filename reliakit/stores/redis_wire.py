@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockingWire", "Call", "Library", "Request", "TickWire", "is_unknown"]
 
-# A pause between a task's request and the server's answer is common; more connections than this help nobody.
+# Between a task's request and the server's answer there is usually a pause, so more connections do not help.
 _IDLE: Final = 16
 _SHORTEST: Final = 0.001
 
 
 class Call:
-    """A script with its arguments, as many decisions use it; packed once.
+    """A script with its arguments, as many decisions share it; packed once.
 
     Args:
         script: The script.
@@ -54,14 +54,14 @@ class Call:
         self._tail = _packed(*args)
 
     def packed(self, keys: tuple[bytes, ...]) -> bytes:
-        """Return it as it goes over the wire, with the script's digest."""
+        """Return it in the wire format, with the script's digest."""
         if len(keys) == 1:
             key = keys[0]
             return b"%b$%d\r\n%b\r\n%b" % (self._head, len(key), key, self._tail)
         return b"%b%b%b" % (self._head, _packed(*keys), self._tail)
 
     def whole(self, keys: tuple[bytes, ...]) -> bytes:
-        """Return the same with the script itself."""
+        """Return the same with the script's text."""
         words = (b"EVAL", self.script.text.encode(), b"%d" % len(keys), *keys, *self.args)
         return b"*%d\r\n%b" % (len(words), _packed(*words))
 
@@ -83,14 +83,14 @@ def _packed(*words: bytes) -> bytes:
 
 
 class Library:
-    """A client library (redis-py or valkey-py) and what it makes of an address.
+    """A client library (redis-py or valkey-py), and its settings for an address.
 
     Args:
         url: Such as redis://, rediss://, unix://, valkey:// or valkeys://.
         timeout: Seconds for connecting and for an answer, at most.
 
     Raises:
-        ConfigurationError: There is no client library, or the address is none.
+        ConfigurationError: There is no client library, or the address is not valid.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -137,16 +137,16 @@ class Library:
 
 
 class BlockingWire:
-    """Connections of its own for any number of threads. Each request has its own time: what `remaining()` says."""
+    """Connections of its own for any number of threads. Each request may take as long as `remaining()` says."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        # Append and pop are atomic; the last one used is the one most likely to be alive.
+        # Append and pop are atomic; the connection used last is the one most likely to be alive.
         self._idle: deque[Any] = deque()
         tell_after_fork(self, "forget")
 
     def forget(self) -> None:
-        """Leave a parent's connections to the parent."""
+        """Leave a parent process's connections to the parent."""
         self._idle = deque()
 
     def open(self) -> None:
@@ -273,7 +273,7 @@ class _Pipe:
 
 
 def _hurry(connection: Any, seconds: float) -> None:
-    """Give a connection so many seconds, for connecting if it has to and for each answer."""
+    """Give a connection `seconds`, for connecting if it must and for each answer."""
     socket = getattr(connection, "_sock", None)
     if socket is not None:
         if not seconds <= (socket.gettimeout() or 0.0) <= seconds + _SHORTEST:  # else spare the system call
@@ -294,18 +294,18 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _is_of_a_replica(error: BaseException) -> bool:
-    """Return whether the server may not write any more: a new connection leads to the one that may."""
+    """Return whether the server has become a replica: a new connection leads to the one that may write."""
     return "READONLY" in str(error) or type(error).__name__ == "ReadOnlyError"
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Return whether a connection was dead; one that merely takes too long is not."""
+    """Return whether a connection was dead; false if it merely takes too long."""
     names = [kind.__name__ for kind in type(error).__mro__]
     return "ConnectionError" in names and "TimeoutError" not in names
 
 
 def _without_password(url: str) -> str:
-    """Return what may be shown of an address: of its settings, which may hold passwords too, the database alone."""
+    """Return what may be shown of an address: of its parameters, which may hold passwords too, only the database."""
     scheme, _, rest = url.partition("://")
     place, _, query = rest.partition("?")
     if "@" in query:  # of an address that is not encoded: the place may be a part of the password

@@ -1,4 +1,4 @@
-"""The decisions that any store must come to, from a state that is only a value: what stores are tested against."""
+"""The decisions that any store must reach, computed from a plain value: what stores are tested against."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reference_machine(rules: tuple[Rule, ...], *, tick: int, aligned: bool) -> D
 
     Args:
         rules: At least one.
-        tick: The shortest time that the store knows, in nanoseconds.
+        tick: The shortest time that the store can represent, in nanoseconds.
         aligned: Whether windows begin at whole multiples of their period.
     """
     machine = machine_of(tuple(rule._replace(period=-(-rule.period // tick)) for rule in rules), aligned=aligned)
@@ -34,11 +34,11 @@ def reference_machine(rules: tuple[Rule, ...], *, tick: int, aligned: bool) -> D
 
 
 class AttemptReference:
-    """Decides over attempts to log in, from states that it keeps for ever.
+    """Decides on attempts to log in, from states that it keeps for ever.
 
     Args:
         rules: The guard's rules.
-        tick: The shortest time that the store knows, in nanoseconds.
+        tick: The shortest time that the store can represent, in nanoseconds.
     """
 
     def __init__(self, rules: AttemptRules, *, tick: int) -> None:

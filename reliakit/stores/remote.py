@@ -47,7 +47,7 @@ class RemoteStore:
         clock: Whose time counts.
     """
 
-    # What an address is called, and what somebody may give instead of it.
+    # The names of an address and of what may be given instead of it, for messages.
     _address: str
     _given: str
 
@@ -59,7 +59,7 @@ class RemoteStore:
 
     @property
     def keeps_time(self) -> bool:
-        """Whether a task's decision ends with its deadline, so that nobody has to set an alarm for it."""
+        """Whether the store itself ends a task's decision at its deadline, so that the caller needs no timer."""
         return self._ticks is not None
 
     @property
@@ -72,7 +72,7 @@ class RemoteStore:
 
         Raises:
             StoreError: The server cannot be reached, or this store is closed.
-            ConfigurationError: It cannot be used as it is.
+            ConfigurationError: The store cannot be used as it is set up.
         """
         if self._closed:
             raise self._is_closed()
@@ -95,13 +95,13 @@ class RemoteStore:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        """Close the connections for threads; those for tasks go with their event loop. What was given stays open."""
+        """Close the connections for threads; those for tasks go with their event loop. A given client stays open."""
         self._closed = True
         if self._blocking is not None:
             self._blocking.close()
 
     async def aclose(self) -> None:
-        """Close the connections for threads and those of this event loop. What was given stays open."""
+        """Close the connections for threads and those of this event loop. A given client stays open."""
         self.close()
         if self._ticks is not None:
             await self._ticks.aclose()
@@ -132,7 +132,7 @@ class RemoteStore:
         return StoreError(f"{self!r} is closed", store=type(self).__name__)
 
     def _failed(self, error: Exception) -> Exception:
-        """Return what to raise instead of a client library's error."""
+        """Return the error to raise instead of a client library's error."""
         if isinstance(error, ConfigurationError):
             return error
         told = next(iter(str(error).splitlines()), "")
@@ -141,7 +141,7 @@ class RemoteStore:
     def __enter__(self) -> Self:
         if self._closed:
             raise self._is_closed()
-        # A service starts also while its store is down: what each limiter does then, its `on_store_error` says.
+        # A service may start while its store is down; then each limiter does what its `on_store_error` says.
         with suppress(StoreError):
             self.open()
         return self

@@ -5,9 +5,9 @@ apply ──> SharedPlan.numbers ──> server: reads the state, decides, write
       <── Answer <── SharedPlan.answer: the same machine as in memory, on that state
 ```
 
-The server decides by the same whole numbers, so what it has written and what this process concludes are the same,
-and the answer's details cost the server nothing. Windows begin at whole multiples of their period on the store's
-clock. A state is one row of numbers: for each rule
+The server decides with the same whole numbers, so what it has written and what this process concludes agree, and the
+details of the answer cost the server nothing. Windows begin at whole multiples of their period on the store's clock.
+A state is one row of numbers: for each rule
 
     gcra             arrival (whole), arrival (rest, in 1/scale)
     sliding_log      how many, and so many instants
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedPlan", "clock_of", "in_microseconds", "machine_of", "micros", "rule_numbers"]
 
-# Doubles are whole up to here, and Lua has no other numbers.
+# Doubles hold whole numbers exactly up to here, and Lua has no other numbers.
 _LARGEST = 2**53
 # Answer(...) takes 250 ns, this takes 90.
 _new: Callable[..., Answer] = cast("Any", tuple).__new__
@@ -50,13 +50,13 @@ _HIT = Op.HIT
 
 
 class SharedPlan:
-    """A plan for a server.
+    """A plan in the form that servers take.
 
     Args:
         plan: The limiter's rules.
 
     Raises:
-        ConfigurationError: A rule comes to numbers that a server cannot hold exactly.
+        ConfigurationError: A rule leads to numbers that a server cannot hold exactly.
     """
 
     __slots__ = ("_counters", "_machine", "_scales", "is_one_gcra", "numbers")
@@ -66,7 +66,7 @@ class SharedPlan:
         self._counters = [_counter(rule) for rule in rules]
         self._machine: Machine = machine_of(tuple(rules), aligned=True)
         self.is_one_gcra: bool = isinstance(self._machine, OneGcra)
-        # Of several gcra rules and nothing else.
+        # Set if there are several rules, all of them gcra.
         self._scales = [each.scale for each in self._counters if isinstance(each, Gcra)]
         if len(self._scales) < len(rules):
             self._scales = []
@@ -74,7 +74,7 @@ class SharedPlan:
         self.numbers: tuple[int, ...] = tuple(number for rule in rules for number in rule_numbers(rule))
 
     def spending(self, cost: int, patience: int) -> tuple[int, ...]:
-        """Return what a cost under the only rule, a gcra one, comes to.
+        """Return the numbers for a cost under the only rule, which is gcra.
 
         Returns:
             What is spent (whole, rest), scale, and how far in advance that may be (whole, rest).
@@ -84,11 +84,11 @@ class SharedPlan:
         return cost * step + more, over, scale, tolerance + patience, tolerated
 
     def answer(self, reply: Sequence[int], op: Op, cost: int, patience: int) -> Answer:
-        """Return the answer that goes with what a server has decided.
+        """Return the answer that belongs to a server's decision.
 
         Args:
-            reply: Its clock, in microseconds, then the state before the decision, nothing for none.
-            op: What it was asked to do.
+            reply: The server's clock, in microseconds, then the state before the decision, nothing for none.
+            op: What the server was asked to do.
             cost: How much.
             patience: In nanoseconds.
         """
@@ -102,7 +102,7 @@ class SharedPlan:
         return _new(Answer, (admitted, binding, left, wait * 1000, reset * 1000))
 
     def _state(self, row: Sequence[int]) -> Any:
-        """Return a state, which begins behind the clock, as the machine has it."""
+        """Return a state in the machine's form, from a row that begins with the clock."""
         scales = self._scales
         if self.is_one_gcra:
             return row[1] * scales[0] + row[2] or None
@@ -128,13 +128,13 @@ class SharedPlan:
 
 
 def clock_of(clock: Literal["server", "client"] | Clock) -> Clock | None:
-    """Return whose time counts: None for the server's.
+    """Return the clock that a setting names; None for the server's.
 
     Args:
         clock: The setting: "server", "client" or a Clock.
 
     Raises:
-        ConfigurationError: It is neither.
+        ConfigurationError: It is none of these.
     """
     if isinstance(clock, str):
         checks.choice("clock", clock, ("server", "client"))
@@ -143,7 +143,7 @@ def clock_of(clock: Literal["server", "client"] | Clock) -> Clock | None:
 
 
 def micros(nanoseconds: int) -> int:
-    """Return whole microseconds, rounded up; for ever stays for ever."""
+    """Return whole microseconds, rounded up; FOREVER stays FOREVER."""
     return FOREVER // 1000 if nanoseconds >= FOREVER else -(-nanoseconds // 1000)
 
 
@@ -200,7 +200,7 @@ def rule_numbers(rule: Rule) -> tuple[int, ...]:
     """Return a rule as a server reads it: kind, limit, period, scale, increment and tolerance (whole, rest).
 
     Raises:
-        ConfigurationError: It comes to numbers that a server cannot hold exactly.
+        ConfigurationError: It leads to numbers that a server cannot hold exactly.
     """
     kind = ALGORITHMS.index(rule.algorithm)
     if kind:
@@ -209,7 +209,7 @@ def rule_numbers(rule: Rule) -> tuple[int, ...]:
         return (kind, rule.limit, rule.period, 1, 0, 0, 0, 0)
     counter = Gcra(rule)
     increment, tolerance = divmod(counter.increment, counter.scale), divmod(counter.tolerance, counter.scale)
-    # Half of what is exact, as the epoch and a cost are added to it.
+    # Half of what is exact, because the epoch and a cost are added to it.
     if tolerance[0] >= _LARGEST // 2 or rule.burst * counter.scale >= _LARGEST:
         raise _too_large(rule)
     return (kind, rule.limit, rule.period, counter.scale, *increment, *tolerance)

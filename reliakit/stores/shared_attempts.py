@@ -1,8 +1,8 @@
 """Failed attempts to log in for stores outside this process, with the work divided as in `reliakit.stores.shared`.
 
-The server keeps four states by name, decides and writes what it decided; from the states before, this process
-concludes the answer. A state of account, pair or device is (number, until, generation, expires), that of a source the
-two numbers of a gcra rule.
+The server keeps four states under their keys, decides, and writes its decision; from the states before, this process
+derives the answer. The state of an account, pair or device is (number, until, generation, expires), that of a source
+the two numbers of a gcra rule.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class SharedAttempts:
         )
 
     def answer(self, op: AttemptOp, attempt: Attempt, now: int, rows: Sequence[Sequence[int]]) -> AttemptAnswer:
-        """Return the answer that goes with what a server has decided.
+        """Return the answer that belongs to a server's decision.
 
         Args:
-            op: What it was asked to do.
-            attempt: Whose attempt.
-            now: Its clock, in microseconds.
+            op: What the server was asked to do.
+            attempt: The keys of the attempt.
+            now: The server's clock, in microseconds.
             rows: The states before, by dimension, empty for none.
         """
         account, pair, source, device = rows

@@ -1,4 +1,4 @@
-"""Where the memory store keeps states of one kind: bounded, and forgetting without a thread and without a scan.
+"""Where the memory store keeps states of one kind: bounded, and forgetting without a thread and without scanning.
 
 ```
 new states ──> young ──(every lifetime)──> old ──(a few with each decision)──> forgotten when as good as new
@@ -46,7 +46,7 @@ class Shelf:
         self.own: int = 0
         self.shared: int = 0
         self._turn = 0
-        # From this instant on `drain` has something to do.
+        # From this instant on, `drain` has something to do.
         self.due: int = 0
 
     def find(self, place: Place) -> Any:
@@ -58,7 +58,7 @@ class Shelf:
         return None
 
     def live(self, place: Place, now: int) -> Any:
-        """Return the state at this place unless it is as good as new, or None."""
+        """Return the state at this place, or None if there is none or nothing of it counts any more."""
         state = self.find(place)
         return None if state is None or self._full(state) <= now else state
 

@@ -1,4 +1,4 @@
-"""Questions of tasks to a server, gathered: all that the tasks of an event loop ask in one tick travels together.
+"""Requests of tasks to a server, batched: all that the tasks of an event loop ask in one tick travels together.
 
 ```
 task ── run(request) ──┐
@@ -34,9 +34,9 @@ __all__ = ["Lane", "Pipe", "PooledTicks", "Telling", "Ticks", "Waiting"]
 # Gives who asked the request of this number its reply, or the error with which the server refused it.
 Telling: TypeAlias = "Callable[[int, Any], None]"
 
-# An event loop's timer may be this early, in seconds.
+# How early an event loop's timer may fire, in seconds.
 _MOMENT: Final = 0.001
-# Requests in a round trip: the first of a thousand are not to wait for the last.
+# Requests per round trip: the first of a thousand must not wait for the last.
 _AT_ONCE: Final = 256
 
 
@@ -52,11 +52,11 @@ class Pipe(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close it in good order."""
+        """Close it properly."""
         ...
 
     async def drop(self) -> None:
-        """Let go of it, without waiting for anybody."""
+        """Close it without waiting."""
         ...
 
     def is_lost(self, error: Exception, /) -> bool:
@@ -65,7 +65,7 @@ class Pipe(Protocol):
 
 
 class Waiting(NamedTuple):
-    """A request whose task waits for the answer until the event loop's clock says so."""
+    """A request whose task waits for the answer until `until` on the event loop's clock."""
 
     request: Any
     answer: asyncio.Future[Any]
@@ -74,22 +74,22 @@ class Waiting(NamedTuple):
 
 
 class Lane:
-    """What the tasks of one event loop ask, and their connections. Does not hold the loop, so that it can go."""
+    """What the tasks of one event loop ask, and their connections. Holds no reference to the loop, which may go."""
 
     def __init__(self) -> None:
         self.asked: list[Waiting] = []  # in this tick
         self.waiting: list[Waiting] = []  # until a connection is idle
         self.idle: list[Pipe] = []
         self.busy: set[Pipe] = set()
-        self.size: int = 0  # idle, busy, and what is being made
-        # While an attempt to connect is this young there is no other.
+        self.size: int = 0  # idle connections, busy ones, and those being made
+        # While an attempt to connect is younger than this, no other one begins.
         self.young_until: float = 0.0
-        # The event loop holds tasks weakly.
+        # Event loops keep only weak references to tasks.
         self.tasks: set[asyncio.Task[None]] = set()
         self.keeper: AsyncGenerator[None, None] | None = None
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Begin a task in a context of its own: no caller's deadline is the batch's."""
+        """Begin a task in a context of its own: no caller's deadline applies to a batch."""
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -102,7 +102,7 @@ class Lane:
             await pipe.close()
 
     async def keep_until_the_loop_ends(self) -> None:
-        """Have the connections closed when the loop shuts its asynchronous generators down, as asyncio.run does."""
+        """Make the loop close the connections when it shuts down its async generators, as asyncio.run does."""
         if self.keeper is None:
             self.keeper = self._keeper()
             await anext(self.keeper)
@@ -112,9 +112,9 @@ class Lane:
             yield
         finally:
             await self.close()
-            while self.busy:  # with tasks that were cancelled before their first step
+            while self.busy:  # tasks that were cancelled before their first step
                 await self.busy.pop().drop()
-            # All of these know the loop.
+            # All of these hold references to the loop.
             self.asked, self.waiting, self.keeper = [], [], None
 
 
@@ -123,31 +123,31 @@ _inherited: list[Any] = []
 
 
 class Ticks:
-    """Gathers what the tasks of each loop ask. Safe from any number of loops.
+    """Batches what the tasks of each loop ask. Safe from any number of loops.
 
     Args:
-        timeout: Seconds that an answer may take where no deadline is nearer.
+        timeout: Seconds that an answer may take if no deadline comes first.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
-        # Re-entrant: garbage that is collected under it may be a task's that asks, too.
+        # Re-entrant: a finaliser that runs while it is held may make a request, too.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
         tell_after_fork(self, "forget")
 
     def forget(self) -> None:
-        """Leave a parent's connections to the parent."""
+        """Leave a parent process's connections to the parent."""
         _inherited.extend(self._lanes.values())
         self._lanes = WeakKeyDictionary()
 
     async def run(self, request: Any, /) -> Any:
-        """Run it together with all others of this tick, and return its reply.
+        """Run a request together with all others of this tick, and return its reply.
 
         Raises:
-            TimeoutError: There is none in time.
-            Exception: The server refuses, or cannot be reached.
+            TimeoutError: There was no reply in time.
+            Exception: The server refused it, or cannot be reached.
         """
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop) or self._lane(loop)
@@ -196,11 +196,11 @@ class Ticks:
 
 
 class PooledTicks(Ticks):
-    """The same over connections of its own.
+    """Batches requests over connections of its own.
 
     Args:
-        timeout: Seconds that an answer may take where no deadline is nearer.
-        most: How many connections at most, for each loop.
+        timeout: Seconds that an answer may take if no deadline comes first.
+        most: The most connections for each loop.
     """
 
     def __init__(self, timeout: float, most: int) -> None:
@@ -223,7 +223,7 @@ class PooledTicks(Ticks):
         self._go_on(lane)
 
     def _go_on(self, lane: Lane) -> None:
-        """Send what waits, if a connection is idle; else see that there will be one."""
+        """Send what waits if a connection is idle; else make sure that there will be one."""
         lane.waiting = [one for one in lane.waiting if not one.answer.done()]
         while lane.waiting and lane.idle:
             batch, lane.waiting = lane.waiting[:_AT_ONCE], lane.waiting[_AT_ONCE:]
@@ -257,8 +257,8 @@ class PooledTicks(Ticks):
         try:
             pipe = await self._made(lane)
         except Exception as error:  # noqa: BLE001 - raised where they wait for it
-            # Those who came later try anew: what this attempt met may be over. While others are in use, one of those
-            # may come back.
+            # Requests that came later try anew, as the reason for this failure may be over. While other connections
+            # are in use, one of those may come back.
             if not lane.size:
                 _fail(first, error)
                 self._go_on(lane)
@@ -280,7 +280,7 @@ class PooledTicks(Ticks):
                 _abandon(batch)
                 raise
             if pipe.is_lost(error):
-                await lane.close()  # the others are no younger
+                await lane.close()  # the others are as old
                 lane.waiting[:0] = [one._replace(is_again=True) for one in batch if not one.is_again]
                 batch = [one for one in batch if one.is_again]
             _fail(batch, error)
@@ -320,7 +320,7 @@ def _abandon(batch: list[Waiting]) -> None:
 
 
 def _watch(loop: asyncio.AbstractEventLoop, batch: list[Waiting]) -> None:
-    """Give each task of a batch its answer in time, if only that there is none."""
+    """Give each task of a batch its answer in time, or a TimeoutError."""
     now = loop.time() + _MOMENT
     waiting = [one for one in batch if not one.answer.done()]
     for one in waiting:

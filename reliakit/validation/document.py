@@ -1,6 +1,6 @@
 """The schema as its author wrote it: which drafts it names, and which nodes an error passed through.
 
-The engine tells where an error comes from as a path of keywords. Two things need the nodes themselves: the author's
+The engine reports where an error comes from as a path of keywords. Two things need the nodes themselves: the author's
 own `errorMessage`, and the property names that a typing mistake may have meant.
 """
 
@@ -28,16 +28,16 @@ _DRAFTS = frozenset(
 )
 _REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
 _CHOICES = frozenset({"anyOf", "oneOf"})
-# What these hold is asked of any number of members.
+# Keywords whose schemas apply to any number of members.
 _OF_MANY = frozenset(
     """
     $dynamicRef $recursiveRef additionalItems additionalProperties contains items patternProperties propertyNames
     unevaluatedItems unevaluatedProperties
     """.split()  # noqa: SIM905 - ten lines otherwise
 )
-# What these hold are schemas by name.
+# Keywords that hold schemas by name.
 _NAMES = frozenset({"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"})
-# What these hold are values of the author, not schemas.
+# Keywords that hold values of the author, not schemas.
 _VALUES = frozenset({"const", "default", "enum", "examples"})
 
 
@@ -54,24 +54,24 @@ class Document:
         self._by_uri: dict[str, object] = dict(resources)
         for base, document in ((_id_of(root), root), *resources.items()):
             self._index(base, document)
-        # A schema has few paths, however many values it refuses: walking one costs as much as all the rest.
+        # A schema has few paths, however many values it refuses; following one costs as much as everything else.
         self._known = lru_cache(maxsize=512)(self._walk)
 
     def steps(self, path: tuple[str | int, ...]) -> list[Step]:
         """Return the nodes on an evaluation path, outermost first, each with what is left of the path there.
 
-        Follows references. Ends early where the path cannot be followed, which happens below a property named "".
+        Follows references. Ends early if the path cannot be followed, which happens below a property named "".
         """
         return self._known(path)
 
     def options(self) -> Iterator[object]:
-        """Yield what each `enum` and `const` allows."""
+        """Yield the values that each `enum` and `const` allows."""
         for document in (self._root, *self._by_uri.values()):
             for node in _nodes(document):
                 yield from (node[keyword] for keyword in ("const", "enum") if keyword in node)
 
     def has_wide_choice(self) -> bool:
-        """Return whether a branch of an `anyOf` or `oneOf` may be asked of any number of members."""
+        """Return whether a branch of an `anyOf` or `oneOf` may apply to any number of members."""
         seen: set[tuple[int, bool]] = set()
         todo = [(self._root, self._root, _id_of(self._root), False)]
         while todo:
@@ -97,7 +97,7 @@ class Document:
         return False
 
     def _index(self, base: str, document: object) -> None:
-        # Remembered are the nodes with an `$id` of their own: references lead to them by that.
+        # Stores the nodes with an `$id` of their own, which references refer to.
         todo = [(base, document)]
         while todo:
             here, node = todo.pop()
@@ -154,7 +154,7 @@ def _id_of(node: object) -> str:
 
 
 def node_at(document: object, pointer: str) -> object:
-    """Return what a JSON Pointer leads to, or None."""
+    """Return the node that a JSON Pointer refers to, or None."""
     node = document
     for token in pointer.split("/")[1:]:
         key = token.replace("~1", "/").replace("~0", "~")
@@ -171,7 +171,7 @@ def check_drafts(root: object, resources: Mapping[str, object]) -> None:
     """Refuse a `$schema` that names no published draft and no document of `resources`.
 
     Raises:
-        ConfigurationError: A dialect is unknown, so nobody knows what its keywords mean.
+        ConfigurationError: A dialect is unknown, so the meaning of its keywords is, too.
     """
     known = {*_DRAFTS, *(urldefrag(uri).url for uri in resources)}
     for document in (root, *resources.values()):

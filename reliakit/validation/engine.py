@@ -1,16 +1,16 @@
-"""The door to jsonschema-rs: compiled once, offline always, linear regular expressions, and no value leaves it.
+"""The interface to jsonschema-rs: compiled once, always offline, linear regular expressions, no values in messages.
 
 Its traps, and what is done about each:
 
 - It fetches remote references unless told not to: every document must be among the resources.
 - Ten thousand nested levels crash the process: the depth is measured first, without recursion.
-- It finds all errors before it gives the first, some 15 us each, and copies into each the value around it and the
-  options of an `enum`: its evaluation, ten times as fast, counts them first, and a value with very many, or a very
-  large one, is told its first alone.
-- The first alone holds all errors of its `anyOf` or `oneOf`: where those may hold lists, nothing more is asked.
+- It finds all errors before it returns the first, some 15 us each, and copies into each the value around it and the
+  options of an `enum`. Its evaluation, ten times as fast, counts them first; for a value with very many errors, or a
+  very large one, only the first is reported.
+- Even the first error holds all errors of its `anyOf` or `oneOf`: if those may hold lists, nothing more is asked.
 - Its messages, and some of its parameters, repeat the value: only parameters of the schema are taken over.
-- It leaves "" out of paths: where a value has such a key, its slower evaluation tells the true place.
-- It makes what a custom keyword raises an error of the value: faults are carried past it.
+- It leaves "" out of paths: if a value has such a key, its slower evaluation gives the true place.
+- It turns what a custom keyword raises into an error of the value: such exceptions are carried past it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ KeywordCheck = Callable[[Any, Any], str | None]
 
 LARGE = 10_000
 DEEPEST = 1_000
-_FEW = 100  # members that are not worth counting the errors of
-_DEEP = 10  # levels that the members of a value of any size may lie at on average
-_OPTIONS = 40  # that take as long to copy as the rest of an error
+_FEW = 100  # members; with fewer, counting the errors is not worth it
+_DEEP = 10  # the average depth at which the members of a value of any size may lie
+_OPTIONS = 40  # how many take as long to copy as the rest of an error
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _FORMATS = frozenset(
@@ -50,14 +50,14 @@ _FORMATS = frozenset(
     """.split()  # noqa: SIM905 - twenty lines otherwise
 )
 
-# Parameters that come from the schema. `not` is missing: what a value must not be is what it is.
+# Parameters that come from the schema. `not` is missing, because what a value must not be is what it is.
 _PARAMETERS = {
     "expected_value": "expected",
     "content_encoding": "encoding",
     "content_media_type": "media_type",
     **{name: name for name in ("format", "limit", "multiple_of", "options", "pattern", "property", "types")},
 }
-# Rules that the engine reports under another one's name, and the last word of their path tells apart.
+# Rules that the engine reports under another one's name, and that the last word of their path tells apart.
 _BY_PATH = {
     ("contains", "maxContains"): "maxContains",
     ("contains", "minContains"): "minContains",
@@ -83,7 +83,7 @@ class Finding:
 
 
 class Shape(NamedTuple):
-    """What can be told of a value without a schema."""
+    """What can be said of a value without a schema."""
 
     too_deep: bool
     members: int
@@ -109,7 +109,7 @@ def shape_of(value: object, max_depth: int) -> Shape:
             members += len(children)
             copied += len(children) * depth
             inner += [child for child in children if type(child) not in _SCALARS]
-        if len(inner) > LARGE:  # a list that holds itself twice doubles at each level
+        if len(inner) > LARGE:  # a list that contains itself twice doubles at each level
             inner = list({id(child): child for child in inner}.values())
         level = inner
         if not level:
@@ -119,12 +119,12 @@ def shape_of(value: object, max_depth: int) -> Shape:
 
 
 class Engine:
-    """A compiled schema. Immutable, safe from any thread.
+    """A compiled schema. Immutable; safe from any thread.
 
     Args:
         root: The schema.
         resources: The only documents that a `$ref` may lead to.
-        document: Both of them, as they are written.
+        document: Both of them, as they were written.
         formats: Checks of formats, asserted.
         check_formats: Whether the built-in formats are asserted too.
         keywords: Checks of keywords.
@@ -164,11 +164,11 @@ class Engine:
             raise ConfigurationError(f"the schema cannot be used: {_reason(error)}") from None
 
     def is_valid(self, value: object) -> bool:
-        """Return whether the value fits. Raises what a check of the caller raised."""
+        """Return whether the value fits. Raises what a check of the caller raises."""
         return bool(_run(self._validator.is_valid, value))
 
     def findings(self, value: object, shape: Shape) -> Iterator[Finding]:
-        """Yield what is wrong. Raises what a check of the caller raised."""
+        """Yield what is wrong. Raises what a check of the caller raises."""
         all_of_them = self._can_tell_all(value, shape)
         if not all_of_them and self._has_wide_choice:
             yield Finding("", "tooLarge")
@@ -226,19 +226,19 @@ def _reason(error: Exception) -> str:
     return f"{text}, at {_pointer(path)}" if path else text
 
 
-# What the caller's checks raise while the engine runs; it would make errors of the value of them.
+# What the caller's checks raise while the engine runs, which would turn it into errors of the value.
 _faults: ContextVar[list[BaseException] | None] = ContextVar("reliakit_validation_faults", default=None)
 
 
 def _run(step: Callable[[object], T], value: object) -> T | None:
-    """Return what the engine says, or None for a value that JSON cannot hold."""
+    """Return the engine's result, or None for a value that JSON cannot hold."""
     seen: list[BaseException] = []
     token = _faults.set(seen)
     result: T | None = None
     try:
         result = step(value)
     except ValueError:
-        # Told by the engine in words that repeat the value; `not_json` finds the place. A check's own error is seen.
+        # The engine's message repeats the value; `not_json` finds the place. A check's own error is raised elsewhere.
         pass
     finally:
         _faults.reset(token)
@@ -282,10 +282,10 @@ def _keyword_class(name: str, check: KeywordCheck) -> type[Any]:
 
 
 def message_of(answer: object, *, by: str) -> str | None:
-    """Return what a caller's check answered, if it is a message or None.
+    """Return a caller's check's answer, if it is a message or None.
 
     Raises:
-        ConfigurationError: It is something else, such as True.
+        ConfigurationError: It is anything else, such as True.
     """
     if answer is not None and not isinstance(answer, str):
         raise ConfigurationError(f"{by} must return None or a message, not {type(answer).__name__}")
@@ -293,7 +293,7 @@ def message_of(answer: object, *, by: str) -> str | None:
 
 
 def not_json(value: object) -> Iterator[Finding]:
-    """Yield the places of what JSON cannot hold."""
+    """Yield the places of everything that JSON cannot hold."""
     found = False
     todo: list[tuple[str, object]] = [("", value)]
     while todo:
@@ -333,7 +333,7 @@ def _told(error: jsonschema_rs.ValidationError, places: _Places | None, value: o
     keyword = _keyword(kind, str(path[-1]) if path else "")
     params = {mine: details[theirs] for theirs, mine in _PARAMETERS.items() if theirs in details}
     if keyword in _MISSING:
-        # The engine blames the object that lacks it; a form wants the field.
+        # The engine blames the object that lacks the field; a form wants the field itself.
         yield Finding(f"{pointer}/{escape(str(params['property']))}", keyword, params, path)
     elif keyword in _UNEXPECTED:
         for name in details.get("unexpected") or cast("dict[str, object]", node_at(value, pointer)):
@@ -362,7 +362,7 @@ def _rules_out(error: jsonschema_rs.ValidationError, depth: int) -> bool:
 
 
 class _Places:
-    """The true places of errors in a value with keys that are ""."""
+    """The true places of errors in a value that has keys named ""."""
 
     def __init__(self, validator: jsonschema_rs.Validator, value: object) -> None:
         self._value = value
@@ -376,7 +376,7 @@ class _Places:
         self._told: dict[tuple[str, str, str], int] = {}
 
     def of(self, error: jsonschema_rs.ValidationError) -> str:
-        """Return the place of this error; errors that cannot be told apart take their places in turn."""
+        """Return the place of this error; errors that look the same take their places in turn."""
         short = _pointer(error.instance_path)
         path = error.evaluation_path
         for owner in (path[:-1], path):

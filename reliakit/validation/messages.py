@@ -1,6 +1,6 @@
-"""What is said of a problem: the schema's own words, then the catalogue's, then ours.
+"""The wording of a problem: the schema's own, then the catalogue's, then the built-in one.
 
-No message is ever made of the value. Its parameters come from the schema alone.
+No message is ever made from the value. Its parameters come only from the schema.
 """
 
 from __future__ import annotations
@@ -84,15 +84,15 @@ _LONGEST = 200
 
 
 class Catalogue:
-    """The words for each code, in the languages that were given.
+    """The wording for each code, in the languages that were given.
 
     Args:
         messages: Templates by code, or by locale and code. A template is a text with parameters in braces, such as
-            "at most {limit}", or a callable that takes the parameters, for languages with many plurals. Where no
-            language is asked for that has words, "en" is spoken, and then the words that are built in.
+            "at most {limit}", or a callable that takes the parameters, for languages with many plurals. If none of
+            the requested languages has a template, "en" is used, and then the built-in wording.
 
     Raises:
-        ConfigurationError: It is neither, or a template names a parameter that its code does not have.
+        ConfigurationError: `messages` has another form, or a template names a parameter that its code does not have.
     """
 
     def __init__(self, messages: Messages | None) -> None:
@@ -107,7 +107,7 @@ class Catalogue:
             self._default = {code: _template(code, text) for code, text in given.items()}
 
     def say(self, code: str, params: Mapping[str, object], locale: str | None) -> str | None:
-        """Return the words for a code, or None where nobody knows any.
+        """Return the message for a code, or None if there is none.
 
         Args:
             code: The problem's code.
@@ -135,7 +135,7 @@ _WITH_HINT = frozenset({_ENGLISH["additionalProperties"], _ENGLISH["enum"]})
 
 
 class _Gaps(dict[str, str]):
-    """A parameter that a template names and a check does not have stays in its braces."""
+    """Leaves a parameter in its braces if a template names it and a check does not have it."""
 
     def __missing__(self, name: str) -> str:
         return "{" + name + "}"
@@ -203,9 +203,9 @@ def _json(value: object) -> str:
 
 
 def from_schema(steps: list[Step], keyword: str, params: Mapping[str, object]) -> str | None:
-    """Return the words of the schema's own `errorMessage`, innermost first, or None.
+    """Return the message of the schema's own `errorMessage`, innermost first, or None.
 
-    A text stands for everything that is wrong in its schema. A mapping gives texts by keyword, `required` and
+    A text stands for everything that is wrong in its schema. A mapping gives texts by keyword, for `required` and
     `properties` also by property, and "_" for the other keywords.
     """
     for node, rest in reversed(steps):
@@ -230,7 +230,7 @@ def _by_keyword(given: dict[str, object], rest: list[str], keyword: str, params:
 
 
 def suggestion(name: str, steps: list[Step]) -> str | None:
-    """Return the property of the schema that this name is probably a mistake for, or None."""
+    """Return the property of the schema that this name is probably a misspelling of, or None."""
     if not steps or len(steps[-1][1]) != 1 or len(name) > 64:  # comparing takes quadratic time
         return None
     properties = steps[-1][0].get("properties")

@@ -7,8 +7,8 @@ value ── depth ── JSON Schema ── cross-field checks ──> the same
 
 A problem says where (a JSON Pointer), which rule, a stable code and a sentence; it never repeats the value, so it may
 be logged and sent. A missing or unexpected property is pointed at itself, not at the object around it, because that
-is the field of a form. Where a value fits none of several forms (`anyOf`, `oneOf`) and its type or its tag shows
-which one was meant, that one's problems are told.
+is the field of a form. If a value fits none of several forms (`anyOf`, `oneOf`) and its type or its tag shows which
+one was meant, the problems of that one are reported.
 
 Sources: JSON Schema draft 2020-12 and the drafts back to 4, RFC 6901 (pointers), ajv-errors (`errorMessage`).
 """
@@ -63,7 +63,7 @@ class _Check(NamedTuple):
 
 
 class Schema:
-    """A compiled JSON Schema that validates values and says what is wrong with them.
+    """Validate values against a JSON Schema that was compiled once, and say what is wrong with them.
 
     ```
     EMPLOYEE = Schema({
@@ -76,22 +76,23 @@ class Schema:
     ```
 
     Make one per document, once; it is safe from any thread and task. Nothing is ever fetched, patterns run in linear
-    time, and a value nested too deeply is refused before the engine sees it. About 10 us for a small valid value. A
-    value with more than 10 000 members or problems (fewer where an `enum` is long, or the value deep) is told its
-    first problem alone, and where an `anyOf` or `oneOf` may hold lists only that it does not fit (`tooLarge`).
+    time, and a value nested too deeply is refused before the engine sees it. About 10 us for a small valid value. For
+    a value with more than 10 000 members or problems (fewer if an `enum` is long, or the value deep), only the first
+    problem is reported, and if an `anyOf` or `oneOf` may hold lists, only that it does not fit (`tooLarge`).
 
     Args:
         document: The schema: a mapping or a bool. Without `$schema` it is draft 2020-12.
         resources: Other schemas by their URI, the only ones that a `$ref` may lead to.
-        formats: Checks of formats by name, each a plain function from a text to whether it is good; asserted.
-        check_formats: Whether the built-in formats are asserted too; otherwise they only describe. An unknown format
-            is then refused.
+        formats: Checks of formats by name, each a plain function that takes a text and returns whether it is valid;
+            asserted.
+        check_formats: Whether the built-in formats are asserted too; otherwise they are only annotations. An unknown
+            format is then refused.
         keywords: Checks of keywords of your own by name, each a plain function (keyword's value, instance) that
             returns None or a message. The message must not repeat the instance.
         messages: Templates by code, or by locale and code: texts with parameters such as "at most {limit}", or
-            callables that take the parameters. The schema's own `errorMessage` goes before them.
-        max_depth: How many lists and objects may lie in each other, at most 1000.
-        max_errors: How many problems are told at most.
+            callables that take the parameters. The schema's own `errorMessage` takes precedence.
+        max_depth: How deeply lists and objects may be nested, at most 1000.
+        max_errors: The most problems that are reported.
         listeners: Callables that receive this schema's events.
 
     Raises:
@@ -155,13 +156,13 @@ class Schema:
         return all(message_of(check.fn(value), by=_name_of(check)) is None for check in self._checks)
 
     def problems(self, value: object, *, location: Location = "body", locale: str | None = None) -> list[Problem]:
-        """Return everything that is wrong with the value, at most `max_errors`; empty when nothing is.
+        """Return everything that is wrong with the value, at most `max_errors` problems; empty if nothing is.
 
         Args:
             value: A decoded JSON value.
-            location: The part of the request that it was, for the problems.
+            location: The part of the request that the value came from, for the problems.
             locale: The language of the messages: a locale such as "de-AT" or an Accept-Language header. None takes
-                the field `locale` of the request context.
+                uses the field `locale` of the request context.
         """
         shape = shape_of(value, self._max_depth)
         if shape.too_deep:
@@ -176,11 +177,11 @@ class Schema:
 
         Args:
             value: A decoded JSON value.
-            location: The part of the request that it was, for the problems.
+            location: The part of the request that the value came from, for the problems.
             locale: The language of the messages, see `problems`.
 
         Raises:
-            ValidationError: It does not fit; `.problems` say why.
+            ValidationError: The value does not fit; `.problems` says why.
         """
         problems = self.problems(value, location=location, locale=locale)
         if problems:
@@ -191,10 +192,10 @@ class Schema:
         return value
 
     def check(self, pointer: str, *, code: str = "check") -> Callable[[C], C]:
-        """Add a check across fields: a plain function from the whole value to None or a message.
+        """Add a check across fields: a plain function that takes the whole value and returns None or a message.
 
-        It runs once the schema has passed, so it may rely on it. What it raises passes through unchanged. Its message
-        must not repeat the value.
+        It runs once the schema has passed, so it may rely on it. An error that it raises passes through unchanged.
+        Its message must not repeat the value.
 
         ```
         @EMPLOYEE.check("/end_date", code="ends_before_start")
@@ -204,10 +205,10 @@ class Schema:
 
         Args:
             pointer: The JSON Pointer of the field that is to blame.
-            code: The problem's stable code, which `messages` may give other words for.
+            code: The problem's stable code, for which `messages` may have other words.
 
         Raises:
-            ConfigurationError: The pointer is none, or what is decorated is no plain function.
+            ConfigurationError: The pointer is not valid, or the decorated object is not a plain function.
         """
         if not isinstance(pointer, str) or not _POINTER.fullmatch(pointer):
             raise ConfigurationError(f'pointer must be a JSON Pointer such as "/end_date" or "", got {pointer!r}')
@@ -251,7 +252,7 @@ class Schema:
 def validated(**schemas: Schema) -> Callable[[F], F]:
     """Validate arguments before a function runs: `@validated(body=EMPLOYEE)`, for `def` and `async def` alike.
 
-    Each keyword names a parameter of the function. A single schema whose name is no parameter validates the first
+    Each keyword names a parameter of the function. A single schema whose name is not a parameter validates the first
     parameter that is not `self` or `cls`. An argument that is left out is not validated. The problems' location is
     the keyword if that is "query", "path" or "header", else "body".
 
@@ -259,8 +260,8 @@ def validated(**schemas: Schema) -> Callable[[F], F]:
         schemas: The schema of each parameter.
 
     Raises:
-        ConfigurationError: Nothing is to be validated, a parameter is missing, or the function is a generator, whose
-            body would run later than the call.
+        ConfigurationError: No schema is given, a parameter is missing, or the function is a generator, whose body
+            would run later than the call.
         ValidationError: At the call: an argument does not fit. The function has not run.
     """
     if not schemas:

@@ -1,7 +1,7 @@
 """The web edge: the parts that stand between a server and an app, for ASGI and WSGI alike.
 
-`reliakit.web.asgi.protect` and `reliakit.web.wsgi.protect` put them together in the one right order; each part also
-stands alone: `app = SecurityHeaders.api().asgi(app)`.
+`reliakit.web.asgi.protect` and `reliakit.web.wsgi.protect` combine them in the one right order; each part can also be
+used alone: `app = SecurityHeaders.api().asgi(app)`.
 """
 
 from __future__ import annotations

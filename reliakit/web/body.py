@@ -1,4 +1,4 @@
-"""A bound on the body of a request: by its Content-Length before it is read, else by counting what arrives."""
+"""A limit on the size of a request body: by its Content-Length before it is read, else by counting what arrives."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["BodyLimit", "BodyTooLargeError"]
 
 
 class BodyTooLargeError(Exception):
-    """What the app sees where it reads beyond the limit; the client has been answered with 413 by then."""
+    """Raised in the app when it reads beyond the limit; the client has been answered with 413 by then."""
 
 
 class BodyLimit(Part):
     """Answer 413 to a request whose body is larger than `max_body` bytes.
 
-    A declared length is refused before the app runs. A body without one is counted while the app reads it; once it
-    is too large the client gets 413, unless the response has already started, and reading raises. Nothing is
-    buffered. Costs nothing measurable for requests without a body.
+    A body whose declared length is too large is refused before the app runs. A body without a declared length is
+    counted while the app reads it; once it is too large, the client gets 413, unless the response has already
+    started, and reading raises. Nothing is buffered. Requests without a body cost nothing measurable.
 
     Args:
         max_body: The largest body that is accepted, in bytes; 0 accepts none.
@@ -36,10 +36,10 @@ class BodyLimit(Part):
         self.max_body: int = checks.count("max_body", max_body, least=0)
 
     def refuses(self, request: Request) -> bool:
-        """Return whether the declared length says enough."""
+        """Return whether the declared length is too large already."""
         for line in view.header_lines(request, "content-length"):
             digits = line.strip(" \t")
-            # More digits than any real length would cost time to read as a number.
+            # A number with more digits than any real length would take time to parse.
             if digits.isascii() and digits.isdigit() and (len(digits) > 20 or int(digits) > self.max_body):
                 return True
         return False
@@ -49,7 +49,7 @@ class BodyLimit(Part):
         return told(TOO_LARGE)
 
     def error(self) -> BodyTooLargeError:
-        """Return what reading raises."""
+        """Return the error that reading raises."""
         return BodyTooLargeError(f"the body of the request is larger than {self.max_body} bytes")
 
     def __repr__(self) -> str:

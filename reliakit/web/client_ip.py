@@ -1,4 +1,4 @@
-"""Who is asking: the address of the client behind the proxies that are known to be ours.
+"""The address of the client, as seen through the proxies that are known to be ours.
 
 ```
 X-Forwarded-For: 1.1.1.1, 203.0.113.9, 10.0.0.7        peer 10.0.0.2      trusted 10.0.0.0/8
@@ -6,9 +6,9 @@ X-Forwarded-For: 1.1.1.1, 203.0.113.9, 10.0.0.7        peer 10.0.0.2      truste
 ```
 
 The list is walked from the right, because each proxy appends what it saw: the first address that is not ours is the
-client, and whatever stands left of it is only claimed. A peer that is not trusted is the client itself, whatever it
-says. `Forwarded` is read as RFC 7239 has it. Only the configured header is read: a proxy that maintains one passes
-the other through from the client.
+client, and everything to its left is only claimed. A peer that is not trusted is the client itself, whatever it
+says. `Forwarded` is read as in RFC 7239. Only the configured header is read: a proxy that maintains one passes the
+other through from the client.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class ClientIP:
         return folded(client)
 
     def is_ours(self, request: Request) -> bool:
-        """Return whether every hop is trusted, the client itself among them: nobody's word but ours came in."""
+        """Return whether every hop is trusted, the client included, so that nothing came from outside."""
         return self._client(request) in self.trusted
 
     def behind(self, trusted: Iterable[str]) -> ClientIP:
-        """Return one that believes these proxies, unless this one names its own."""
+        """Return one that trusts these proxies, unless this one names its own."""
         return self if self.trusted or self._hops else ClientIP(Peers(trusted), self._header)
 
     def _client(self, request: Request) -> str:
@@ -89,29 +89,29 @@ def client_ip(
     *,
     hops: int | None = None,
 ) -> ClientIP:
-    """Return a key function that tells a client's address, for limits and logs.
+    """Return a key function that returns a client's address, for limits and logs.
 
-    Without `trusted` it is the peer of the socket and no header is believed. A few microseconds a call; safe from
+    Without `trusted` that is the peer of the socket, and no header is believed. A few microseconds a call; safe from
     threads and tasks.
 
-    The peer is what the server says it is: uvicorn by default rewrites it from X-Forwarded-For for proxies on the
-    same machine (`--no-proxy-headers` leaves that to this function), and waitress by default takes the header away
-    (`clear_untrusted_proxy_headers=False` leaves it).
+    The peer is what the server reports: uvicorn by default rewrites it from X-Forwarded-For for proxies on the same
+    machine (`--no-proxy-headers` leaves that to this function), and waitress by default removes the header
+    (`clear_untrusted_proxy_headers=False` keeps it).
 
     Args:
         trusted: Your own proxies: networks such as "10.0.0.0/8", addresses, or "unix" for a unix socket.
         header: The one header that your proxies maintain.
-        hops: Instead of `trusted`, where proxies have no fixed addresses: how many of yours every request passes.
-            Who can reach the service past them writes the header himself.
+        hops: Instead of `trusted`, for proxies without fixed addresses: how many of your proxies every request
+            passes. A client that can reach the service past them can forge the header.
 
     Returns:
         A callable(scope or environ) -> text. IPv6 is folded to its /64, which is what one subscriber gets; an
-        IPv4-mapped address is IPv4. When every hop is trusted it is the farthest one. An element that is no address
-        ends the walk at the last good hop. Clients behind a unix socket that is not trusted all are "unix", which is
-        logged as a warning once.
+        IPv4-mapped address is IPv4. If every hop is trusted, it is the farthest one. An element that is not an
+        address ends the walk at the last good hop. All clients behind a unix socket that is not trusted are "unix",
+        which is logged as a warning once.
 
     Raises:
-        ConfigurationError: A network that is none, another header, or both `trusted` and `hops`.
+        ConfigurationError: A network is not valid, the header is another one, or both `trusted` and `hops` are given.
     """
     checks.choice("header", header, ("x-forwarded-for", "forwarded"))
     proxies = Peers(trusted)
@@ -126,9 +126,9 @@ def walk(peer: str, hops: Iterable[str | None], trusted: Peers) -> str:
     """Return the first hop, nearest first, that is not trusted; the last good one if a hop cannot be read.
 
     Args:
-        peer: The socket's own address, already trusted.
-        hops: What the header says, nearest first; None where it cannot be read.
-        trusted: Which hops are ours.
+        peer: The socket's own address, which is trusted.
+        hops: The hops in the header, nearest first; None for one that cannot be read.
+        trusted: The addresses that are ours.
     """
     last = peer
     for count, hop in enumerate(hops):

@@ -1,4 +1,4 @@
-"""Cross-origin requests from browsers: which origins may read the answers (Fetch standard, section 3.2).
+"""Cross-origin requests from browsers: which origins may read the responses (Fetch standard, section 3.2).
 
 ```
 OPTIONS + Origin + Access-Control-Request-Method  = a preflight: answered here, before limits and the app
@@ -38,14 +38,14 @@ _EXPOSED = ("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy")
 class Cors(Part):
     """Tell browsers which other origins may call the service.
 
-    Origins are compared exactly. The response varies by Origin even where none was sent, so that a shared cache
-    cannot serve one origin's answer to another. The origin "null" is never allowed: any sandboxed frame has it.
+    Origins are compared exactly. The response varies by Origin even if none was sent, so that a shared cache cannot
+    serve one origin's response to another. The origin "null" is never allowed, because any sandboxed frame has it.
 
     Args:
         origins: Origins such as "https://app.example.com", the single word "*" for every origin, or a plain
-            callable(origin) -> bool; one that raises is logged and allows nobody.
+            callable(origin) -> bool; if that raises, the error is logged and the origin is not allowed.
         credentials: Whether cookies and HTTP authentication may be sent along; refused together with "*".
-        methods: What a preflight allows.
+        methods: The methods that a preflight allows.
         headers: The request headers that a preflight allows.
         max_age: Seconds for which a browser may remember a preflight.
         expose: The response headers that a script may read.
@@ -95,7 +95,7 @@ class Cors(Part):
         )
 
     def is_preflight(self, request: Request) -> bool:
-        """Return whether a browser only asks for permission."""
+        """Return whether this is a browser's question for permission, before the real request."""
         return (
             view.method(request) == "OPTIONS"
             and view.header(request, "origin") is not None
@@ -118,7 +118,7 @@ class Cors(Part):
 
     @property
     def varies(self) -> bool:
-        """Whether the response depends on who asks."""
+        """Whether the response depends on the origin that asks."""
         return not self._any
 
     def _allowed(self, request: Request) -> str | None:
@@ -164,6 +164,6 @@ def _encoded(fields: list[tuple[str, str]]) -> Fields:
 
 
 def varied(lines: Iterable[bytes]) -> bytes | None:
-    """Return a Vary line that names Origin, to be added to those already there; None when it is named."""
+    """Return a Vary line that names Origin, to be added to the existing ones; None if they name it already."""
     present = {word.strip().lower() for line in lines for word in line.split(b",")}
     return None if present & {b"origin", b"*"} else b"Origin"

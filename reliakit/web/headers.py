@@ -1,8 +1,8 @@
 """Security headers on every response, errors included; what the app sets itself wins.
 
-`api()` is for services that answer with JSON: nothing may be loaded, framed or cached. `web()` is for pages: their
-own origin only. Sources: OWASP Secure Headers, MDN HTTP Observatory, RFC 6797 (HSTS counts over https only).
-Deprecated names (X-XSS-Protection, Expect-CT, Feature-Policy) are never sent.
+`api()` is for services that answer with JSON: nothing may be loaded, framed or cached. `web()` is for pages: only
+their own origin. Sources: OWASP Secure Headers, MDN HTTP Observatory, RFC 6797 (HSTS only counts over https).
+Deprecated headers (X-XSS-Protection, Expect-CT, Feature-Policy) are never sent.
 """
 
 from __future__ import annotations
@@ -75,17 +75,17 @@ _WEB = {
 
 
 class SecurityHeaders(Part):
-    """Response headers that are added where the app has not set them itself, compared without letter case.
+    """Add response headers that the app has not set itself; names are compared without letter case.
 
-    Start from `SecurityHeaders.api()` or `SecurityHeaders.web()`. Strict-Transport-Security is sent over https
-    only. About a microsecond a response.
+    Start from `SecurityHeaders.api()` or `SecurityHeaders.web()`. Strict-Transport-Security is only sent over https.
+    About a microsecond a response.
 
     Args:
         fields: Header names and values.
         trusted: Proxies whose X-Forwarded-Proto is believed.
 
     Raises:
-        ConfigurationError: A name or value that a header must not have, line breaks above all.
+        ConfigurationError: A name or value is not allowed in a header, such as one with a line break.
     """
 
     __slots__ = ("_insecure", "_secure", "_trusted", "fields")
@@ -109,7 +109,7 @@ class SecurityHeaders(Part):
 
     @classmethod
     def web(cls) -> Self:
-        """Return the headers of a site: scripts, styles and frames of its own origin only."""
+        """Return the headers of a site: scripts, styles and frames only from its own origin."""
         return cls(_WEB)
 
     def replace(self, changes: Mapping[str, str | None]) -> Self:
@@ -132,19 +132,19 @@ class SecurityHeaders(Part):
 
 
 def checked_name(name: str) -> str:
-    """Return a header's name, or refuse it."""
+    """Return a header's name if it is valid."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigurationError(f"a header's name must be letters, digits and dashes, got {name!r}")
     return name
 
 
 def is_value(value: object) -> bool:
-    """Return whether a header can have this value: with a line break in it it would write headers of its own."""
+    """Return whether a header can have this value: a line break in it would begin another header."""
     return isinstance(value, str) and _VALUE.fullmatch(value) is not None
 
 
 def checked_value(name: str, value: str) -> str:
-    """Return a header's value, or refuse it."""
+    """Return a header's value if it is valid."""
     if not is_value(value):
         raise ConfigurationError(f"the value of {name} must be printable ASCII on one line, got {value!r}")
     return value

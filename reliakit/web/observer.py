@@ -1,12 +1,12 @@
-"""What became of each request: its id, its context, and one event when it starts and one when it ends.
+"""Observes each request: its id, its context, and one event when it starts and one when it ends.
 
 ```
 RequestStarted ── app ── headers ── body ── last byte ── work after it ── RequestEnded
                └──────────── duration ───────────┘
 ```
 
-The observer stands outermost, so that errors and refusals are observed as well. It emits and does nothing else:
-metrics count requests and logs write the access record because they listen.
+The observer is the outermost part, so that errors and refusals are observed as well. It only emits events: metrics
+count requests and logs write the access record because they listen.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 
 
 class Exchange:
-    """One request and its response, as the shells see them go by. Belongs to one request, so it needs no lock."""
+    """One request and its response, as the wrappers see them pass. Belongs to one request, so it needs no lock."""
 
     __slots__ = (
         "bytes",
@@ -95,18 +95,18 @@ class Exchange:
         self.error: BaseException | None = None
 
     def disconnect(self) -> None:
-        """Note that the client is gone, unless it has got everything by then."""
+        """Record that the client is gone, unless it has received everything by then."""
         if not self.complete:
             self.disconnected = True
 
     def fail(self, error: BaseException, status: int) -> None:
-        """Note the error that a part of the stack answered with this status."""
+        """Record the error that a part of the stack answered with this status."""
         if status == 504:
             self.timed_out = True
         self.error = error
 
     def outcome(self, error: BaseException | None) -> Outcome:
-        """Tell what became of the exchange; `error` is what left the app, if anything did."""
+        """Return what became of the exchange; `error` is what left the app, if anything did."""
         if self.timed_out:
             return "timeout"
         if self.disconnected:
@@ -130,23 +130,23 @@ class RequestObserver(Part):
     """Give each request an id and a context, and emit `RequestStarted` and `RequestEnded`.
 
     Costs a few microseconds a request, less while nobody listens. An inbound X-Request-ID of
-    `[A-Za-z0-9._-]{1,128}` is kept, any other is replaced, and every response carries it. In ASGI apps the id also
-    stands in `scope["state"]["request_id"]`. A `traceparent` gives the context its trace id, and `X-Request-Priority`
-    its priority where `client` trusts every hop that the request came by.
+    `[A-Za-z0-9._-]{1,128}` is kept, any other is replaced, and every response carries it. In ASGI apps the id is also
+    in `scope["state"]["request_id"]`. A `traceparent` gives the context its trace id, and `X-Request-Priority` its
+    priority if `client` trusts every hop that the request came by.
 
     The route is the framework's template (Starlette, FastAPI, Flask; any other may set `reliakit.route` in the scope
-    or environ), never the path. The outcome is "error" when an exception left the app, before or after the headers;
-    an error that was answered with a status below 500 is "completed". Websockets tell when they open, what passes and
-    how they end; nothing of theirs is changed.
+    or environ), never the path. The outcome is "error" if an exception left the app, before or after the headers; an
+    error that was answered with a status below 500 is "completed". For websockets, events report when they open, what
+    passes and how they end; their messages are not changed.
 
     Args:
         service: The service's name, carried by every event.
-        client: What tells the client's address, see `client_ip`; default: the peer of the socket.
+        client: Returns the client's address, see `client_ip`; by default the peer of the socket.
         listeners: Listeners of this component alone.
-        clock: What measures durations.
+        clock: Measures durations.
 
     Raises:
-        ConfigurationError: An empty name.
+        ConfigurationError: The name is empty.
     """
 
     __slots__ = ("_clock", "_emitter", "client", "service")
@@ -185,12 +185,12 @@ class RequestObserver(Part):
         return self._clock.monotonic()
 
     def locate(self, exchange: Exchange, request: Request) -> None:
-        """Note the route now, because the framework forgets it before the exchange ends, as Flask does."""
+        """Record the route now, because some frameworks, such as Flask, forget it before the exchange ends."""
         if exchange.route == UNMATCHED:
             exchange.route = route_of(request, exchange.prefix)
 
     def sent(self, exchange: Exchange, size: int, *, last: bool) -> None:
-        """Note that so many bytes of body were handed to the server."""
+        """Record that `size` bytes of body were handed to the server."""
         exchange.bytes += size
         if last:
             exchange.complete = True
@@ -231,7 +231,7 @@ class RequestObserver(Part):
 
     @property
     def hears_sockets(self) -> bool:
-        """Whether anybody wants to know of websockets."""
+        """Whether anybody listens to websocket events."""
         return self._emitter.hears(WebsocketOpened)
 
     def opened(self, request: Request) -> Socket:
@@ -245,7 +245,7 @@ class RequestObserver(Part):
         self._emitter.emit(WebsocketPassed, direction=direction)
 
     def closed(self, socket: Socket | None, code: int, error: BaseException | None) -> None:
-        """Tell the listeners how a websocket ended; None is one that was never accepted."""
+        """Tell the listeners how a websocket ended; `socket` is None for one that was never accepted."""
         if error is not None and not is_disconnect(error):
             report(self._emitter, error, service=self.service)
         if socket is not None:
@@ -262,7 +262,7 @@ class RequestObserver(Part):
 
 
 def is_disconnect(error: BaseException) -> bool:
-    """Return whether an error can be the echo of a client that went away, such as Starlette's ClientDisconnect."""
+    """Return whether an error may only reflect that the client went away, such as Starlette's ClientDisconnect."""
     return isinstance(error, OSError) or type(error).__name__ == "ClientDisconnect"
 
 
@@ -274,7 +274,7 @@ def request_id_of(inbound: str | None) -> str:
 
 
 def priority_of(request: Request, client: object) -> Priority | None:
-    """Return the priority that a service of ours has told, or None: nobody else says how important he is."""
+    """Return the priority that one of our own services has sent, or None: a client cannot choose its importance."""
     known = _PRIORITIES.get(view.header(request, _PRIORITY))
     return known if known is not None and isinstance(client, ClientIP) and client.is_ours(request) else None
 
@@ -320,7 +320,7 @@ def route_of(request: Request, prefix: str) -> str:
     mounted = _template(str(request.get("root_path") or "").removeprefix(prefix), request.get("path_params"))
     if hasattr(route, "endpoint"):
         return mounted + path
-    # A mount that nothing below has named a route for: an opaque app is its own route, a router found none.
+    # A mount below which nothing has named a route: an opaque app is its own route, while a router found none.
     return UNMATCHED if getattr(route, "routes", None) else mounted or path
 
 

@@ -1,4 +1,4 @@
-"""What every part of the web stack has in common: settings checked at construction, and two thin shells.
+"""What every part of the web stack has in common: settings checked at construction, and two thin wrappers.
 
 ```
 part = BodyLimit(1_048_576)
@@ -22,13 +22,13 @@ __all__ = ["Part"]
 
 
 class Part:
-    """One part of the stack that can stand alone. One object serves any number of apps, threads and tasks."""
+    """One part of the stack, usable alone as well. One object serves any number of apps, threads and tasks."""
 
     __slots__ = ()
 
     def asgi(self, app: ASGIApp) -> ASGIApp:
         """Return the ASGI app behind this part; lifespan and websocket pass through unchanged."""
-        # The shells know every part, so a part can only meet them when it is used.
+        # Imported here because the wrappers import every part.
         from reliakit.web.asgi import wrap  # noqa: PLC0415
 
         return wrap(app, self)

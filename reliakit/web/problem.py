@@ -1,18 +1,18 @@
-"""Errors as answers: RFC 9457 problem documents that tell the client what to do and nothing about the inside.
+"""Errors as responses: RFC 9457 problem documents that tell clients what to do and nothing about the inside.
 
 ```
 ValidationError                            422  with the places that are wrong
-RateLimitedError, LoginBlockedError        429  Retry-After     (503 when a stand-in for the store decided)
-other rejections, StoreError, no instance  503  Retry-After where the error knows it
+RateLimitedError, LoginBlockedError        429  Retry-After     (503 if a stand-in for the store decided)
+other rejections, StoreError, no instance  503  Retry-After if the error knows it
 DeadlineExceededError                      504
 CommitUnknownError                         500  never 503: a client that retries by itself could do the work twice
 PostgreSQL by SQLSTATE: conflict           409  no row 404, constraint 422, a value it cannot take 422, timeout 504,
                                                 dependency and resource 503
-HTTPException of Starlette or Werkzeug          its own status; such as leave a middleware, where nobody answers them
-everything else                            500  an app's own TimeoutError, ValueError or KeyError is a defect in it
+HTTPException of Starlette or Werkzeug          its own status, if it leaves a middleware, where nobody answers it
+everything else                            500  an app's own TimeoutError, ValueError or KeyError is a bug in the app
 ```
 
-No text of an error that leads to 5xx is ever shown.
+The text of an error that leads to 5xx is never shown.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ProblemResponse:
 
     Attributes:
         status: The HTTP status.
-        headers: Content-Type, and Retry-After where there is something to wait for.
+        headers: Content-Type, and Retry-After if there is something to wait for.
         body: type, title, status, detail, code; request_id inside a request; errors for a failed validation.
     """
 
@@ -123,15 +123,15 @@ class ProblemResponse:
     body: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def json(self) -> bytes:
-        """Return the body encoded."""
+        """Return the body, encoded."""
         return json.dumps(self.body, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def problem(error: BaseException) -> ProblemResponse:
-    """Return the answer for an error: status, headers and an RFC 9457 body that leaks nothing.
+    """Return the response for an error: status, headers and an RFC 9457 body that reveals nothing internal.
 
     Args:
-        error: Any exception. reliakit's, PostgreSQL's and the frameworks' are mapped as the table above has it, all
+        error: Any exception. reliakit's, PostgreSQL's and the frameworks' are mapped as in the module's table, all
             others are 500.
     """
     answer = _answer(error)
@@ -139,7 +139,7 @@ def problem(error: BaseException) -> ProblemResponse:
     if answer.status < 500 and _is_http(error):
         response.headers.update(_http_headers(error))
     if isinstance(error, errors.RejectedError):
-        # Most rejections that know no time are over soon; an account that is stopped is not.
+        # Most rejections that know no time are over soon; a stopped account is not.
         unknown = None if isinstance(error, errors.LoginBlockedError) else 1.0
         seconds = retry_after(unknown if error.retry_after is None else error.retry_after)
         if seconds is not None:
@@ -166,7 +166,7 @@ def told(answer: _Answer) -> ProblemResponse:
 
 
 def limited(*, degraded: bool, wait: float | None, policies: Iterable[str] = ()) -> ProblemResponse:
-    """Return the answer for a request over its limit; 503 when a stand-in for the limiter's store decided."""
+    """Return the response for a request over its limit; 503 if a stand-in for the limiter's store decided."""
     response = told(_REDUCED if degraded else _LIMITED)
     seconds = retry_after(wait)
     if seconds is not None:
@@ -178,7 +178,7 @@ def limited(*, degraded: bool, wait: float | None, policies: Iterable[str] = ())
 
 
 def retry_after(seconds: float | None) -> int | None:
-    """Return whole seconds, rounded up so that nobody is sent back too early; None when there is no such number."""
+    """Return whole seconds, rounded up so that no client comes back too early; None if there is no such number."""
     if seconds is None or not math.isfinite(seconds):
         return None
     return min(math.ceil(max(0.0, seconds)), _LONGEST_WAIT)
@@ -199,7 +199,7 @@ def _answer(error: BaseException) -> _Answer:
 
 
 def _title(status: int) -> str:
-    # Python has other names for some of these, and not the same in each version.
+    # Python has other names for some of these, which differ between versions.
     return _TITLES.get(status) or HTTPStatus(status).phrase
 
 
@@ -212,7 +212,7 @@ def _is_http(error: BaseException) -> bool:
 
 
 def _http_answer(error: Any) -> _Answer:
-    """Return the status that an HTTPException asks for, with its own words where they are meant for the client."""
+    """Return the status that an HTTPException asks for, with its own text if that is meant for the client."""
     status = getattr(error, "status_code", None) or getattr(error, "code", None)
     if not isinstance(status, int) or status not in _ERRORS:
         return _INTERNAL
@@ -226,7 +226,7 @@ def _http_answer(error: Any) -> _Answer:
 
 
 def _http_headers(error: Any) -> dict[str, str]:
-    """Return the headers without which the status of an HTTPException says only half of it, if they can be sent."""
+    """Return the headers that an HTTPException's status needs to make sense, as far as they can be sent."""
     given: Any = error.get_headers() if hasattr(error, "get_headers") else error.headers
     pairs: dict[Any, Any] = dict(given or ())
     headers = {str(name).lower(): str(value) for name, value in pairs.items()}
@@ -250,16 +250,16 @@ def _entry(one: errors.Problem) -> Mapping[str, str]:
 
 
 class ProblemResponses(Part):
-    """Answer an exception that leaves the app with its `problem`, while no byte has been sent.
+    """Answer an exception that leaves the app with its `problem`, as long as no byte has been sent.
 
-    The exception ends here and the server does not see it: it is emitted as `ErrorSeen` once, and one that leads to
+    The exception ends here, and the server does not see it: it is emitted once as `ErrorSeen`, and one that leads to
     5xx is logged with its traceback by the logger "reliakit.web" (rejections and spent deadlines as a warning without
-    one). Once a byte was sent it is re-raised, so that the server cuts the connection and a torn body cannot look
-    whole.
+    one). If a byte was sent already, the exception is raised again, so that the server cuts the connection and a
+    truncated body cannot look complete.
 
-    Starlette and FastAPI answer an unhandled exception with a plain 500 before they re-raise it; exactly that answer
-    is held back and replaced. A handler of your own for `Exception` keeps its say. Flask keeps exceptions to itself
-    unless `app.config["PROPAGATE_EXCEPTIONS"] = True`.
+    Starlette and FastAPI answer an unhandled exception with a plain 500 before they raise it again; exactly that
+    response is held back and replaced. A handler of your own for `Exception` stays in effect. Flask keeps exceptions
+    to itself unless `app.config["PROPAGATE_EXCEPTIONS"] = True`.
 
     Args:
         service: The service's name, for `ErrorSeen`.
@@ -273,7 +273,7 @@ class ProblemResponses(Part):
         self._emitter = Emitter(service or "web", listeners)
 
     def answer(self, error: Exception) -> ProblemResponse:
-        """Return the response for an error that left the app, told to listeners and to the log."""
+        """Return the response for an error that left the app, and report the error to listeners and the log."""
         response = problem(error)
         self.seen(error, response.status)
         if response.status >= 500:
@@ -289,7 +289,7 @@ class ProblemResponses(Part):
         return response
 
     def seen(self, error: BaseException, status: int) -> None:
-        """Tell listeners of an error, unless somebody has told them before."""
+        """Report an error to listeners, unless it was reported before."""
         report(self._emitter, error, service=self.service, status=str(status))
 
     def __repr__(self) -> str:

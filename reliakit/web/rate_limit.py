@@ -1,7 +1,7 @@
-"""A limiter at the edge: one decision a request, told to the client in header fields.
+"""A limiter at the edge: one decision a request, reported to the client in header fields.
 
-Fields: draft-ietf-httpapi-ratelimit-headers-10 (`RateLimit`, `RateLimit-Policy`), or the older `X-RateLimit-*` on
-request; RFC 6585 for 429. The limiter is any object with `hit` (WSGI) or `ahit` (ASGI).
+Fields: draft-ietf-httpapi-ratelimit-headers-10 (`RateLimit`, `RateLimit-Policy`), or on request the older
+`X-RateLimit-*`; RFC 6585 for 429. The limiter is any object with `hit` (WSGI) or `ahit` (ASGI).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Decided", "Limiter", "RateLimitHeaders"]
 
 
 class Decided(Protocol):
-    """What a limiter answers; `reliakit.ratelimit.Decision` is one."""
+    """What a limiter returns, such as a `reliakit.ratelimit.Decision`."""
 
     @property
     def allowed(self) -> bool:
@@ -36,12 +36,12 @@ class Decided(Protocol):
 
     @property
     def limit(self) -> int:
-        """How many a window or a burst holds."""
+        """How many requests a window or a burst holds."""
         ...
 
     @property
     def remaining(self) -> int:
-        """How many are left."""
+        """How many requests are left."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class Decided(Protocol):
 
 
 class Limiter(Protocol):
-    """What decides; `reliakit.ratelimit.RateLimiter` is one."""
+    """What decides, such as a `reliakit.ratelimit.RateLimiter`."""
 
     def hit(self, key: str, /) -> Decided:
         """Decide in this thread."""
@@ -73,24 +73,24 @@ class Limiter(Protocol):
 
 
 class RateLimitHeaders(Part):
-    """Ask a limiter before the app runs: 429 with Retry-After for a request over the limit, header fields on all.
+    """Ask a limiter before the app runs: 429 with Retry-After beyond the limit, and header fields on all responses.
 
-    A limiter of several limits tells them all as policies, named "search-1", "search-2" and so on, and of the one
-    that binds what is left. A refusal of a limiter whose store is down is 503. Each refusal emits
+    A limiter with several limits reports all of them as policies, named "search-1", "search-2" and so on, and for the
+    binding one what is left. A refusal of a limiter whose store is down is 503. Each refusal emits
     `SecurityNoticed("rate_limit")`.
 
     Args:
         limiter: A `RateLimiter`.
-        key: A callable(scope or environ) -> key; None as a key leaves the request unlimited. Default: the client's
-            address, see `client_ip`.
+        key: A callable(scope or environ) -> key; None as a key leaves the request without a limit. By default the
+            client's address, see `client_ip`.
         fields: "draft" for RateLimit and RateLimit-Policy, "legacy" for X-RateLimit-Limit, -Remaining and -Reset,
-            "off" for none; Retry-After comes in any case.
-        client: What tells the client's address for the event.
+            "off" for none; Retry-After is sent in any case.
+        client: Returns the client's address for the event.
         service: The service's name, for the event.
         listeners: Listeners of this component alone.
 
     Raises:
-        ConfigurationError: A limiter without `hit` and `ahit`, or a key that cannot be called or is async.
+        ConfigurationError: The limiter has no `hit` and `ahit`, or the key is not callable or is async.
     """
 
     __slots__ = ("_client", "_emitter", "_fields", "_key", "_listed", "_name", "_names", "limiter", "service")
@@ -148,7 +148,7 @@ class RateLimitHeaders(Part):
         )
 
     def refused(self, decision: Decided, request: Request) -> ProblemResponse:
-        """Return the response for a refusal, told to listeners."""
+        """Return the response for a refusal, and report the refusal to listeners."""
         if self._emitter.hears(SecurityNoticed):
             self._emitter.emit(
                 SecurityNoticed,
@@ -165,7 +165,7 @@ class RateLimitHeaders(Part):
 
 
 def checked_key(key: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
-    """Return a key function, or refuse it."""
+    """Return a key function if it is valid."""
     if not callable(key) or colour_of(key, by="key") != "plain":
         raise ConfigurationError(f"key must be a plain callable that takes a scope or environ, got {key!r}")
     return key
@@ -177,8 +177,8 @@ def _quota(rule: Any, amount: int) -> int:
 
 
 def _policy(rule: Any, quota: int) -> str:
-    """Return a policy's parameters: quota, and window in which all of it comes back, where that is known."""
-    # The draft knows whole seconds only and wants the parameter left out below one.
+    """Return a policy's parameters: its quota, and the window in which all of it comes back, if that is known."""
+    # The draft has whole seconds only, and says to leave the parameter out below one.
     seconds = round(_window(rule, quota))
     return f";q={quota};w={seconds}" if seconds >= 1 else f";q={quota}"
 

@@ -1,7 +1,7 @@
 """The one place that knows what a request looks like: an ASGI scope or a WSGI environ.
 
-Everything that decides about a request reads it through these functions, so each decision is written once for both
-worlds. Header values come back as text, decoded as latin-1 like both specifications do.
+All code that decides about a request reads it through these functions, so each decision is written once for both
+worlds. Header values are returned as text, decoded as latin-1, as both specifications say.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _UNIX_ALIASES = ("localhost", "<local>")
 
 
 def is_wsgi(request: Request) -> bool:
-    """Return whether it is an environ; one that a test has put together may have no more than an address in it."""
+    """Return whether it is an environ; one made by hand for a test may contain no more than an address."""
     return "wsgi.version" in request or not ("type" in request or "client" in request or "headers" in request)
 
 
 def header_lines(request: Request, name: str) -> list[str]:
-    """Return every line of a header in the order received; `name` is lower case. WSGI servers join lines."""
+    """Return every line of a header in the order received; `name` is lower case. WSGI servers join lines into one."""
     if is_wsgi(request):
         key = name.upper().replace("-", "_")
         value = request.get(key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}")
@@ -44,7 +44,7 @@ def header_lines(request: Request, name: str) -> list[str]:
 
 
 def header(request: Request, name: str) -> str | None:
-    """Return a header that must stand alone: None when it is absent or given more than once."""
+    """Return a header that must not be repeated: None if it is absent or given more than once."""
     lines = header_lines(request, name)
     return lines[0] if len(lines) == 1 else None
 
@@ -71,19 +71,19 @@ def peer(request: Request) -> str:
 
 
 def is_secure(request: Request, trusted: Peers) -> bool:
-    """Return whether the client spoke https, by its own connection or by the word of a trusted proxy."""
+    """Return whether the client used https, on its own connection or according to a trusted proxy."""
     scheme = request.get("wsgi.url_scheme", "http") if is_wsgi(request) else request.get("scheme", "http")
     if scheme == "https":
         return True
     if not trusted or peer(request) not in trusted:
         return False
     lines = header_lines(request, "x-forwarded-proto")
-    # Each proxy appends: the last word is the one that the trusted peer wrote itself.
+    # Each proxy appends, so the last entry is the one that the trusted peer wrote itself.
     return bool(lines) and lines[-1].rpartition(",")[2].strip().lower() == "https"
 
 
 class Peers:
-    """Which socket addresses are ours: proxies and services whose word about a client is believed.
+    """The socket addresses that are ours: proxies and services that are believed about a client.
 
     Args:
         trusted: Networks such as "10.0.0.0/8", single addresses, and the word "unix" for a unix socket.

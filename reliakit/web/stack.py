@@ -4,10 +4,10 @@
 RequestObserver     outermost: observes refusals and errors too, puts the id on every response
 SecurityHeaders     on every response, errors included
 Cors                likewise; preflights end here, before they can be limited
-ProblemResponses    errors become answers, inside of what decorates answers
+ProblemResponses    errors become responses, inside of the parts that add to responses
 RequestTimeout      the budget covers the limiter's wait as well
 RateLimitHeaders    refuses before a body is read
-BodyLimit           innermost: it watches the app read
+BodyLimit           innermost: it watches what the app reads
 ```
 """
 
@@ -37,7 +37,7 @@ __all__ = ["Attachable", "stack"]
 
 
 class Attachable(Protocol):
-    """What listens to the whole process once attached; `reliakit.metrics.Metrics` is one."""
+    """Something that listens to the whole process once attached, such as a `reliakit.metrics.Metrics`."""
 
     def attach(self) -> object:
         """Start to listen."""
@@ -60,9 +60,9 @@ def stack(
     clock: Clock,
 ) -> list[Part]:
     """Return the parts, outermost first; see `reliakit.web.asgi.protect` for the settings."""
-    checked_key(key)  # also where there is no limiter yet that would use it
+    checked_key(key)  # even if there is no limiter yet to use it
     peers, mine = _listed(trusted), tuple(listeners)
-    # A key by address that names no proxies of its own believes those of the whole stack.
+    # A key by address that names no proxies of its own trusts those of the whole stack.
     client = (key if isinstance(key, ClientIP) else client_ip()).behind(peers)
     parts: list[Part] = [RequestObserver(service=service, client=client, listeners=mine, clock=clock)]
     if headers is not None:

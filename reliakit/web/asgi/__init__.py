@@ -1,7 +1,7 @@
 """The web stack for ASGI: `app = protect(app, service="auth", timeout=2.0)`.
 
-Thin shells around the parts of `reliakit.web`: each wraps `receive` or `send`, asks its part, and passes everything
-else on. Pure ASGI; lifespan and websocket pass through untouched. The order is that of `reliakit.web.stack`.
+Thin wrappers around the parts of `reliakit.web`: each wraps `receive` or `send`, asks its part, and passes everything
+else on. Pure ASGI; lifespan and websocket pass through unchanged. The order is that of `reliakit.web.stack`.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ def protect(
         app: Any ASGI app. Wrap it last, outside of the framework, so that the framework's own errors are covered.
         service: The service's name in events, metrics and access records.
         metrics: A `Metrics`; it is attached, so that it counts what this process emits.
-        limiter: A `RateLimiter` that is asked before the app.
-        key: What a request is counted under: a callable(scope) -> text, or None for one that is not limited.
-        timeout: Seconds to the first byte of the response, else 504.
+        limiter: A `RateLimiter` that is asked before the app runs.
+        key: What a request is counted under: a callable(scope) -> text, or None for a request without a limit.
+        timeout: Seconds to the first byte of the response; after that the client gets 504.
         stream_timeout: Seconds between two chunks of a started response.
-        headers: Response headers that are added where the app sets none; None for none.
+        headers: Response headers that are added unless the app sets them itself; None for none.
         cors: Which other origins may call from a browser.
-        max_body: The largest body of a request in bytes, else 413; None for any.
+        max_body: The largest request body in bytes; a larger one gets 413. None for any size.
         trusted: Networks of your own proxies and services, such as "10.0.0.0/8": their X-Forwarded-For,
-            X-Forwarded-Proto and X-Request-Deadline-Ms are believed, and X-Request-Priority where all hops are yours.
+            X-Forwarded-Proto and X-Request-Deadline-Ms are believed, and X-Request-Priority if all hops are yours.
         listeners: Listeners of this stack alone.
-        clock: What measures durations and timeouts.
+        clock: Measures durations and timeouts.
 
     Raises:
-        ConfigurationError: A setting that cannot be right, named.
+        ConfigurationError: A setting is wrong; the message names it.
     """
     parts = stack(
         service=service,
@@ -94,7 +94,7 @@ def wrap(app: ASGIApp, part: Part) -> ASGIApp:
     """Return the app behind one part.
 
     Raises:
-        ConfigurationError: The app is no ASGI application, or the part none of this stack.
+        ConfigurationError: `app` is not an ASGI application, or `part` is not part of this stack.
     """
     if not callable(app):
         raise ConfigurationError(f"app must be an ASGI application, got {app!r}")

@@ -40,7 +40,7 @@ class Answered:
     async def _end(self, scope: Request, gate: _Gate, error: Exception) -> None:
         exchange: Exchange | None = scope.get(observing.KEY)
         if exchange is not None and exchange.disconnected and observing.is_disconnect(error):
-            return  # nobody is left to be answered
+            return  # there is nobody left to answer
         if gate.started:
             self._problems.seen(error, gate.status)
             raise error

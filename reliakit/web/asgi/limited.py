@@ -79,7 +79,7 @@ class Bounded:
         async def tell(message: Message) -> None:
             nonlocal started
             if refused:
-                return  # the client has its 413, whatever the app makes of it
+                return  # the client has its 413, whatever the app sends now
             started = started or message["type"] == START
             await send(message)
 
@@ -91,8 +91,8 @@ class Bounded:
 
 
 def _is_about(error: BaseException | None, kind: type[Exception]) -> bool:
-    """Return whether an error is of this kind or was made of one, as frameworks do with what reading raises."""
-    for _ in range(8):  # a chain of causes may be a circle
+    """Return whether an error is of this kind or was caused by one: frameworks wrap what reading raises."""
+    for _ in range(8):  # a chain of causes may be circular
         if error is None or isinstance(error, kind):
             break
         error = error.__cause__ or error.__context__

@@ -16,7 +16,7 @@ BODY = "http.response.body"
 
 
 def with_fields(message: Message, fields: Fields) -> Message:
-    """Return a response start with these fields added where the app has not set them."""
+    """Return a response start with these fields added, except those that the app has set."""
     headers = list(message.get("headers", ()))
     present = {name.lower() for name, _ in headers}
     headers += [field for field in fields if field[0] not in present]

@@ -1,4 +1,4 @@
-"""The shell around a websocket: tells when it opens, what passes, and how it ends."""
+"""The wrapper around a websocket: reports when it opens, what passes, and how it ends."""
 
 from __future__ import annotations
 

@@ -40,9 +40,8 @@ class Timed:
 class _Exchange:
     """One request under its budget.
 
-    The 504 is sent by a task of its own at the moment when the budget is spent, because the app may be in no hurry
-    to obey its cancellation: a thread that it waits for cannot be stopped. Whatever the app sends after that is
-    refused.
+    The 504 is sent by a task of its own at the moment when the budget is spent, because the app may take long to obey
+    its cancellation: a thread that it waits for cannot be stopped. Anything that the app sends after that is refused.
     """
 
     def __init__(self, limit: RequestTimeout, budget: float | None, scope: Request, send: Send) -> None:
@@ -59,7 +58,7 @@ class _Exchange:
         self._spent: Exception | None = None
 
     async def run(self, app: ASGIApp, receive: Receive) -> None:
-        """Run the app; what it raises passes through unless the budget is spent."""
+        """Run the app; an error that it raises passes through unless the budget is spent."""
         try:
             async with self._timeout:
                 if self._deadline is not None:
@@ -114,7 +113,7 @@ class _Exchange:
 
     async def _watch(self, seconds: float) -> None:
         clock = self._limit.clock
-        # A clock that jumps to the end of each sleep must not do so for who merely watches.
+        # A test clock that jumps to the end of each sleep must not do so for a task that only watches.
         wait = getattr(clock, "alarm", clock.asleep)
         await wait(seconds)
         self._expire(seconds)
@@ -138,7 +137,7 @@ class _Exchange:
             timer.cancel()
 
     def _lift(self) -> None:
-        """End the deadline that the app's own waits see: it was for the time to the first byte."""
+        """End the deadline that the app's own waits see: it only covered the time to the first byte."""
         budget, self._deadline = self._deadline, None
         if budget is not None:
             spent = self._spent

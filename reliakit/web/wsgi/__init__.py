@@ -1,12 +1,12 @@
 """The web stack for WSGI: `app.wsgi_app = protect(app.wsgi_app, service="employee", timeout=2.0)`.
 
-Thin shells around the parts of `reliakit.web`, in the order of `reliakit.web.stack`. Pure WSGI (PEP 3333): no body is
-buffered, and the app's iterable is closed exactly once.
+Thin wrappers around the parts of `reliakit.web`, in the order of `reliakit.web.stack`. Pure WSGI (PEP 3333): no body
+is buffered, and the app's iterable is closed exactly once.
 
 ```
 start_response ── wrapped by all      errors before the first byte: start_response(..., exc_info), then the problem
 iterable       ── Observed: counts, keeps the request's context, ends at close()
-               └─ Rescued:  may still answer instead, until the first byte is out
+               └─ Rescued:  may still answer instead until the first byte is out
 ```
 """
 
@@ -59,20 +59,20 @@ def protect(
         app: Any WSGI app, such as `flask_app.wsgi_app`.
         service: The service's name in events, metrics and access records.
         metrics: A `Metrics`; it is attached, so that it counts what this process emits.
-        limiter: A `RateLimiter` that is asked before the app.
-        key: What a request is counted under: a callable(environ) -> text, or None for one that is not limited.
+        limiter: A `RateLimiter` that is asked before the app runs.
+        key: What a request is counted under: a callable(environ) -> text, or None for a request without a limit.
         timeout: Seconds to the first byte of the response. Cooperative: waits of reliakit and `checkpoint()` raise,
             which becomes 504; nothing can stop other code in a thread.
-        headers: Response headers that are added where the app sets none; None for none.
+        headers: Response headers that are added unless the app sets them itself; None for none.
         cors: Which other origins may call from a browser.
-        max_body: The largest body of a request in bytes, else 413; None for any.
+        max_body: The largest request body in bytes; a larger one gets 413. None for any size.
         trusted: Networks of your own proxies and services, such as "10.0.0.0/8": their X-Forwarded-For,
-            X-Forwarded-Proto and X-Request-Deadline-Ms are believed, and X-Request-Priority where all hops are yours.
+            X-Forwarded-Proto and X-Request-Deadline-Ms are believed, and X-Request-Priority if all hops are yours.
         listeners: Listeners of this stack alone.
-        clock: What measures durations and timeouts.
+        clock: Measures durations and timeouts.
 
     Raises:
-        ConfigurationError: A setting that cannot be right, named.
+        ConfigurationError: A setting is wrong; the message names it.
     """
     parts = stack(
         service=service,
@@ -97,7 +97,7 @@ def wrap(app: WSGIApplication, part: Part) -> WSGIApplication:
     """Return the app behind one part.
 
     Raises:
-        ConfigurationError: The app is no WSGI application, or the part none of this stack.
+        ConfigurationError: `app` is not a WSGI application, or `part` is not part of this stack.
     """
     if not callable(app):
         raise ConfigurationError(f"app must be a WSGI application, got {app!r}")

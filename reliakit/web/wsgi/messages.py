@@ -21,14 +21,14 @@ Write = Callable[[bytes], object]
 
 
 def begin_response(start_response: StartResponse, status: str, lines: Lines, exc_info: ExcInfo) -> Write:
-    """Call a server's start_response; without exc_info where there is none, because not every server takes None."""
+    """Call a server's start_response, without exc_info if there is none: not every server accepts None."""
     if exc_info is None:
         return start_response(status, lines)
     return start_response(status, lines, exc_info)
 
 
 def with_fields(lines: Lines, fields: Fields) -> Lines:
-    """Return the header lines with these fields added where the app has not set them."""
+    """Return the header lines with these fields added, except those that the app has set."""
     present = {name.lower() for name, _ in lines}
     added = [(name.decode("ascii"), value.decode("latin-1")) for name, value in fields]
     return [*lines, *(line for line in added if line[0] not in present)]
@@ -43,7 +43,7 @@ def answer(
     if response.status != 204:
         lines.append(("Content-Length", str(len(body))))
     begin_response(start_response, f"{response.status} {HTTPStatus(response.status).phrase}", lines, exc_info)
-    # Not every server drops the body of an answer to HEAD; on a kept connection it would be read as the next answer.
+    # Not every server drops the body of a response to HEAD; on a kept connection it would be read as the next one.
     return [body] if body and environ.get("REQUEST_METHOD") != "HEAD" else []
 
 

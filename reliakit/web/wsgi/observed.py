@@ -142,7 +142,7 @@ class _Body:
         exchange, observer = self._exchange, self._observer
         if exchange.ended:
             raise StopIteration
-        # The server asks for more only after it has handed the chunk before to the socket.
+        # The server only asks for more after it has handed the previous chunk to the socket.
         handed = observer.now()
         try:
             if self._chunks is None:
@@ -162,7 +162,7 @@ class _Body:
         """Close the app's iterable and end the exchange: a server that stops before the end has lost its client."""
         exchange = self._exchange
         if exchange.declared is not None and exchange.bytes >= exchange.declared:
-            exchange.complete = True  # a server may stop once it has all that was promised
+            exchange.complete = True  # a server may stop once it has everything that was promised
         exchange.disconnect()
         try:
             self._run(close_iterable, self._iterable)
@@ -254,5 +254,5 @@ def _declared(lines: Lines) -> int | None:
 
 
 def _length(text: str) -> int | None:
-    """Return the number of bytes that a Content-Length says, or None if it says none."""
+    """Return the number of bytes in a Content-Length, or None if it is not a number."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -1,4 +1,4 @@
-"""The shells that may answer instead of a WSGI app until its first byte is out: errors, budgets, large bodies."""
+"""The wrappers that may answer instead of a WSGI app until its first byte is out: errors, budgets, large bodies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Rescued:
-    """Runs an app whose errors may still be answered until the first byte is out. One for each request."""
+    """Runs an app whose errors can still be answered until the first byte is out. One for each request."""
 
     def __init__(self, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse) -> None:
         self.started: bool = False
@@ -37,11 +37,11 @@ class Rescued:
         self._environ = environ
 
     def rescue(self, error: Exception) -> ProblemResponse | None:
-        """Return what to answer instead of this error, or None to let it pass."""
+        """Return the response to send instead of this error, or None to let it pass."""
         raise NotImplementedError
 
     def check(self) -> Exception | None:
-        """Return the error that the app has not told: it went on as if nothing had happened."""
+        """Return an error that the app has not reported: it went on as if nothing had happened."""
         return None
 
     def first_byte(self) -> None:
@@ -110,7 +110,7 @@ class Rescued:
             raise error
         self.first_byte()
         self.close()
-        # With exc_info the server replaces the status, or raises if it has sent it already.
+        # Given exc_info, the server replaces the status, or raises if it has sent it already.
         return answer(self._environ, self._start_response, response, sys.exc_info() if self._begun else None)
 
 
@@ -124,7 +124,7 @@ class Answered(Rescued):
         self._problems = part
 
     def rescue(self, error: Exception) -> ProblemResponse | None:
-        """Answer what this part is about."""
+        """Answer the errors that this part handles."""
         exchange: Exchange | None = self._environ.get(observing.KEY)
         if exchange is not None and exchange.disconnected and observing.is_disconnect(error):
             return None  # nobody is left to be answered; the server knows such errors
@@ -148,7 +148,7 @@ class Timed(Rescued):
         self._budget: Budget | None = None
 
     def run(self) -> Iterable[bytes]:
-        """Call the app unless it must not run."""
+        """Call the app, unless it must not run."""
         budget = self._limit.budget(self._environ)
         if budget is None:
             return self._app(self._environ, self._start_response)
@@ -173,7 +173,7 @@ class Timed(Rescued):
         return self._within(super().__next__)
 
     def rescue(self, error: Exception) -> ProblemResponse | None:
-        """Answer what this part is about."""
+        """Answer the errors that this part handles."""
         if self.started or not isinstance(error, DeadlineExceededError):
             return None
         response = self._limit.answer(error)
@@ -193,7 +193,7 @@ class Timed(Rescued):
             self._lift()
 
     def _within(self, step: Callable[[], T]) -> T:
-        """Run a step under the budget, and leave nothing of it in the thread: not every server calls close()."""
+        """Run a step under the budget, and leave nothing behind in the thread: not every server calls close()."""
         if self._deadline is None:
             return step()
         outer = current.get()
@@ -204,7 +204,7 @@ class Timed(Rescued):
             current.set(outer)
 
     def _lift(self) -> None:
-        """End the deadline that the app's own waits see: it was for the time to the first byte."""
+        """End the deadline that the app's own waits see: it only covered the time to the first byte."""
         budget, self._deadline = self._deadline, None
         if budget is not None:
             budget.__exit__(None, None, None)
@@ -219,7 +219,7 @@ class Bounded(Rescued):
         self._input: _Counted | None = None
 
     def run(self) -> Iterable[bytes]:
-        """Call the app unless it must not run."""
+        """Call the app, unless it must not run."""
         environ, limit = self._environ, self._limit
         if limit.refuses(environ):
             return answer(environ, self._start_response, limit.answer())
@@ -235,14 +235,14 @@ class Bounded(Rescued):
         return None if self._input is None else self._input.refused
 
     def rescue(self, error: Exception) -> ProblemResponse | None:  # noqa: ARG002 - whatever the app made of it
-        """Answer what this part is about."""
+        """Answer the errors that this part handles."""
         if self.started or self._input is None or self._input.refused is None:
             return None
         return self._limit.answer()
 
 
 class _Counted:
-    """A request's body that raises once more of it was read than is allowed."""
+    """A request's body that raises once more of it is read than is allowed."""
 
     def __init__(self, stream: InputStream, limit: BodyLimit) -> None:
         self._stream = stream
@@ -251,7 +251,7 @@ class _Counted:
         self.refused: BodyTooLargeError | None = None
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to so many bytes."""
+        """Read up to `size` bytes."""
         return self._count(self._stream.read(self._bounded(size)))
 
     def readline(self, size: int | None = -1, /) -> bytes:
@@ -274,7 +274,7 @@ class _Counted:
             yield line
 
     def _bounded(self, size: int | None) -> int:
-        # One byte more than is left tells a body that is too large, whatever the app asks for.
+        # Reading one byte more than is allowed shows that a body is too large, however much the app asks for.
         most = self._left + 1
         return most if size is None or size < 0 else min(size, most)
 
@@ -288,7 +288,7 @@ class _Counted:
 
 
 def rescuing(kind: type[Any]) -> Callable[[WSGIApplication, Any], WSGIApplication]:
-    """Return the shell that makes one of these for each request."""
+    """Return a wrapper that makes one of these for each request."""
 
     def shell(app: WSGIApplication, part: Any) -> WSGIApplication:
         def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
