@@ -1,7 +1,7 @@
 """Sensitive fields inside text: `key=value`, JSON (also escaped in JSON), YAML, forms, XML, headers, flags, prose.
 
-The names are found by one linear pattern, judged by the same rules as the fields of a record, and only then is the
-extent of the value looked for. What is not terminated reaches to the end of the text: cut text is still masked.
+One linear pattern finds the names, the rules for the fields of a record judge them, and only then is the extent of
+the value looked for. A value that is not terminated reaches to the end of the text, so cut text is still masked.
 """
 
 from __future__ import annotations

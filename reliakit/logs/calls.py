@@ -1,4 +1,4 @@
-"""What policies around calls tell, as log records; a flood is not told call by call."""
+"""What policies around calls report, as log records; a flood is not reported call by call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Told = tuple[int, str, dict[str, Any], BaseException | None]
 
 
 def kind_of_flood(event: events.Event) -> tuple[str, str] | None:
-    """Return what events must have in common to be told together when there are many, or None to tell each."""
+    """Return what events must have in common to be reported together when there are many, or None to report each."""
     if isinstance(event, events.CallTimedOut | events.FallbackUsed):
         return type(event).__name__, event.name
     if isinstance(event, events.RetryEnded):

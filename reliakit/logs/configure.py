@@ -1,4 +1,4 @@
-"""One call that makes everything this process logs masked JSON, and a handle that puts it back."""
+"""One call that makes everything this process logs masked JSON, and a handle that restores what was there before."""
 
 from __future__ import annotations
 
@@ -57,32 +57,32 @@ def configure_logging(
 
     Loggers of `logging.getLogger` are covered as well as those of `get_logger`, and so are warnings and the events of
     reliakit's components. The handlers that the root logger had are set aside until the handle is closed. Calling it
-    again replaces what the call before had set up.
+    again replaces what the previous call set up.
 
     Args:
         service: The service's name.
         env: Where it runs: "production", "development", "test" or any other name. Default: the variable
             RELIAKIT_ENV, else "development".
-        level: The least level to write, a number or a name in any letter case. Default: the variable LOG_LEVEL, else
+        level: The lowest level to write, a number or a name in any letter case. Default: the variable LOG_LEVEL, else
             INFO in production, DEBUG in development, WARNING in test, and INFO in any other env.
-        stream: A text stream; default standard error.
-        masker: What masks; default `Masker()`.
-        queue: Let a thread write to the stream. Values, context and masking are still taken at the call; when 10 000
-            lines are waiting, or as many as this number says, further ones are dropped and counted.
+        stream: A text stream; standard error by default.
+        masker: Masks the records; `Masker()` by default.
+        queue: Whether a thread writes to the stream. Values, context and masking are still taken at the call; when
+            10 000 lines are waiting, or as many as a number given here, further lines are dropped and counted.
         form: "json", or "console" for readable lines with the same masking, coloured unless NO_COLOR is set or the
-            stream is no terminal (FORCE_COLOR colours it all the same). "auto" is "console" on a terminal in
+            stream is not a terminal (FORCE_COLOR colours them all the same). "auto" is "console" on a terminal in
             development, and "json" everywhere else.
-        levels: Least levels of single loggers and those below them: `{"sqlalchemy": "WARNING"}`.
+        levels: The lowest levels of single loggers and those below them: `{"sqlalchemy": "WARNING"}`.
         sample: The share of records below WARNING that is written, 0 to 1, or the share by logger, "" for all others.
-            Of one request all such records are written or none. Records of WARNING and above, and records with an
+            Of one request, all such records are written or none. Records of WARNING and above, and records with an
             exception, are always written.
         repeat_limit: How many records of one logger, level and template are written in 10 s; the others are counted
-            and told in one record when the 10 s are over. None for all of them. Errors, records with an exception and
-            records that tell of events are not limited.
-        clock: What measures the 10 s, and draws.
+            and reported in one record when the 10 s are over. None for no limit. Errors, records with an exception
+            and records of events are not limited.
+        clock: Measures the 10 s, and draws the sample.
 
     Returns:
-        A handle; closing it, or leaving its `with` block, puts back what was there before.
+        A handle; closing it, or leaving its `with` block, restores what was there before.
 
     Raises:
         ConfigurationError: A setting or one of the two variables is wrong.
@@ -108,9 +108,9 @@ class LoggingHandle:
     Attributes:
         service: The service's name.
         env: Where it runs.
-        level: The least level that is written.
+        level: The lowest level that is written.
         form: "json" or "console".
-        masker: What masks; `handle.masker.register_secret(...)` adds a value to hide.
+        masker: The masker; `handle.masker.register_secret(...)` adds a value to hide.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class LoggingHandle:
 
     @property
     def left_out(self) -> int:
-        """How many records were left out, as `sample` and `repeat_limit` say."""
+        """How many records were left out because of `sample` and `repeat_limit`."""
         return 0 if self._sparing is None else self._sparing.left_out
 
     def flush(self) -> None:
@@ -165,7 +165,7 @@ class LoggingHandle:
         self._handler.flush()
 
     def install(self) -> None:
-        """Take the place of what the root logger had. `configure_logging` does this."""
+        """Replace the root logger's handlers. `configure_logging` does this."""
         root = logging.getLogger()
         for handler in list(root.handlers):
             if isinstance(handler, LineHandler) and handler.owner is not None:
@@ -186,7 +186,7 @@ class LoggingHandle:
         self._closed = False
 
     def close(self) -> None:
-        """Write what is waiting and put back what was there before. Closing twice is harmless."""
+        """Write what is waiting and restore what was there before. Closing twice is harmless."""
         if self._closed:
             return
         self._closed = True
@@ -231,7 +231,7 @@ def _log_warning(  # noqa: PLR0917 - the signature of warnings.showwarning
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Take the place of `warnings.showwarning`: a warning's text may hold a secret too."""
+    """Replace `warnings.showwarning`, because a warning's text may hold a secret too."""
     if file is not None:
         file.write(warnings.formatwarning(message, category, filename, lineno, line))
         return

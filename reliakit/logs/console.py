@@ -1,4 +1,4 @@
-"""The form for a developer's terminal: one readable line a record, masked like the JSON it stands for.
+"""The form for a developer's terminal: one readable line a record, masked like the JSON that it replaces.
 
 ```
 14:03:07.512 INFO     shop.orders  Order created             order_id=7 email=*** request_id=r-1
@@ -32,7 +32,7 @@ __all__ = ["ConsoleFormatter", "is_terminal", "wants_colour"]
 # Control characters, line ends, marks that turn the writing direction, and halves of characters.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-# A value that cannot be taken for two, nor for another type.
+# A value that cannot be mistaken for two values, or for one of another type.
 _BARE = re.compile(r"[\w.:/@%+*#&~,;!?$\-]++")
 _NUMBER = re.compile(r"[+\-]?[0-9]++(?:\.[0-9]++)?(?:[eE][+\-]?[0-9]++)?")
 _LIKE_OTHERS = frozenset({"true", "false", "null"})
@@ -53,9 +53,9 @@ class ConsoleFormatter(MaskingFormatter):
     """Make readable lines of a log record, with every secret masked. Never raises.
 
     Args:
-        service: The service's name; not shown, there is one on a terminal.
+        service: The service's name; not shown, as a terminal shows one service.
         env: Where it runs; not shown either.
-        masker: What masks.
+        masker: Masks the records.
         colour: Whether the terminal shows colours.
     """
 
@@ -90,7 +90,7 @@ class ConsoleFormatter(MaskingFormatter):
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether somebody reads this stream on a screen."""
+    """Return whether this stream is a terminal."""
     try:
         return stream is not None and bool(stream.isatty())
     except (AttributeError, ValueError, OSError):  # no such method, or closed
@@ -98,7 +98,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def wants_colour(stream: TextIO | None) -> bool:
-    """Return whether to write colours: as NO_COLOR or FORCE_COLOR say, else on a terminal that is not dumb."""
+    """Return whether to write colours: as NO_COLOR or FORCE_COLOR say, else on a terminal that can show them."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -107,12 +107,12 @@ def wants_colour(stream: TextIO | None) -> bool:
 
 
 def _clock_time(timestamp: str) -> str:
-    """Return the local time of day: who sits at the terminal lives there."""
+    """Return the local time of day, because the reader of a terminal sits beside it."""
     return datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S.%f")[:-3]
 
 
 def _further(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines below the first: an exception with what led to it, and a stack that was asked for."""
+    """Yield the lines below the first: an exception with its causes, and a stack if one was asked for."""
     error: dict[str, Any] = data.get("error") or {}
     if error:
         yield from _stack(error)
@@ -136,7 +136,7 @@ def _stack(error: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _safe(text: str) -> str:
-    """Return a text without anything that a terminal acts on."""
+    """Return a text without control characters that a terminal would obey."""
     return _UNSAFE.sub(_escaped, text)
 
 
@@ -151,7 +151,7 @@ def _name(name: str) -> str:
 
 
 def _value(value: object) -> str:
-    """Return a value as it can be told from any other: texts bare where they are plain words, else as JSON."""
+    """Return a value so that it can be told from any other: texts bare if they are plain words, else as JSON."""
     if isinstance(value, str):
         if _BARE.fullmatch(value) and not _NUMBER.fullmatch(value) and value not in _LIKE_OTHERS:
             return _safe(value)

@@ -1,4 +1,4 @@
-"""Fields that every record in a block carries, in any function that the block calls."""
+"""Fields that every record in a block carries, in every function that the block calls."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class log_context:  # noqa: N801 - reads as the statement it is used in
     """Give every record of a block these fields: `with log_context(request_id="a1", order=7): ...`.
 
     Fields of inner blocks win over those of outer ones; `bind` and the call's own fields win over both. Tasks started
-    in the block inherit them; threads do so where their pool copies the context, as `asyncio.to_thread` does.
+    in the block inherit the fields; so do threads if their pool copies the context, as `asyncio.to_thread` does.
 
     Args:
-        fields: Any names and values; `request_id` and `trace_id` also fill the record's own places.
+        fields: Any names and values; `request_id` and `trace_id` also fill the record's own fields of these names.
     """
 
     __slots__ = ("_entered", "_fields")

@@ -1,4 +1,4 @@
-"""What secrets look like in text, whatever field they stand in.
+"""What secrets look like in text, whatever field they are in.
 
 Each detector is a cheap question (can this text hold one at all?) and a substitution that runs in time linear in the
 text: starts are anchored, repetitions are possessive or short, and no pattern ignores case.
@@ -27,11 +27,12 @@ Find = Callable[[str, Hide, KeyRules], str]
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """One kind of secret that is known by its looks. Calling it masks a text.
+    """Finds one kind of secret by what it looks like. Calling it masks a text.
 
     Attributes:
         name: What it finds; `Masker(modes=...)` chooses its marker by this name.
-        find: Takes the text, what to put in a secret's place, and the rules for field names; returns the text.
+        find: Takes the text, a function that returns a secret's marker, and the rules for field names; returns the
+            text.
     """
 
     name: str
@@ -39,14 +40,14 @@ class Detector:
 
     @classmethod
     def of(cls, name: str, what: re.Pattern[str] | Callable[[str], str]) -> Detector:
-        """Return a detector made of a compiled pattern or of a function, under a name of its own.
+        """Return a detector made from a compiled pattern or a function, under a name of its own.
 
         Args:
             name: What it finds.
             what: A compiled pattern, whose matches are hidden, or a function that takes a text and returns it masked.
 
         Raises:
-            ConfigurationError: It is neither, or the pattern is one for bytes.
+            ConfigurationError: `what` is neither, or the pattern is for bytes.
         """
         if isinstance(what, re.Pattern):
             if not isinstance(what.pattern, str):
@@ -78,7 +79,7 @@ def _marker(_secret: str, _name: str = "", /) -> str:
 
 _DEFAULT_RULES = KeyRules()
 
-# What stands around a private key: PEM, and the file format of PuTTY.
+# What surrounds a private key: PEM, and the file format of PuTTY.
 _FRAMES = (
     (
         "-----BEGIN ",
@@ -154,7 +155,7 @@ def _decodes_to_pair(value: str) -> bool:
 
 
 def _looks_drawn(value: str, least: int) -> bool:
-    """Return whether a text looks drawn at random rather than written: letters and digits in one piece."""
+    """Return whether a text looks random rather than written: letters and digits in one piece."""
     return len(value) >= least and any(map(str.isdigit, value)) and any(map(str.isalpha, value))
 
 
@@ -223,7 +224,7 @@ def _userinfo_extent(text: str, found: re.Match[str]) -> tuple[int, int]:
 
 
 def _is_no_host(host: str) -> bool:
-    """Return whether what stands for a host has letters for a port: the password goes on."""
+    """Return whether the text in a host's place has letters for a port, so that the password goes on."""
     _, colon, port = host.rpartition(":")
     return bool(colon) and bool(port) and not port.isdigit() and not host.startswith("[")
 
@@ -258,13 +259,13 @@ DEFAULT: tuple[Detector, ...] = (
     Detector("national_id", national.mask_national_ids),
     Detector("phone", personal.mask_phones),
 )
-"""What a `Masker` looks for unless told otherwise; take some away or add your own."""
+"""What a `Masker` looks for unless told otherwise; leave some out or add your own."""
 
 IP_ADDRESSES = Detector("ip", _ip_addresses)
-"""Masks IP addresses; not among the defaults, because operators need them more often than not."""
+"""Masks IP addresses; not among the defaults, because operators usually need them."""
 
 HIGH_ENTROPY = Detector("entropy", entropy.mask_random_words)
-"""Masks words that look drawn at random; not among the defaults, because many ids look so, too."""
+"""Masks words that look random; not among the defaults, because many ids look random, too."""
 
 BUILT_IN: tuple[Detector, ...] = (*DEFAULT, IP_ADDRESSES, HIGH_ENTROPY)
 # They tell a secret by its shape, which is nothing without the place where it begins.

@@ -17,7 +17,7 @@ except ImportError:  # the `fast` extra is not installed
 
 # Halves of surrogate pairs, which no stream in UTF-8 takes.
 _HALVES = re.compile("[\ud800-\udfff]")
-# Some readers end a line at these characters; JSON allows them to be escaped.
+# Some readers take these characters for line ends; JSON allows escaping them.
 _LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 

@@ -1,7 +1,7 @@
-"""Words that look drawn at random, for those who would rather lose an id than show a secret.
+"""Words that look random, for users who would rather lose an id than show a secret.
 
-Capitals, small letters and digits in one piece of 16 or more, hardly any of them twice (Shannon, 1948): so look keys
-without a form of their own, and also many ids, which is why nobody gets this unasked.
+Upper-case and lower-case letters and digits in one piece of 16 or more, hardly any of them twice (Shannon, 1948):
+keys without a form of their own look like this, but so do many ids, which is why it is not a default.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""Escape sequences in text: what they end with is no part of the word behind them.
+r"""Escape sequences in text: the last letter of a sequence is not part of the word that follows.
 
 In `first\nghp_...`, `%3Dghp_...` and `\u003dghp_...`, where the escapes are still written out, and behind the colour
 codes of a terminal, a token seems to go on from letters. Before words are searched, each sequence becomes one

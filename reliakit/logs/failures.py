@@ -1,6 +1,6 @@
 """What a record says about an exception: its kind, its message, where it came from and what caused it.
 
-Frames are rendered without their variables, which is where secrets stand.
+Frames are rendered without their variables, which may hold secrets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def error_fields(error: BaseException, walk: Walk) -> dict[str, Any]:
         walk: The pass that masks this record.
     """
     found = classified(error)
-    # What matters most is masked first: a long stack may use the budget up.
+    # The most important parts are masked first: a long stack may use the budget up.
     message = walk.text(safe_text(error))
     chain = list(_causes(error))
     causes = [{"type": type(cause).__name__, "message": walk.text(safe_text(cause))} for cause in chain]
@@ -63,7 +63,7 @@ def error_text(error: BaseException, walk: Walk) -> str:
         walk: The pass that masks this record.
     """
     chain = [error, *_causes(error)]
-    # What matters most is masked first here, too; the reader is used to the other order.
+    # The most important parts are masked first here, too, although they are printed in the usual order.
     parts = [walk.text("\n".join(_stack(link))) for link in chain]
     for place, link in enumerate(chain[:-1]):
         led = _CAUSED if link.__cause__ is chain[place + 1] else _MEANWHILE
@@ -72,7 +72,7 @@ def error_text(error: BaseException, walk: Walk) -> str:
 
 
 def shown_fields(value: object, walk: Walk) -> dict[str, Any]:
-    """Return the `error` object for an `error=` that is no exception: it is shown as it is."""
+    """Return the `error` object for an `error=` that is not an exception: it is shown as it is."""
     shown = walk.value(value, 0)
     return {"type": type(value).__name__, "message": shown if isinstance(shown, str) else walk.text(str(shown))}
 

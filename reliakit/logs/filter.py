@@ -1,4 +1,4 @@
-"""Masking for handlers that are not ours: a filter that hands them records without secrets.
+"""Masking for handlers that are not ours: a filter that gives them records without secrets.
 
 ```
 logger ── record ──┬── our handler ───────────────── masks as it writes
@@ -22,7 +22,7 @@ from reliakit.logs.walk import Walk
 
 __all__ = ["MaskingFilter"]
 
-# Since Python 3.12 a filter may answer with another record, which only its own handler sees.
+# Since Python 3.12 a filter may return another record, which only its own handler sees.
 _REPLACES = sys.version_info >= (3, 12)
 # Structlog keeps the logger itself in the record; `ERROR` and `FIELDS` hold what callers gave, and are masked.
 _LEFT = RESERVED | {"_logger", FOUND, REQUEST_ID, KEPT}
@@ -30,22 +30,22 @@ _NAMES = ("name", "threadName", "processName", "taskName")
 
 
 class MaskingFilter(logging.Filter):
-    """Give a handler or a logger of anybody's records in which secrets are masked.
+    """Mask the secrets in records before another handler or logger sees them.
 
     `handler.addFilter(MaskingFilter(masker))` masks what that handler writes, sends or puts on a queue: the message
     with its arguments, extra fields, the exception with its causes and notes, the stack. The exception becomes text.
     Filters run in the order in which they were added; add this one last.
 
-    On Python 3.12 and later the handler gets a copy. Before, a filter cannot replace a record, so the record itself
-    is changed, and handlers that come later see it masked, too; ours still knows the exception.
+    On Python 3.12 and later the handler gets a copy. Before that, a filter cannot replace a record, so the record
+    itself is changed, and handlers that come later see it masked, too; reliakit's own still knows the exception.
 
     Safe from any thread. Never raises: a record that cannot be masked is replaced by one that says so.
 
     Args:
-        masker: What masks; default `Masker()`.
+        masker: Masks the records; `Masker()` by default.
 
     Raises:
-        ConfigurationError: The masker is none.
+        ConfigurationError: `masker` is not a `Masker`.
     """
 
     def __init__(self, masker: Masker | None = None) -> None:
@@ -70,7 +70,7 @@ class MaskingFilter(logging.Filter):
         masked = copy.copy(record)
         attributes = masked.__dict__
         masked.msg, masked.args = _message(record, walk), None
-        # What another handler's formatter left here was not masked.
+        # What another handler's formatter stored here was not masked.
         attributes.pop("message", None)
         given = {key: value for key, value in attributes.items() if key not in _LEFT}
         for key in given:

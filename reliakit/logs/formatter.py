@@ -27,12 +27,12 @@ _MILLISECONDS = tuple(f".{number:03d}Z" for number in range(1000))
 
 
 class MaskingFormatter(BaseJsonFormatter):
-    """Make one line of JSON of a log record, with every secret masked. Never raises, never shows what it failed on.
+    """Make one line of JSON from a log record, with every secret masked. Never raises, never shows what it failed on.
 
     Args:
         service: The service's name, in every line.
         env: Where it runs, in every line.
-        masker: What masks.
+        masker: Masks the records.
     """
 
     def __init__(self, *, service: str, env: str, masker: Masker) -> None:
@@ -81,7 +81,7 @@ class MaskingFormatter(BaseJsonFormatter):
         }
         request_id = trace_id = ""
         if request is not None or REQUEST_ID in attributes:
-            # Before the fields, which may use up the budget.
+            # Masked before the fields, which may use up the budget.
             event_id = attributes.get(REQUEST_ID)
             request_id = _outer_id(event_id, "request_id", given, request and request.request_id, walk)
             trace_id = _outer_id(None, "trace_id", given, request and request.trace_id, walk)
@@ -103,7 +103,7 @@ class MaskingFormatter(BaseJsonFormatter):
         return data
 
     def _timestamp(self, created: float) -> str:
-        """Return RFC 3339 in UTC with milliseconds; the part up to the second is kept from record to record."""
+        """Return RFC 3339 in UTC with milliseconds; the part up to the second is cached from record to record."""
         second = int(created // 1)
         known, text = self._second
         if known != second:
@@ -112,7 +112,7 @@ class MaskingFormatter(BaseJsonFormatter):
         return text + _MILLISECONDS[int((created - second) * 1000)]
 
     def _stand_in(self, record: logging.LogRecord) -> dict[str, Any]:
-        """Return what is said of a record that could not be masked."""
+        """Return what is logged in place of a record that could not be masked."""
         return {
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": logging.getLevelName(record.levelno) if isinstance(record.levelno, int) else "ERROR",

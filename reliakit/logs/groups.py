@@ -7,9 +7,9 @@
                         └───────────────────────────────────────┘
 ```
 
-Groups are bounded: beyond the bound resolved groups give way, the longest resolved first, and when all are open a new
-kind of error is counted in the group `_other`. Counts of groups that gave way are kept there too, so that the sum is
-exact at any time.
+Groups are bounded: beyond the bound, resolved groups are dropped, the longest resolved first; when all are open, a
+new kind of error is counted in the group `_other`. The counts of dropped groups are kept there too, so that the sum
+is exact at any time.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class ErrorSample:
     """One error of a group, masked.
 
     Attributes:
-        message: What it said.
+        message: The error's message.
         stack: Its traceback, without the frames' variables.
-        causes: Type and message of what led to it, nearest first.
+        causes: Type and message of its causes, nearest first.
     """
 
     message: str
@@ -55,22 +55,22 @@ class ErrorGroup:
     """What is known of all errors with one fingerprint.
 
     Attributes:
-        fingerprint: What they have in common, see `classify`; "_other" for those beyond the tracker's bound.
+        fingerprint: What the errors have in common, see `classify`; "_other" for those beyond the tracker's bound.
         error_type: Their class name.
         category: Their category, see `classify`.
-        retry: Whether trying again can help, see `classify`.
+        retry: Whether a retry can help, see `classify`.
         sqlstate: PostgreSQL's error code, or None.
-        service: The service the last one happened in, where known.
+        service: The service that the last one happened in, if known.
         state: "open", or "resolved" until another one is seen.
         count: How many were seen, each exception object once.
         first_seen: When the first one was seen, in seconds since 1970.
-        last_seen: When the last one was seen, likewise.
-        first_seen_at: The same as `first_seen` on the tracker's monotonic clock.
-        last_seen_at: The same as `last_seen` on it.
-        opened_at: When it was last opened or reopened, on it.
+        last_seen: When the last one was seen, in seconds since 1970.
+        first_seen_at: The same as `first_seen`, on the tracker's monotonic clock.
+        last_seen_at: The same as `last_seen`, on the tracker's monotonic clock.
+        opened_at: When the group was last opened or reopened, on the tracker's monotonic clock.
         reopened: How often it came back after it had been resolved.
         time_to_resolution: Seconds from the last opening to the resolution; None while it is open.
-        request_ids: The last requests it was seen in, newest last.
+        request_ids: The last requests that it was seen in, newest last.
         sample: The error that opened or reopened it.
     """
 
@@ -160,13 +160,13 @@ class _Group:
 
 
 class Groups:
-    """All groups of one tracker. Pure: takes the time, returns what changed; not safe from two threads at once.
+    """All groups of one tracker. Pure: takes the time and returns what changed; not thread-safe.
 
     Each step costs O(1), and O(1) more for each group that it resolves.
 
     Args:
         most: How many groups are told apart.
-        quiet: Seconds without a sighting that resolve a group; None for never.
+        quiet: Seconds without an error that resolve a group; None for never.
     """
 
     def __init__(self, most: int, quiet: float | None) -> None:
@@ -191,8 +191,8 @@ class Groups:
         self.total += 1
         if not self._has_room(seen.fingerprint):
             seen = _without_kind(seen)
-        # Garbage that is collected at any point of this may be an error too and come in here: what is looked up is
-        # held to the end, and what is not there is made in one step.
+        # A finaliser that runs at any point of this may report an error too and come in here: what is looked up is
+        # kept to the end, and what is missing is made in one step.
         group = self._groups.get(seen.fingerprint) or self._groups.setdefault(seen.fingerprint, _Group(seen, now))
         opened = self._open_again(group, seen, now)
         group.add(seen, now)
@@ -227,7 +227,7 @@ class Groups:
         return True
 
     def _is_full(self) -> bool:
-        """Return whether there are only open groups, as many as there may be."""
+        """Return whether all groups are open, and there are as many as there may be."""
         return len(self._open) - (OTHER in self._open) >= self._most
 
     def _fold(self, gone: _Group) -> None:
@@ -242,7 +242,7 @@ class Groups:
         other.first, other.last = min(other.first, gone.first), max(other.last, gone.last)
 
     def sweep(self, now: Instant) -> list[Change]:
-        """Resolve what has been quiet for long."""
+        """Resolve groups that were quiet for long enough."""
         changes: list[Change] = []
         while self._quiet is not None and self._open:
             oldest = next(iter(self._open.values()))
@@ -253,7 +253,7 @@ class Groups:
         return changes
 
     def resolve(self, fingerprint: str, now: Instant) -> list[Change]:
-        """Resolve a group because somebody says so."""
+        """Resolve a group on request."""
         changes = self.sweep(now)
         group = self._open.get(fingerprint)
         if group is not None:

@@ -1,4 +1,4 @@
-"""Where lines go: to a stream, at once or through a bounded queue.
+"""Writes lines to a stream, at once or through a bounded queue.
 
 A line that cannot be written is counted; nothing of it is shown anywhere else.
 """
@@ -39,11 +39,11 @@ class LineHandler(logging.Handler):
 
     Args:
         formatter: Makes the lines.
-        output: Where they go.
+        output: Writes them.
         service: The service that errors are reported for.
         queue_size: How many lines may wait for a thread that writes, so that a slow stream does not slow the caller;
             0 writes at once.
-        sparing: What is left out, or None.
+        sparing: Decides what is left out; None for nothing.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LineHandler(logging.Handler):
         watch(self)
 
     def listeners_changed(self) -> None:
-        """Make itself known to who counts records; see `reliakit.core.spine.watch`."""
+        """Announce itself to listeners that count records; see `reliakit.core.spine.watch`."""
         self._emitter.introduce(LogPresent, read=self._written.read)
 
     def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]  # as in 3.12
@@ -87,7 +87,7 @@ class LineHandler(logging.Handler):
         return passed
 
     def _emit_apart(self, records: Iterable[logging.LogRecord]) -> None:
-        """Write records that do not belong to the request that is being served."""
+        """Write records that do not belong to the request being served."""
         for record in records:
             Context().run(self.emit, record)
 
@@ -120,7 +120,7 @@ class LineHandler(logging.Handler):
             self._writer.drain()
 
     def close(self) -> None:
-        """Write what is waiting, also what is to be told of records that were left out, and end the thread."""
+        """Write what is waiting, and the reports of records that were left out, and end the thread."""
         if self._sparing is not None:
             self._emit_apart(self._sparing.rest())
         if self._writer is not None:
@@ -133,7 +133,7 @@ class LineHandler(logging.Handler):
         self._once(lambda: self._emitter.emit(LogDropped, reason=reason, count=count))
 
     def _tell(self, record: logging.LogRecord) -> None:
-        """Emit what the record is a sign of; records that listeners write while they are told make no new events."""
+        """Emit the record's events; records that listeners write meanwhile cause no new events."""
         attributes = record.__dict__
         if REQUEST_ID in attributes:
             return
@@ -161,7 +161,7 @@ class LineHandler(logging.Handler):
 
 
 class _Written:
-    """How many records were written, by level; outlives its handler in the hands of who counts them."""
+    """How many records were written, by level; outlives its handler while a listener reads it."""
 
     def __init__(self, handler: LineHandler) -> None:
         self._handler = weakref.ref(handler)
@@ -181,8 +181,8 @@ class _Written:
 class _Writer:
     """The thread behind the queue, started with the first line and again in a forked child.
 
-    The queue is the one of the standard library that may be used again in the midst of its own steps: garbage that is
-    collected there may log. It knows no bound, so threads that come at one moment may exceed it by a line each.
+    It uses the standard library's reentrant queue, because a finaliser that runs in the middle of its steps may log.
+    That queue has no bound, so threads that come at the same moment may exceed ours by a line each.
     """
 
     def __init__(self, handler: LineHandler, size: int) -> None:
@@ -192,18 +192,18 @@ class _Writer:
         renew_locks_after_fork(self, "_start_lock")
         self._closed = False
         self._abandoned = False
-        self._pid = 0  # where the thread runs for sure
+        self._pid = 0  # the process in which the thread certainly runs
         self._begun_in = 0
         self._ident = 0
         self._queue: queue.SimpleQueue[str | Bell | None] = queue.SimpleQueue()
         self._errand: Errand | None = None
 
     def is_ready(self) -> bool:
-        """Return whether a thread writes; not any more after `close`, nor when the interpreter ends."""
+        """Return whether a thread writes; false after `close` and when the interpreter ends."""
         return not self._closed and (self._pid == os.getpid() or self._start())
 
     def put(self, line: str) -> bool:
-        """Hand a line over; False when the queue is full."""
+        """Queue a line; return False if the queue is full."""
         if self._queue.qsize() >= self._size:
             return False
         self._queue.put(line)
@@ -214,12 +214,12 @@ class _Writer:
             if self._pid == os.getpid():
                 return True
             if self._errand is None or self._begun_in != os.getpid():
-                # A fork copies the queue with what waits in it, which the parent writes, but not the thread.
+                # A fork copies the queue with its waiting lines, which the parent writes, but not the thread.
                 lines = self._queue = queue.SimpleQueue()
                 self._errand = Errand(lambda: self._run(lines), name="reliakit-logs")
                 self._begun_in = os.getpid()
             try:
-                self._errand.begin()  # again, where a Ctrl-C came in between
+                self._errand.begin()  # again, if a Ctrl-C came in between
             except RuntimeError:  # no thread starts at the interpreter's end
                 return False
             self._pid = os.getpid()
@@ -256,9 +256,9 @@ class _Writer:
             return
         self._queue.put(None)
         has_ended = errand.wait(_CLOSE_WAIT)
-        self._errand = None  # not before: who was interrupted while it waited may close again
+        self._errand = None  # only now: a caller that was interrupted while it waited may close again
         if not has_ended:
-            # The line that it is stuck with may still be written, those behind it are not.
+            # The line on which the thread is stuck may still be written; those behind it are not.
             self._abandoned = True
             if waiting := self._queue.qsize() - 1:
                 self._handler.drop("stream stuck", waiting)

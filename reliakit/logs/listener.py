@@ -27,16 +27,16 @@ Told = tuple[int, str, dict[str, Any], BaseException | None]
 class LogListener:
     """Write a record for each event that an operator wants to read.
 
-    Neither an attack nor an outage floods the log: denials are told once in 10 s a limiter, calls that failed after
-    retries, timed out or got a fallback once in 10 s for each of these policies, security events of one kind at most
-    5 times from one source and 50 times in all, each time with the number of those left out. A refusal at the web
-    edge whose limiter has told of it is not told again as a security event. `open()` subscribes, `close()` ends it.
+    Neither an attack nor an outage floods the log: denials are reported once in 10 s per limiter; calls that failed
+    after retries, timed out or got a fallback, once in 10 s per policy; security events of one kind at most 5 times
+    from one source and 50 times in all; each time with the number of those left out. If a limiter has reported a
+    refusal at the web edge, it is not reported again as a security event. `open()` subscribes, `close()` ends it.
     Safe from any thread.
     """
 
     def __init__(self) -> None:
         self._subscription: Subscription | None = None
-        # Re-entrant: garbage that is collected under it may make an event.
+        # Re-entrant: a finaliser that runs while it is held may emit an event.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
         self._denials: Repeats[str] = Repeats(1)
@@ -46,12 +46,12 @@ class LogListener:
         self._calls: Repeats[tuple[str, str]] = Repeats(1)
 
     def open(self) -> None:
-        """Begin to listen."""
+        """Start listening."""
         if self._subscription is None:
             self._subscription = subscribe(self, *_RECORDS, events.LimitDenied, events.SecurityNoticed)
 
     def close(self) -> None:
-        """Stop listening, and tell what was left out. Closing twice is harmless."""
+        """Stop listening, and report what was left out. Closing twice is harmless."""
         if self._subscription is None:
             return
         self._subscription.close()
@@ -65,7 +65,7 @@ class LogListener:
         _tell_noticed(noticed)
 
     def is_deaf_to(self, kind: type[events.Event], status: str) -> bool:
-        """Return whether an event would only be thrown away: most transactions are told at DEBUG."""
+        """Return whether an event would only be thrown away: most transactions are logged at DEBUG."""
         is_quiet = kind is events.TransactionStarted or (status == "commit" and kind is events.TransactionEnded)
         return is_quiet and not _TRANSACTIONS.isEnabledFor(logging.DEBUG)
 
@@ -111,7 +111,7 @@ class LogListener:
         with self._lock:
             over = [*self._by_source.over(event.at), *self._by_event.over(event.at)]
             passed = self._by_source.take((event.event, event.source), event.at)
-            # What one source does too often must not use up what is left for the others.
+            # Events of one source beyond its limit must not use up the limit for the others.
             if passed is not None:
                 passed = self._by_event.take((event.event,), event.at)
         _tell_noticed(over)
@@ -120,7 +120,7 @@ class LogListener:
             _write(_SECURITY, logging.WARNING, "security event", fields)
 
     def _is_told(self, event: events.Event, fields: dict[str, Any]) -> bool:
-        """Return whether this event gets a record, having noted in it how many before did not."""
+        """Return whether this event gets a record, after adding to it how many before it did not."""
         kind = kind_of_flood(event)
         if kind is None:
             return True
@@ -136,7 +136,7 @@ class LogListener:
         return True
 
     def _was_told(self, event: events.SecurityNoticed) -> bool:
-        """Return whether a limiter of ours has told of this refusal itself."""
+        """Return whether one of our limiters has reported this refusal itself."""
         return event.event == "rate_limit" and event.fields.get("limiter") in self._limiters
 
     def __repr__(self) -> str:
@@ -160,7 +160,7 @@ def _tell_calls(left_out: Sequence[tuple[tuple[str, str], int]]) -> None:
 
 
 def _write_apart(logger: logging.Logger, message: str, fields: dict[str, Any]) -> None:
-    """Write a record that does not belong to the request that is being served."""
+    """Write a record that does not belong to the request being served."""
     Context().run(_write, logger, logging.WARNING, message, fields, request_id="")
 
 

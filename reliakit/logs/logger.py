@@ -1,4 +1,4 @@
-"""The logger that applications hold: fields as keyword arguments, and everything that the standard one takes."""
+"""The logger that applications use: fields as keyword arguments, and everything that the standard one accepts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Logger", "get_logger"]
 
 _emitter = Emitter("logs")
-# A global costs a quarter of a module's attribute, and a call below the level little more than that.
+# A global costs a quarter of a module's attribute, and a call below the level costs little more than that.
 _DEBUG, _INFO, _WARNING = logging.DEBUG, logging.INFO, logging.WARNING
 _ERROR, _CRITICAL = logging.ERROR, logging.CRITICAL
 
@@ -27,10 +27,10 @@ _ERROR, _CRITICAL = logging.ERROR, logging.CRITICAL
 class Logger:
     """A logger whose calls take fields: `log.info("Login attempt", email=address, user_id=7)`.
 
-    The message is positional; `%s` arguments may follow it. Four names have the meaning that they have in the
-    standard library, `exc_info`, `extra`, `stack_info` and `stacklevel`, and `error` takes an exception to tell of.
-    Every other name is a field, `message`, `name` and `level` included. No call raises for what it was given to log.
-    A call below the level costs about a tenth of a microsecond.
+    The message is positional; `%s` arguments may follow it. Four names mean what they mean in the standard library,
+    `exc_info`, `extra`, `stack_info` and `stacklevel`, and `error` takes an exception to report. Every other name is
+    a field, `message`, `name` and `level` included. No call raises because of what it was given to log. A call below
+    the level costs about a tenth of a microsecond.
 
     Made by `get_logger`. Safe from any thread and task.
     """
@@ -40,8 +40,8 @@ class Logger:
     def __init__(self, logger: logging.Logger, fields: Mapping[str, Any] | None = None, /) -> None:
         self._logger = logger
         self._is_enabled = logger.isEnabledFor
-        # What the standard library remembers of earlier answers, and empties whenever a level is set. Looking there
-        # first makes a call below the level a third cheaper, 60 ns in place of 90; without it all is the same.
+        # The standard library's cache of earlier answers, which it empties whenever a level is set. Looking there
+        # first makes a call below the level a third cheaper, 60 ns instead of 90; without it everything still works.
         self._verdicts: dict[int, bool] = getattr(logger, "_cache", {})
         self._fields = dict(fields or {})
 
@@ -55,42 +55,42 @@ class Logger:
         return Logger(self._logger, {**self._fields, **fields})
 
     def unbind(self, /, *names: str) -> Logger:
-        """Return a logger without these of the fields bound to it. What is not bound is not missed."""
+        """Return a logger without these of its bound fields. Names that are not bound are ignored."""
         return Logger(self._logger, {name: value for name, value in self._fields.items() if name not in names})
 
     def new(self, /, **fields: Any) -> Logger:
-        """Return a logger with these fields bound to it and no others."""
+        """Return a logger with only these fields bound to it."""
         return Logger(self._logger, fields)
 
     def is_enabled_for(self, level: int | str, /) -> bool:
-        """Return whether a record of this level would be written; of a level that there is not, none is."""
+        """Return whether a record of this level would be written; False for a level that does not exist."""
         number = _level(level)
         return number is not None and self._is_enabled(number)
 
     isEnabledFor = is_enabled_for  # noqa: N815 - the standard library's name
 
     def debug(self, message: object, /, *args: object, **fields: Any) -> None:
-        """Log what helps to understand the program."""
+        """Log something that helps to understand the program."""
         if self._verdicts.get(_DEBUG, True) and self._is_enabled(_DEBUG):
             self._write(_DEBUG, message, args, fields)
 
     def info(self, message: object, /, *args: object, **fields: Any) -> None:
-        """Log what happened as it should."""
+        """Log something that happened as it should."""
         if self._verdicts.get(_INFO, True) and self._is_enabled(_INFO):
             self._write(_INFO, message, args, fields)
 
     def warning(self, message: object, /, *args: object, **fields: Any) -> None:
-        """Log what somebody should look at."""
+        """Log something that somebody should look at."""
         if self._verdicts.get(_WARNING, True) and self._is_enabled(_WARNING):
             self._write(_WARNING, message, args, fields)
 
     def error(self, message: object, /, *args: object, **fields: Any) -> None:
-        """Log what failed; give the exception as `error=`."""
+        """Log something that failed; give the exception as `error=`."""
         if self._verdicts.get(_ERROR, True) and self._is_enabled(_ERROR):
             self._write(_ERROR, message, args, fields)
 
     def critical(self, message: object, /, *args: object, **fields: Any) -> None:
-        """Log what keeps the service from working."""
+        """Log something that keeps the service from working."""
         if self._verdicts.get(_CRITICAL, True) and self._is_enabled(_CRITICAL):
             self._write(_CRITICAL, message, args, fields)
 
@@ -100,7 +100,7 @@ class Logger:
             self._write(_ERROR, message, args, {"exc_info": True, **fields})
 
     def log(self, level: int | str, message: object, /, *args: object, **fields: Any) -> None:
-        """Log at any level, given as a number or by its name; at a level that there is not, as a warning."""
+        """Log at any level, given as a number or by its name; if the level does not exist, as a warning."""
         number = _level(level)
         if number is None:
             number = logging.WARNING
@@ -111,13 +111,13 @@ class Logger:
     fatal = critical
 
     def security(self, event: str, /, *, source: object, **fields: Any) -> None:
-        """Tell of a security event, such as a failed login: `log.security("failed_login", source=client)`.
+        """Report a security event, such as a failed login: `log.security("failed_login", source=client)`.
 
-        `Metrics` count it as `security_total{event,source}` with a bounded number of sources, and where
-        `configure_logging` was called it becomes a record of WARNING, of which a flood is told in numbers.
+        `Metrics` count it as `security_total{event,source}` with a bounded number of sources. If `configure_logging`
+        was called, it becomes a record of level WARNING; a flood of them is summed up.
 
         Args:
-            event: What happened, one of few words: "failed_login", "invalid_token", "forbidden".
+            event: What happened, from a small set of words: "failed_login", "invalid_token", "forbidden".
             source: Where it came from, usually the client's address.
             fields: More for the record, such as the account; masked there.
         """
@@ -164,7 +164,7 @@ _SPECIAL = frozenset({"error", "exc_info", "extra", "stack_info", "stacklevel"})
 
 
 def _with_extra(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with those of `extra` among them; a field of the same name wins."""
+    """Return the fields merged with those of `extra`; a field given directly wins."""
     extra: Any = fields.pop("extra", None)
     if extra is None:
         return fields
@@ -177,9 +177,9 @@ def _with_extra(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def get_logger(name: str | None = None, /) -> Logger:
-    """Return the logger of this name; the usual name is `__name__`.
+    """Return the logger of this name, which is usually `__name__`.
 
-    It writes through the standard logger of the same name, so levels, filters and handlers set there hold.
+    It writes through the standard logger of the same name, so levels, filters and handlers set there apply.
     """
     return Logger(logging.getLogger(name))
 
@@ -192,7 +192,7 @@ def _level(level: object) -> int | None:
 
 def _caller(stacklevel: object) -> FrameType:
     """Return the frame that called the logger's method, or one further out."""
-    # What the standard library does, without its walk over every frame.
+    # As in the standard library, but without walking over every frame.
     frame = sys._getframe(3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     further = stacklevel - 1 if isinstance(stacklevel, int) else 0
     while further > 0 and frame.f_back is not None:
@@ -213,7 +213,7 @@ def _is_exc_info(given: Any) -> bool:
 
 
 def _exception_info(error: object, exc_info: object) -> Any:
-    """Return the three parts that a standard record holds, of whatever was given, or None."""
+    """Return the three parts that a standard record holds, made from whatever was given, or None."""
     for given in (error, exc_info):
         if isinstance(given, BaseException):
             return (type(given), given, given.__traceback__)

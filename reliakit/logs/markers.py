@@ -1,4 +1,4 @@
-"""What stands in the place of a secret: nothing of it, its end, or a pseudonym, by field and by detector."""
+"""What replaces a secret: nothing of it, its end, or a pseudonym, by field and by detector."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ Mode = Literal["full", "last4", "hmac"]
 
 _MODES: tuple[Mode, ...] = ("full", "last4", "hmac")
 _SHORTEST_HMAC_KEY = 16
-# The end of a shorter secret would be too much of it.
+# Of a shorter secret, the end would give away too much.
 _SHORTEST_LAST4 = 12
 _REMEMBERED = 4096
 
 
 class Hide(Protocol):
-    """Takes a secret, and the name of its field if it has one; returns what stands in the secret's place."""
+    """Takes a secret, and the name of its field if it has one; returns what replaces the secret."""
 
     def __call__(self, secret: str, name: str = "", /) -> str:
-        """Return what stands in its place."""
+        """Return what replaces it."""
         ...
 
 
 class Markers:
-    """Make markers. None shows anything of a secret that its mode does not allow.
+    """Make markers. No marker shows anything of a secret that its mode does not allow.
 
     Args:
         mode: The mode of everything that `modes` does not name.
         modes: Modes by the name of a detector or by the words of a field's name; a field's mode beats a detector's.
-        hmac_key: The key of the pseudonyms; needed, and allowed, when one of the modes is "hmac".
+        hmac_key: The key of the pseudonyms; required for the mode "hmac", and only allowed with it.
         detectors: The names of the detectors.
 
     Raises:
@@ -55,7 +55,7 @@ class Markers:
         self._key = _key(hmac_key, {self.mode, *chosen.values()})
         known = set(detectors)
         self.by_detector: dict[str, Mode] = {name: chosen[name] for name in chosen if name in known}
-        # A name that no detector has is the name of a field, which is to be hidden then.
+        # A name that no detector has is taken as a field's, which is then hidden.
         self.new_names: tuple[str, ...] = tuple(name for name in chosen if name not in known)
         expressions: list[tuple[tuple[str, ...], Mode]] = [
             (tuple(words_of(name)), picked) for name, picked in chosen.items()
@@ -64,7 +64,7 @@ class Markers:
         self._known: dict[str, Mode | None] = {}
 
     def marker(self, secret: str, name: str = "", detected: Mode | None = None) -> str:
-        """Return what stands in the place of this secret, found under this field's name or by a detector."""
+        """Return what replaces this secret, found under this field's name or by a detector."""
         mode = (self._of_field(name) if name and self._by_name else None) or detected or self.mode
         if mode == "full":
             return MARKER

@@ -6,7 +6,7 @@ value ── by key ────── the whole value becomes a marker
 anything beyond depth, nodes, scan budget or time, and anything that fails ── a placeholder, never the value
 ```
 
-One `Masker` serves every thread and task. It fails closed: a fault in it costs information, never a secret.
+One `Masker` serves every thread and task. It fails closed: a fault in it loses information, never a secret.
 """
 
 from __future__ import annotations
@@ -36,25 +36,26 @@ DetectorLike = Detector | re.Pattern[str] | Callable[[str], str]
 class Masker:
     """Make copies of values in which secrets and personal data are replaced by a marker.
 
-    Safe from any thread and task. A clean short text that has been seen before costs one lookup, fresh text about
-    a quarter of a microsecond a character.
+    Safe from any thread and task. A clean short text that has been seen before costs one lookup, other text about a
+    quarter of a microsecond a character.
 
     Args:
         keys: Further names of sensitive fields, matched by whole words, and patterns: "emp_*_no" for the whole name,
             "payment.*.number" for the names from the outermost field inwards, `**` for any number of names.
         allow_keys: Names and patterns of fields that are not sensitive; they win. Their values are still searched.
-        detectors: What to look for in texts: `Detector`s, compiled patterns (what they match is masked), or plain
-            callables that take a text and return it masked. One that raises gives a placeholder.
-        mode: What stands in a secret's place. "full": `***`. "last4": `***` and the last four characters of
-            secrets that have at least 12. "hmac": a pseudonym such as `hmac:9f86d081`, equal for equal secrets in
-            every process with the same key.
+        detectors: What to look for in texts: `Detector`s, compiled patterns (whose matches are masked), or plain
+            callables that take a text and return it masked. If one raises, a placeholder is shown.
+        mode: What replaces a secret. "full": `***`. "last4": `***` and the last four characters of secrets that have
+            at least 12. "hmac": a pseudonym such as `hmac:9f86d081`, equal for equal secrets in every process with
+            the same key.
         modes: Other modes for some of them, by the words of a field's name or by the name of a detector:
-            `{"email": "hmac", "card": "last4"}`. A field named here that no detector is called by is hidden, too.
-        hmac_key: The key of the pseudonyms, at least 16 bytes; kept secret, or they can be guessed.
-        scan_budget: How many characters of text one call of `mask`, or one log record, has searched.
-        max_depth: How deep containers may nest.
+            `{"email": "hmac", "card": "last4"}`. A field that is named here, and that is not the name of a detector,
+            is hidden, too.
+        hmac_key: The key of the pseudonyms, at least 16 bytes; keep it secret, or they can be guessed.
+        scan_budget: How many characters of text are searched in one call of `mask`, or in one log record.
+        max_depth: How deeply containers may be nested.
         max_nodes: How many values one call visits.
-        timeout: How many seconds detectors of your own may take for one call or record. Looked at between them: one
+        timeout: How many seconds detectors of your own may take for one call or record. Checked between them: one
             that never returns cannot be stopped.
         clock: Measures that time.
 
@@ -87,19 +88,19 @@ class Masker:
         self.timeout: float = checks.seconds("timeout", timeout)
         self.clock: Clock = checks.clock("clock", clock)
         self.registered: RegisteredSecrets = RegisteredSecrets()
-        # Texts and names of fields that held nothing, so that they need not be searched again. No secret is kept.
+        # Texts and field names in which nothing was found, so that they are not searched again. No secret is kept.
         self.clean: set[str] = set()
         self.clean_keys: dict[str, Verdict] = {}
         self._prepare()
 
     def _prepare(self) -> None:
-        """Work out beforehand what every text would have to ask."""
+        """Compute beforehand what every text would need."""
         mode_of = self.markers.by_detector
         self.steps: tuple[tuple[bool, tuple[Step, ...]], ...] = tuple(
             (by_words, tuple((each.find, mode_of.get(each.name), each not in BUILT_IN) for each in several))
             for by_words, several in groupby(self.detectors, lambda detector: detector in WORDS)
         )
-        # What the default ones look for shows one of a few signs, and a detector of the user's may change its mind.
+        # All that the default detectors look for shows one of a few signs; a detector of the user's need not.
         self.gated: bool = all(detector in DEFAULT for detector in self.detectors)
         self.repeats: bool = all(detector in BUILT_IN for detector in self.detectors)
         used = {detector.name for detector in self.detectors if detector in DEFAULT}
@@ -111,9 +112,9 @@ class Masker:
     def mask(self, value: T) -> T:
         """Return a copy of the value without its secrets.
 
-        Containers keep their type, dataclasses and other records become dicts of their fields, and any other
-        object becomes its masked text. The input is never changed, and changing the copy does not change it. Never
-        raises: what cannot be masked becomes a placeholder.
+        Containers keep their type, dataclasses and other records become dicts of their fields, and any other object
+        becomes its masked text. The input is never changed, and changing the copy does not change it. Never raises:
+        what cannot be masked becomes a placeholder.
 
         Args:
             value: Anything.
@@ -127,7 +128,7 @@ class Masker:
         """Return the text without its secrets. Never raises.
 
         Args:
-            text: Any text; another object is taken as its `str`.
+            text: Any text; of another object its `str` is taken.
         """
         try:
             return Walk(self, plain=False).text(text if isinstance(text, str) else str(text))
@@ -138,14 +139,14 @@ class Masker:
         """Hide this value wherever it occurs from now on, also URL-encoded, in base64, JSON-escaped or in a `repr`.
 
         Raises:
-            ConfigurationError: It is shorter than 6 characters, and hiding it would garble innocent text.
+            ConfigurationError: The value is shorter than 6 characters, so hiding it would garble innocent text.
         """
         self.registered.add(value)
         self.clean.clear()
         self.clean_keys.clear()
 
     def marker(self, secret: str, name: str = "", detected: Mode | None = None) -> str:
-        """Return what stands in the place of this secret, found in a field of this name or by a detector."""
+        """Return what replaces this secret, found in a field of this name or by a detector."""
         return self.markers.marker(secret, name, detected)
 
     def __repr__(self) -> str:
@@ -173,7 +174,7 @@ def masker_or_default(masker: Masker | None) -> Masker:
     """Return the masker, or the default one for None.
 
     Raises:
-        ConfigurationError: It is something else: masking cannot be switched off.
+        ConfigurationError: It is anything else: masking cannot be switched off.
     """
     if masker is None:
         return Masker()

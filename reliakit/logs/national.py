@@ -1,7 +1,7 @@
-"""National identification numbers, told by their form together with their check digits or the date in them.
+"""National identification numbers, recognised by their form together with their check digits or the date in them.
 
-Numbers that are mere digits, such as Poland's, Norway's or Turkey's, are told by their names instead, of a field or
-in front of them, `PESEL 44051401359`: one in ten other numbers of that length would pass for them.
+Numbers that are only digits, such as Poland's, Norway's or Turkey's, are recognised by their names instead, of a
+field or in front of them, `PESEL 44051401359`: one in ten other numbers of that length would pass their check.
 """
 
 from __future__ import annotations

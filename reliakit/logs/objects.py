@@ -1,4 +1,4 @@
-"""What there is to see of objects that are neither scalars nor containers."""
+"""The visible fields or text of objects that are neither scalars nor containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines on a stream, each in one piece, whoever else writes there.
+"""Lines on a stream, each in one piece, whatever else writes there.
 
 | several ... write lines to one ... | a line of any length stays in one piece because of |
 |---|---|
@@ -6,8 +6,8 @@
 | processes, file opened to append | one `write` a line, which the kernel does not interrupt |
 | processes, pipe | a record lock on the pipe, held for that `write` (POSIX systems) |
 
-Programs that know nothing of the lock can break into a line on a pipe only if it is longer than PIPE_BUF (4096 bytes
-on Linux, at least 512 anywhere) and the pipe runs full in its midst.
+Programs that do not use the lock can break into a line on a pipe only if it is longer than PIPE_BUF (4096 bytes on
+Linux, at least 512 anywhere) and the pipe runs full in the middle of it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Output:
     """Write lines to a text stream. Safe from any thread.
 
     Args:
-        stream: Where they go; None is standard error, whatever that is at the time.
+        stream: The stream; None is standard error, whatever that is at the time.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self._known: tuple[object, _Descriptor | None] = (None, None)
-        # Not the handler's: the standard library holds that one while it waits for a handler to close. Re-entrant,
-        # because garbage that is collected in here may log.
+        # Not the handler's lock: the standard library holds that one while it waits for a handler to close.
+        # Re-entrant, because a finaliser that runs in here may log.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
 
@@ -63,8 +63,8 @@ class Output:
             self._known = (stream, _descriptor(stream))
         descriptor = self._known[1]
         if descriptor is not None:
-            # What was printed there before comes first; and a stream that is closed must raise here, because its
-            # descriptor may be somebody else's by now.
+            # Text that was printed there before comes first; and a closed stream must raise here, because its
+            # descriptor may belong to another file by now.
             stream.flush()
             descriptor.write(line)
             return
@@ -115,16 +115,16 @@ class _Descriptor:
                 try:
                     left = left[os.write(self._number, left) :]
                 except BlockingIOError:
-                    # Somebody made the stream non-blocking, for all who share it.
+                    # Somebody made the stream non-blocking, for all that share it.
                     if not _is_writable_in_time(self._number):
                         raise
         finally:
-            # The next line must not be glued to a broken one.
+            # The next line must not follow a broken one without a line break.
             self._is_torn = 0 < len(left) < len(data) or (self._is_torn and len(left) == len(data))
 
 
 def _lock(number: int) -> bool:
-    """Keep other processes of ours off a pipe: lines beyond PIPE_BUF are not in one piece by themselves."""
+    """Keep other processes of ours off a pipe, because lines beyond PIPE_BUF are not written in one piece."""
     try:
         fcntl.lockf(number, fcntl.LOCK_EX)
     except OSError:  # a system without locks on pipes

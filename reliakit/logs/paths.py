@@ -32,7 +32,7 @@ class Paths:
         self._known: dict[tuple[str, ...], bool | None] = {}
 
     def is_sensitive(self, path: list[str]) -> bool | None:
-        """Return whether the patterns say that the field at this path is sensitive, or None when they say nothing."""
+        """Return whether the patterns say that the field at this path is sensitive, or None if none matches."""
         place = tuple(path)
         try:
             return self._known[place]

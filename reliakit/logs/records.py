@@ -1,4 +1,4 @@
-"""What a standard log record holds: its message, the fields given with it, and the exception that it tells of."""
+"""What a standard log record holds: its message, the fields given with it, and its exception."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _OWN = tuple(logging.LogRecord("", 0, "", 0, "", (), None).__dict__)
 _LAST_OWN = len(_OWN) - 1
 _NOTHING: tuple[str, Any] = ("", None)
 
-# `%s` right behind a sensitive word: once formatted, nothing tells the word and the secret apart.
+# `%s` right after a sensitive word: once formatted, the word and the secret cannot be told apart.
 _NAMED_ARGUMENT = re.compile(r"(?<![\w.\-])([\w.\-]++)[\"']?[ \t]*+(?:=>|[:=]|is |was |to )?[ \t]*+[\"']?\Z")
 _PLACE = re.compile(r"%(?:%|[-#0+ ]*+(?:\*|\d++)?(?:\.(?:\*|\d++))?[hlL]?[diouxXeEfFgGcrsa])")
 
 
 class Kept:
-    """The exception of a record that was masked for others: ours needs it, nobody else gets to see it."""
+    """The exception of a record that was masked for others: only our own handler gets to see it."""
 
     __slots__ = ("error",)
 
@@ -63,7 +63,7 @@ class Kept:
 
 
 def error_of(record: logging.LogRecord) -> object:
-    """Return the exception that a record tells of, what was given as `error=` instead of one, or None."""
+    """Return a record's exception, what was given as `error=` instead of one, or None."""
     attributes = record.__dict__
     given: object = attributes.get(ERROR)
     if given is not None:
@@ -81,7 +81,7 @@ def error_of(record: logging.LogRecord) -> object:
 
 def extras_of(attributes: dict[str, Any]) -> dict[str, Any]:
     """Return what a plain logging call gave as `extra`."""
-    # A record has its own attributes first, and what was given behind them: then the first need not be looked at.
+    # A record has its own attributes first and the given ones after them, so the first need not be looked at.
     items = islice(attributes.items(), _LAST_OWN, None)
     if next(items, _NOTHING)[0] == _OWN[_LAST_OWN]:
         extras = dict(items)
@@ -91,14 +91,14 @@ def extras_of(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def message_of(record: logging.LogRecord, walk: Walk) -> str:
-    """Return the formatted message; one that does not fit its arguments goes without them."""
+    """Return the formatted message, or the bare one if its arguments do not fit."""
     return formatted(record.msg, record.args, walk)
 
 
 def formatted(template: object, args: Any, walk: Walk) -> str:
-    """Return a message with its arguments in it, those hidden that stand right behind a sensitive word.
+    """Return a message with its arguments in it; arguments right after a sensitive word are hidden.
 
-    One that does not fit its arguments goes without them.
+    If its arguments do not fit, it is returned without them.
     """
     try:
         message = str(template)
@@ -114,7 +114,7 @@ def formatted(template: object, args: Any, walk: Walk) -> str:
 
 
 def hidden_args(template: str, args: Any, walk: Walk) -> Any:
-    """Return the arguments with those hidden that stand right behind a sensitive word."""
+    """Return the arguments, with those hidden that come right after a sensitive word."""
     if type(args) is not tuple:
         return walk.value(args, 0) if type(args) is dict else args
     hidden: list[Any] = [*args]  # pyright: ignore[reportUnknownArgumentType]  # arguments are of any type

@@ -1,4 +1,4 @@
-"""Secrets without a shape of their own, told to the masker by value, and every form they travel in."""
+"""Secrets without a shape of their own, registered by value, and every form in which they occur."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RegisteredSecrets:
         """Add one secret in all its forms.
 
         Raises:
-            ConfigurationError: It is no text, or so short that hiding it would garble innocent text.
+            ConfigurationError: It is not text or bytes, or so short that hiding it would garble innocent text.
         """
         if isinstance(value, bytes | bytearray):
             value = bytes(value).decode("utf-8", "surrogateescape")
@@ -46,7 +46,7 @@ class RegisteredSecrets:
             )
         with self._lock:
             self._forms.update(forms_of(value))
-            # The longest first, so that no form leaves the rest of a longer one behind.
+            # The longest first, so that a shorter form does not leave the rest of a longer one behind.
             ordered = sorted(self._forms, key=lambda form: (-len(form), form))
             self.longest = len(ordered[0])
             self.pattern = re.compile("|".join(map(re.escape, ordered)))
@@ -56,7 +56,7 @@ class RegisteredSecrets:
 
 
 def forms_of(value: str) -> set[str]:
-    """Return a secret as it stands in plain text, URLs, JSON, HTML, `repr`, hexadecimal and base64."""
+    """Return a secret as it appears in plain text, URLs, JSON, HTML, `repr`, hexadecimal and base64."""
     raw = value.encode("utf-8", "surrogateescape")
     escaped = [json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]]
     forms = {

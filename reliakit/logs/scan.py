@@ -1,4 +1,4 @@
-"""One pass over texts: what it may still spend, what it has found, and what becomes of a text it cannot look at."""
+"""One pass over texts: what it may still spend, what it has found, and what replaces a text it cannot search."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAILED = "[masking failed]"
 TOO_LONG = "[too long to scan]"
 TOO_SLOW = "[too slow to scan]"
 
-# A text with none of these signs holds nothing that the default detectors look for.
+# A text without any of these signs holds nothing that the default detectors look for.
 _WORTH = re.compile(
     r"[=@$<:：＝'\"%]|[A-Za-z0-9_.+/~\-]{16}|[0-9][0-9 ().\-/]{7}|[A-Z]{0,6}[0-9]{6}|--|\+[0-9]"
     r"|earer|EARER|asic |ASIC |[Pp]ass|PASS|[Ss]ecret|SECRET|[Tt]oken|TOKEN|[Pp]in |[Kk]ey |KEY "
@@ -38,7 +38,7 @@ _is_id, _is_worth = _ID.fullmatch, _WORTH.search
 
 
 def remembers(text: str) -> bool:
-    """Return whether a text is short enough to be kept in mind."""
+    """Return whether a text is short enough to be cached."""
     return len(text) <= _LONGEST_REMEMBERED
 
 
@@ -46,7 +46,7 @@ class Scan:
     """Mask the texts of one value or one record; the budgets are shared by all of them.
 
     Args:
-        masker: Whose rules and budgets to follow.
+        masker: The masker whose rules and budgets apply.
     """
 
     __slots__ = ("_chars", "_clean", "_masker", "_registered", "_slow", "failed", "found")
@@ -61,7 +61,7 @@ class Scan:
         self.failed: bool = False
 
     def hide(self, secret: str, name: str = "", /) -> str:
-        """Count one secret and return what stands in its place."""
+        """Count one secret and return what replaces it."""
         self.found += 1
         return self._masker.marker(secret, name)
 
@@ -71,7 +71,7 @@ class Scan:
         return self._masker.marker(secret, name, mode)
 
     def text(self, text: str) -> str:
-        """Return a text without its secrets, or a placeholder when the budget does not reach that far."""
+        """Return a text without its secrets, or a placeholder if the budget is used up."""
         if text in self._clean:
             return text
         if type(text) is not str:
@@ -86,7 +86,7 @@ class Scan:
             if 20 <= size <= 64 and _is_id(text):
                 return text
             worth = _is_worth(text) is not None
-        # The commonest thing to hide: a field that is one address. This spares it a dozen detectors.
+        # The commonest thing to hide, a field that is one address, is spared a dozen detectors.
         if masker.hides_emails and "@" in text and is_email(text):
             return self.hide_as(masker.email_mode, text)
         if worth:
@@ -134,7 +134,7 @@ class Scan:
         return text
 
     def _custom(self, find: Find, text: str, hide: Hide) -> str:
-        """Ask a detector of the user's, unless theirs have taken too long for this record already."""
+        """Ask a detector of the user's, unless the user's detectors have taken too long for this record already."""
         masker, before = self._masker, self.found
         if self._slow < masker.timeout:
             start = masker.clock.monotonic()

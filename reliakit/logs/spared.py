@@ -1,4 +1,4 @@
-"""Which values need no hiding although their field's name is sensitive: nothing, a count, a plain word, a marker."""
+"""Which values of sensitive fields need no hiding: nothing, a count, a plain word, a marker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from reliakit.logs.words import Verdict
 
 __all__ = ["is_hidden", "is_spared", "is_spared_in_text"]
 
-# No value that is spared is longer: looking into it once more costs little.
+# No value that is spared is longer, so checking for one costs little.
 _LONGEST_SPARED = 256
 _NOTHING = word_set(
     "none null nil undefined true false yes no n/a na unset empty set missing hidden redacted masked filtered removed"
@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
 def is_spared_in_text(verdict: Verdict, value: str) -> bool:
-    """Return the same for a value in text, where a name is also followed by other things than values."""
+    """Return the same for a value in text, where a name may also be followed by things that are not values."""
     return (
         value.lower() in _NOTHING
         or value in _TYPES
@@ -54,5 +54,5 @@ def is_spared(verdict: Verdict, value: str) -> bool:
 
 
 def is_hidden(verdict: Verdict, value: str) -> bool:
-    """Return whether a value in text is to be hidden."""
+    """Return whether a value in text must be hidden."""
     return len(value) > _LONGEST_SPARED or not is_spared_in_text(verdict, value)

@@ -1,9 +1,9 @@
-"""What need not be written: repeats beyond a limit, and all but a share of what is logged in great numbers.
+"""What need not be written: repeats beyond a limit, and all but a share of what is logged in large numbers.
 
 ```
 record ── an error? ──────────────────────────────── written
        ├─ outside of the sample ──────────────────── left out
-       └─ so many of its template in this window? ── left out, and told as one number when the window is over
+       └─ too many of its template in this window? ─ left out, and reported as one number when the window is over
 ```
 """
 
@@ -37,14 +37,14 @@ _WHOLE = 2**32
 
 
 class Repeats(Generic[K]):
-    """Let so many of one kind through in a window, counting the others. Pure, bounded.
+    """Let a number of each kind through in a window, and count the others. Pure and bounded.
 
-    Its owner keeps other threads out. Garbage collected in the midst of a step may come in all the same, so nothing
-    here trusts that what it has just found is still there.
+    Its owner keeps other threads out. A finaliser that runs in the middle of a step may come in all the same, so
+    nothing here relies on what it has just found still being there.
 
     Args:
         limit: How many of one kind pass in a window.
-        window: Seconds that a window lasts; it begins with the first of its kind.
+        window: How many seconds a window lasts; it begins with the first of its kind.
     """
 
     def __init__(self, limit: int, window: float = WINDOW) -> None:
@@ -54,7 +54,7 @@ class Repeats(Generic[K]):
         self._kinds: OrderedDict[K, list[Any]] = OrderedDict()
 
     def take(self, key: K, now: float) -> int | None:
-        """Return None for one that does not pass, else how many were held back in the window before."""
+        """Return None for one that does not pass, else how many were held back in the previous window."""
         known = self._kinds.get(key)
         if known is None:
             self._kinds[key] = [now, 1, 0]
@@ -71,7 +71,7 @@ class Repeats(Generic[K]):
         return None
 
     def over(self, now: float) -> list[tuple[K, int]]:
-        """Forget windows that are over, or too many, and return how many of which kind they held back."""
+        """Forget windows that are over, or too many, and return how many of each kind they held back."""
         told: list[tuple[K, int]] = []
         while self._kinds:
             key, known = next(iter(self._kinds.items()))
@@ -83,7 +83,7 @@ class Repeats(Generic[K]):
         return told
 
     def rest(self) -> list[tuple[K, int]]:
-        """Forget every window, and return how many of which kind they held back."""
+        """Forget every window, and return how many of each kind they held back."""
         kinds, self._kinds = self._kinds, OrderedDict()
         return [(key, known[2]) for key, known in kinds.items() if known[2]]
 
@@ -94,13 +94,13 @@ Template = tuple[str, int, str]
 class Sparing:
     """Decide which records of a handler are written. Safe from any thread.
 
-    Errors always are: records of ERROR and above, and records with an exception. Records that tell of events are not
-    limited here, because those of one kind differ in nothing but their fields.
+    Errors always are: records of ERROR and above, and records with an exception. Records of events are not limited
+    here, because those of one kind differ only in their fields.
 
     Args:
         repeat_limit: How many records of one logger, level and template pass in 10 s; None for all.
         sample: The share of records below WARNING that is written, or the share by logger.
-        clock: What measures the windows and draws.
+        clock: Measures the windows and draws.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -112,13 +112,13 @@ class Sparing:
         self._shares = _shares(sample)
         self._share_of: dict[str, float] = {}
         self._clock = clock
-        # Re-entrant: garbage that is collected under it may log.
+        # Re-entrant: a finaliser that runs while it is held may log.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
         self.left_out: int = 0
 
     def admit(self, record: logging.LogRecord) -> tuple[bool, list[logging.LogRecord]]:
-        """Return whether this record is written, and what is to be told before it of others that were left out."""
+        """Return whether this record is written, and the reports to write before it of others that were left out."""
         repeats = self._repeats
         told: list[logging.LogRecord] = []
         now = self._clock.monotonic()
@@ -131,7 +131,7 @@ class Sparing:
         return admitted, told
 
     def rest(self) -> list[logging.LogRecord]:
-        """Return what is to be told of records that were left out, before the handler ends."""
+        """Return the reports of records that were left out, to be written before the handler ends."""
         if self._repeats is None:
             return []
         with self._lock:
@@ -155,7 +155,7 @@ class Sparing:
         request_id = _request_id(record)
         if request_id is None:
             return self._clock.random() < share
-        # All records of one request or none, and the same in every service that the request passes through.
+        # All records of one request or none, and the same ones in every service that the request passes through.
         return zlib.crc32(request_id.encode("utf-8", "replace")) < share * _WHOLE
 
     def _share(self, name: str) -> float:
@@ -198,7 +198,7 @@ def _request_id(record: logging.LogRecord) -> str | None:
 
 
 def _told(key: Template, held: int, window: float) -> logging.LogRecord:
-    """Return the record that stands for those of one kind that were left out."""
+    """Return the record that stands for all of one kind that were left out."""
     name, level, template = key
     record = logging.LogRecord(name, level, __file__, 0, "repeats left out", (), None)
     record.__dict__[FIELDS] = {"template": template, "repeats": held, "seconds": window}

@@ -43,7 +43,7 @@ __all__ = ["ErrorTracker"]
 
 
 class ErrorTracker:
-    """Group the errors of this process by their cause, and tell which of them are still going on.
+    """Group the errors of this process by their cause, and show which of them are still going on.
 
     ```python
     tracker = ErrorTracker()
@@ -54,21 +54,21 @@ class ErrorTracker:
     ```
 
     It hears of every exception that leaves a transaction, a breaker, a policy, a web request or a logger call, each
-    object once. A group is resolved when no error of its kind was seen for `quiet` seconds, or by `resolve`; seen
-    again, it is open again. No thread watches the time: groups are resolved when the tracker is used, and when
-    `Metrics` are read. With `Metrics` attached it feeds the objectives `errors_tracked` and `error_resolution`.
+    object once. A group is resolved when no error of its kind was seen for `quiet` seconds, or by `resolve`; if one
+    is seen again, it is open again. No thread watches the time: groups are resolved when the tracker is used, and
+    when `Metrics` are read. With `Metrics` attached it feeds the objectives `errors_tracked` and `error_resolution`.
 
-    One object for all threads and tasks. An error of a known kind costs a few microseconds; one that opens a group
-    also has its traceback masked. No exception is kept.
+    One object serves all threads and tasks. An error of a known kind costs a few microseconds; for one that opens a
+    group, the traceback is masked as well. No exception is kept.
 
     Args:
-        masker: What masks the samples and ids; default `Masker()`.
-        max_groups: How many kinds of errors are told apart; resolved ones give way to new ones, and what is beyond is
+        masker: Masks the samples and ids; `Masker()` by default.
+        max_groups: How many kinds of errors are told apart. Resolved ones make room for new ones; any beyond that are
             counted as `_other`.
-        quiet: Seconds without a sighting that resolve a group; None leaves it to `resolve`.
-        name: What its own events are called after.
+        quiet: Seconds without an error that resolve a group; None leaves it to `resolve`.
+        name: The name that its own events carry.
         listeners: Listeners of this component alone.
-        clock: What tells the time.
+        clock: Provides the time.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -92,7 +92,7 @@ class ErrorTracker:
         self.masker: Masker = masker or Masker()
         self._clock = checks.clock("clock", clock)
         self._emitter = Emitter(self.name, listeners, clock)
-        # Re-entrant: garbage that is collected under it may close what reports an error.
+        # Re-entrant: a finaliser that runs while it is held may report an error.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
         self._groups = Groups(self.max_groups, self.quiet)
@@ -117,7 +117,7 @@ class ErrorTracker:
         return subscription
 
     def close(self) -> None:
-        """Stop listening; what was tracked stays. Idempotent."""
+        """Stop listening; what was tracked stays. Closing twice is harmless."""
         with self._lock:
             subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
@@ -140,14 +140,14 @@ class ErrorTracker:
             try:
                 self._see(event)
             except BaseException as fault:
-                # The objective that every error is tracked must know; the spine contains what is raised.
+                # Counted for the objective that every error is tracked; the spine contains what is raised.
                 self._emitter.emit(ErrorUntracked, reason=type(fault).__name__)
                 raise
         elif isinstance(event, NumbersWanted):
             self._answer()
 
     def resolve(self, fingerprint: str) -> bool:
-        """Resolve a group by hand, because its cause is mended.
+        """Resolve a group by hand, because its cause is fixed.
 
         Args:
             fingerprint: The group's, from `snapshot()` or a log record's `error.fingerprint`.
@@ -162,7 +162,7 @@ class ErrorTracker:
         return any(change.cause == "call" for change in changes)
 
     def snapshot(self) -> tuple[ErrorGroup, ...]:
-        """Return what is known of every group, the last seen first. O(groups)."""
+        """Return what is known of every group, the most recently seen first. O(groups)."""
         now = self._now()
         with self._lock:
             changes = self._groups.sweep(now)

@@ -1,7 +1,7 @@
-"""Tokens whose own beginning says who issued them, from the table in `vendor_tokens.txt`.
+"""Tokens whose beginning shows who issued them, from the table in `vendor_tokens.txt`.
 
-Every such token is a long word, so a text is first cut to its long words; only in those is the table's one pattern,
-a tree of the beginnings, searched.
+Every such token is a long word, so a text is first cut into its long words; only those are searched with the table's
+one pattern, a tree of the beginnings.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _tree(tokens: list[VendorToken]) -> str:
 _TOKEN = re.compile(rf"(?<![A-Za-z0-9])(?:{_tree(list(table()))})")
 _LONG_WORD = re.compile(r"[A-Za-z0-9_.\-+/=:~$|@!]{16,}+")
 _HARMLESS = re.compile(r"[0-9a-f\-]++|[0-9A-F\-]++|[a-z_.\-/]++")
-# Tokens that are told by something else than their beginning.
+# Tokens that are recognised by something other than their beginning.
 _OTHERS = re.compile(
     r"(?<![0-9])[0-9]{5,16}:A[A-Za-z0-9_\-]{33,}+"  # Telegram bot
     r"|(?<![A-Za-z0-9])pat[A-Za-z0-9]{14}\.[0-9a-f]{40,}+"  # Airtable

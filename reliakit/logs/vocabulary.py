@@ -1,4 +1,4 @@
-"""The words by which names of fields tell that their values are secret or personal, and the words that take it back.
+"""The words by which field names show that their values are secret or personal, and the words that revoke it.
 
 Everything is in lower case and without accents, as `spelling` makes it.
 """

@@ -51,7 +51,7 @@ _SMALLEST = 1e-4
 # Integers beyond are keys, if anything, and slow to write; Python itself refuses those of more than 4300 digits.
 _MOST_BITS = 1024
 _LEAST_CARD, _LAST_CARD = 10**12, 10**19 - 1
-# Smaller numbers are no secret by themselves, unless their field's name says so: too short to be registered, too.
+# Smaller numbers are no secret by themselves, unless their field's name says so; they are also too short to register.
 _MOST_INT = 10**5
 
 
@@ -59,9 +59,9 @@ class Walk(Scan):
     """Mask one value or one record.
 
     Args:
-        masker: Whose rules and budgets to follow.
-        plain: Turn everything into what JSON knows, and share containers in which nothing was found; else containers
-            and scalars keep their types, and what can be changed is copied.
+        masker: The masker whose rules and budgets apply.
+        plain: Whether to turn everything into what JSON knows, and share containers in which nothing was found;
+            otherwise containers and scalars keep their types, and everything mutable is copied.
     """
 
     __slots__ = ("_keys", "_nodes", "_open", "_path", "_paths", "_plain")
@@ -117,7 +117,7 @@ class Walk(Scan):
         return value
 
     def _float(self, value: float) -> Any:
-        """Return a number; JSON knows none that is infinite or not a number."""
+        """Return a number; infinity and NaN, which JSON does not have, as text."""
         if _LEAST_CARD <= value <= _LAST_CARD and value.is_integer():
             number = int(value)
             shown = self._int(number)
@@ -130,7 +130,7 @@ class Walk(Scan):
         return SmallNumber(value) if value and -_SMALLEST < value < _SMALLEST else value
 
     def _decimal(self, value: Decimal) -> Any:
-        """Return a number of a database's; cards are kept as such, too."""
+        """Return a decimal number, which may be a card's: databases keep some as such."""
         shown = self.text(str(value))
         return shown if self._plain or shown != str(value) else value
 
@@ -147,7 +147,7 @@ class Walk(Scan):
             self._open.pop()
 
     def _room(self, wanted: int) -> int:
-        """Return how many of so many values may still be visited, and count them."""
+        """Return how many of `wanted` values may still be visited, and count them."""
         before = self._nodes
         self._nodes = before - wanted
         return wanted if wanted <= before else max(0, before)
@@ -158,7 +158,7 @@ class Walk(Scan):
         if room < len(value):
             self._nodes = room
             return {**self._dict(dict(islice(value.items(), room)), depth), TOO_MANY: TOO_MANY}
-        # Where a field stands may decide against its name: then nothing is known beforehand.
+        # If patterns may overrule a name by its place, nothing is known beforehand.
         verdict_of = self._keys.get if self._paths is None else _not_known
         clean = self._clean
         most = _LEAST_CARD if self._registered is None else _MOST_INT
@@ -168,7 +168,7 @@ class Walk(Scan):
             kind = type(item)  # pyright: ignore[reportUnknownVariableType]  # likewise
             known = verdict_of(key)
             if known is Verdict.SAFE:
-                # What most entries are: a name and a text that have been seen before, or a small number.
+                # Most entries are like this: a name and a text that have been seen before, or a small number.
                 if kind is str:
                     if item in clean:
                         continue
@@ -258,7 +258,7 @@ class Walk(Scan):
         return renamed
 
     def _hide_named(self, value: dict[Any, Any], changes: dict[Any, Any], depth: int) -> None:
-        """Hide what a neighbour tells: `{"name": "DB_PASSWORD", "value": "..."}`, `{"kty": "oct", "k": "..."}`."""
+        """Hide what a neighbour reveals: `{"name": "DB_PASSWORD", "value": "..."}`, `{"kty": "oct", "k": "..."}`."""
         for member in KEY_MEMBERS if "kty" in value else ():
             if member in value:
                 changes[member] = self.sensitive(Verdict.SECRET, value[member], depth, "jwk")
@@ -318,14 +318,14 @@ class Walk(Scan):
         return tuple(changed) if is_tuple else changed
 
     def _second_of_pair(self, name: str) -> Verdict | None:
-        """Return what the first says about the second in `("authorization", "Token ...")`."""
+        """Return what the first item says about the second in `("authorization", "Token ...")`."""
         if not _NAME.fullmatch(name):
             return None
         verdict = self.verdict(name)
         return None if verdict is Verdict.SAFE else verdict
 
     def sensitive(self, verdict: Verdict, value: Any, depth: int, name: str) -> Any:
-        """Return what stands in the place of a value whose field's name is sensitive."""
+        """Return what replaces a value whose field's name is sensitive."""
         kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # values are of any type
         if kind in _AS_THEY_ARE:
             return value
@@ -344,7 +344,7 @@ class Walk(Scan):
         return self.hide_as("full", "", name)
 
     def _other(self, value: Any, depth: int) -> Any:  # noqa: PLR0911, PLR0912 - likewise
-        """Treat what is neither a plain scalar nor a plain container."""
+        """Handle what is neither a plain scalar nor a plain container."""
         kind: type[object] = type(value)  # pyright: ignore[reportUnknownVariableType]  # likewise
         if kind is Decimal:
             return self._decimal(value)
@@ -390,7 +390,7 @@ class Walk(Scan):
             return value
         if any(type(item) in (dict, list) for item in masked):
             return masked
-        # Views of dicts are sets that cannot be made.
+        # Views of dicts are sets, but cannot be constructed.
         return frozenset(masked) if is_frozen else set(masked)
 
     def _bytes(self, value: Any) -> Any:

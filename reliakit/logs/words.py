@@ -77,14 +77,14 @@ _SEPARATORS = re.compile(r"[\W_\d]++")
 
 
 class KeyRules:
-    """Decide by a field's name whether its value is a secret. Answers are remembered, so asking again is one lookup.
+    """Decide by a field's name whether its value is a secret. Answers are cached, so asking again is one lookup.
 
     Args:
         keys: Further sensitive names, matched by their words: "salary" finds `baseSalary`. With `*` or `?` they
             are patterns: without a dot for the whole name, in lower case with `_` between the words, "emp_*_no";
             with dots for the names from the outermost field inwards, "payment.*.number".
         allow_keys: Names, written in any style, and patterns that are never sensitive; they win over everything.
-        more: Names that another setting makes sensitive, checked there.
+        more: Names that another setting makes sensitive, which has checked them.
     """
 
     __slots__ = ("_allowed", "_allowed_globs", "_exact", "_extra", "_globs", "_known", "_longest", "paths")
@@ -107,7 +107,7 @@ class KeyRules:
         """Return what this name says about its value. Never raises. One lookup when the name has been seen."""
         found = self._known.get(name)
         if found is None:
-            # The end of a name says what it is the name of.
+            # The end of a name says what kind of thing it names.
             found = self._judge(name[-_LONGEST_NAME:])
             if len(name) <= self._LONGEST_REMEMBERED:
                 if len(self._known) >= self._REMEMBERED:
@@ -155,7 +155,7 @@ class KeyRules:
         return at + 1 if words[at] in SECRETS else 0
 
     def _taken_apart(self, word: str) -> list[str]:
-        """Return the words that a name written in one word is made of, if they are all known; else the word."""
+        """Return the words that a name written in one word is made of, if all are known; else the word."""
         if word in SECRETS or word in _TAILS or (word,) in self._extra or not word.isascii():
             return [word]
         return _parts_of(word) if _SHORTEST_JOINED <= len(word) <= _LONGEST_JOINED else [word]
@@ -199,7 +199,7 @@ def names_in(argument: str, names: Iterable[str]) -> list[str]:
     """Return names of fields as a list.
 
     Raises:
-        ConfigurationError: They are one text, or something else than texts with letters.
+        ConfigurationError: They are a single text, or not texts with letters.
     """
     if isinstance(names, str | bytes):
         raise ConfigurationError(f"{argument} must be several names, got one text {names!r}: write [{names!r}]")

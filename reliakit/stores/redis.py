@@ -38,7 +38,7 @@ __all__ = ["RedisStore"]
 # The layout of states; part of every key, so that another version starts afresh instead of misreading them.
 _SCHEMA = "2"
 _SCHEMA_OF_ATTEMPTS = _SCHEMA_OF_CIRCUITS = "1"
-# Costs are few as a rule; whoever makes each call cost something else packs each anew.
+# Few different costs are used as a rule, so they are cached.
 _MOST_CALLS = 64
 
 
