@@ -1,7 +1,7 @@
 """Metrics that cannot hurt their service, and verdicts on its objectives.
 
-`Metrics` counts and measures, shows everything to Prometheus, and says whether the objectives are met. It listens to
-reliakit's events; nothing imports it.
+`Metrics` counts and measures, shows everything to Prometheus, and judges whether the objectives are met. It listens
+to reliakit's events; nothing imports it.
 """
 
 from __future__ import annotations

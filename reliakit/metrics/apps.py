@@ -50,7 +50,7 @@ def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _takes_gzip(encodings: str) -> bool:
-    """Return whether an Accept-Encoding header takes gzip: by its name, else by `*`."""
+    """Return whether an Accept-Encoding header accepts gzip, by its name or else by `*`."""
     qualities: dict[str, bool] = {}
     for part in encodings.lower().split(","):
         name, _, quality = part.partition(";")
@@ -67,10 +67,10 @@ class AsgiApp:
 
     Args:
         scrape: Begins a scrape for an Accept header.
-        is_large: Whether rendering takes so long that a worker thread must do it, not the event loop.
+        is_large: Returns whether rendering takes so long that it must run in a worker thread, not in the event loop.
     """
 
-    # An object and not a function: routers take a function for an endpoint that wants a request.
+    # An object and not a function: routers take a function for an endpoint that takes a request.
     def __init__(self, scrape: Callable[[str], Scrape], is_large: Callable[[], bool]) -> None:
         self._scrape = scrape
         self._is_large = is_large
@@ -105,8 +105,8 @@ class AsgiApp:
 async def _gathered(pieces: Iterator[bytes]) -> Iterable[bytes]:
     """Render in a worker thread, piece by piece.
 
-    Between two pieces the thread is done and the event loop has its turn. A thread that went on would give the
-    interpreter away only when its time slice of 5 ms is over.
+    Between two pieces the thread is done and the event loop gets its turn. A thread that went on would only release
+    the GIL when its time slice of 5 ms is over.
     """
     import asyncio  # noqa: PLC0415 - only who serves ASGI pays for the import
 

@@ -1,7 +1,7 @@
 """Every metric that reliakit itself keeps, declared once.
 
-From this table come the registry, the series that exist at 0 from the start, and the reference pages. Names follow
-the Prometheus conventions: counters end in `_total`, quantities carry their unit.
+The registry, the series that exist at 0 from the start, and the reference pages are made from this table. Names
+follow the Prometheus conventions: counters end in `_total`, quantities carry their unit.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _TRANSACTIONS = (
         _OPERATION,
         born=True,
     ),
-    # Before the retries, which are counted first and shown last: no scrape must show a retried deadlock as one that
+    # Before the retries, which are counted first and shown last: no scrape may show a retried deadlock as one that
     # reached its caller.
     _counter(
         "db_errors_total",

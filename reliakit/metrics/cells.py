@@ -4,13 +4,13 @@
             series 0   series 1   series 2
 thread A  [    3     ,    0     ,    7     ]   each row has one writer
 thread B  [    1     ,    4     ]
-total          4          4          7         summed by whoever reads
+total          4          4          7         summed by the reader
 ```
 
-A row is written by the thread that owns it and by nobody else, so an addition needs no lock and cannot deadlock from
-a GC callback or a signal handler. CPython runs those, and switches threads, on calls and jumps only: `row[i] += n`
-with a plain number is neither, so it is never interrupted halfway. A dying thread leaves its row to the next new one,
-counts and all, so totals stay exact and there are never more rows than there were threads at once.
+Only the thread that owns a row writes it, so an addition needs no lock and cannot deadlock from a GC callback or a
+signal handler. CPython runs those, and switches threads, only on calls and jumps: `row[i] += n` with a plain number
+is neither, so it is never interrupted halfway. A dying thread leaves its row to the next new one, counts and all, so
+totals stay exact and there are never more rows than there were threads at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Row(Protocol):
 
 
 class Place(Protocol):
-    """What has cells: a series."""
+    """Something that has cells: a series."""
 
     @property
     def first(self) -> int:
@@ -52,7 +52,7 @@ class Place(Protocol):
 
 
 class _Lease:
-    """Hands a row on when the thread that held it is gone: only the thread's own storage refers to its lease."""
+    """Passes a row on when the thread that held it is gone: only the thread's own storage refers to its lease."""
 
     __slots__ = ("_spare", "row")
 
@@ -83,8 +83,8 @@ class Cells:
         size = series.first + series.width
         row: list[float] | None = getattr(self.own, "row", None)
         if row is None:
-            # A GC callback or signal handler may get here first, in this very thread, and count into a row: that one
-            # it stays. The lease that comes too late hands its row on, unused.
+            # A GC callback or signal handler may get here first, on this very thread, and count into a row: that one
+            # stays in use. The lease that comes too late passes its row on, unused.
             lease: _Lease = vars(self.own).setdefault("lease", _Lease(self._adopt(), self._spare))
             row = self.own.row = lease.row
         missing = size - len(row)
@@ -109,10 +109,10 @@ class Cells:
         return sums
 
     def prepare(self, series: Place) -> None:
-        """Take note of a new series. Its cells come to be when it is written to."""
+        """Prepare for a new series. Its cells are made when it is first written to."""
 
     def read_all(self, series: Sequence[Place]) -> Iterator[Sequence[float]]:
-        """Yield the cells of several series, summed over all threads. Fast where they were made in a row."""
+        """Yield the cells of several series, summed over all threads. Fast if they were made one after the other."""
         start = min(one.first for one in series)
         stop = max(one.first + one.width for one in series)
         if stop - start > 2 * len(series) * series[0].width:

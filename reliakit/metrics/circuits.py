@@ -1,4 +1,4 @@
-"""Circuit breakers, read when somebody looks.
+"""Circuit breakers, whose counts are read at each scrape.
 
 ```
 breaker ── CircuitPresent(read) ──> Circuits ── refresh() at each scrape ──> calls, states, failure ratios
@@ -22,7 +22,7 @@ __all__ = ["Circuits"]
 
 
 class Circuits:
-    """Shows every breaker that has made itself known. Safe from any thread.
+    """Shows every breaker that has announced itself. Safe from any thread.
 
     Args:
         counter: Finds a counter of the catalogue by its name.
@@ -41,11 +41,11 @@ class Circuits:
             self._calls.labels(event.name, "success")  # exists at 0, and its siblings with it
 
     def follows(self, name: str) -> bool:
-        """Return whether a breaker of this name is read, so that its calls are not to be counted one by one."""
+        """Return whether a breaker of this name is read, so that its calls must not be counted one by one."""
         return self._readings.follows(name)
 
     def refresh(self) -> None:
-        """Count what happened since the last look, and show where each breaker stands."""
+        """Count what happened since the last look, and show the state of each breaker."""
         standing: dict[str, set[str]] = {}
         for name, figures in self._readings.refresh():
             states = standing.setdefault(name, set())
@@ -62,7 +62,7 @@ class Circuits:
             self._states.labels(name, state).set(1 if state in current else 0)
 
     def leave(self) -> None:
-        """Count a last time and follow nobody any more."""
+        """Count a last time and stop following."""
         self._readings.leave()
 
     def _count(self, name: str, figures: CircuitFigures, last: CircuitFigures) -> None:

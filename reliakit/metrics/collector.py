@@ -38,7 +38,7 @@ class MetricsCollector(Collector):
         return [_collected(family) for family in self._families()]
 
     def describe(self) -> Iterable[Metric]:
-        """Yield the families without samples; the registry refuses a second metric of the same name."""
+        """Yield the families without samples, so that the registry can refuse a second metric of the same name."""
         return [_empty(family) for family in self._families()]
 
 

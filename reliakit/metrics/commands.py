@@ -1,6 +1,6 @@
 """`python -m reliakit metrics ...` and `python -m reliakit slo URL`.
 
-The first prints what the declarations make; the second reads the verdicts that a service's own scrape carries.
+The first prints what is made from the declarations; the second reads the verdicts in a service's own scrape.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RUNBOOKS = "docs/runbooks.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, or 1 for a breached objective, or 2 for what cannot be done."""
+    """Run one command and return the exit code: 0, 1 for a breached objective, or 2 if it cannot be done."""
     asked = _parser().parse_args(arguments)
     return _slo(asked) if asked.command == "slo" else _metrics(asked)
 

@@ -95,7 +95,7 @@ def _bound(argument: str, value: object) -> float:
 
 
 def reserved(metric: Metric, full: str) -> set[str]:
-    """Return every name that this metric takes in a scrape, its family's included."""
+    """Return every name that this metric takes up in a scrape, its family's included."""
     names = {full}
     if metric.kind == "counter":
         names |= {full.removesuffix("_total"), f"{full.removesuffix('_total')}_created"}

@@ -1,4 +1,4 @@
-"""The seven objectives that every `Metrics` judges unless it is given others of their names."""
+"""The seven objectives that every `Metrics` judges, unless it is given others of the same names."""
 
 from __future__ import annotations
 

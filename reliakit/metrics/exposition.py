@@ -1,7 +1,8 @@
 """The two text formats that Prometheus reads, and which one a client asked for.
 
 Sources: the Prometheus text format 0.0.4 and OpenMetrics 1.0. Most of a line never changes, so a series keeps its
-label text ready and a scrape only appends numbers.
+    label
+text ready and a scrape only appends numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "is_trace_id", "pieces", "wants_openmetrics"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-# How many lines make a piece: about a quarter of a millisecond.
+# How many lines make one piece, which takes about a quarter of a millisecond.
 _PIECE = 400
-# OpenMetrics allows 128 characters for name and value together, and not every parser reads what is escaped there.
+# OpenMetrics allows 128 characters for name and value together, and not every parser handles escapes there.
 _TRACE_ID = re.compile("[0-9A-Za-z_-]{1,100}")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -100,7 +101,7 @@ def _histogram(
     lines = [f"{start}{bound}{float(count)!r}\n" for bound, count in zip(bounds, running, strict=True)]
     if exemplars and series.exemplars:
         for bucket, exemplar in series.exemplars.copy().items():
-            # An exemplar may be newer than the counts that were read before it: then its bucket is shown without.
+            # An exemplar may be newer than the counts that were read before it; its bucket is then shown without it.
             if counts[bucket]:
                 lines[bucket] = f"{lines[bucket][:-1]}{_exemplar(exemplar)}\n"
     return f"{''.join(lines)}{_line(f'{name}_count', labels, running[-1])}{_line(f'{name}_sum', labels, total)}"
@@ -125,7 +126,7 @@ def _help(text: str, *, quotes: bool) -> str:
 def wants_openmetrics(accept: str | None) -> bool:
     """Return whether an Accept header prefers OpenMetrics 1.0 to the plain text format.
 
-    The greater `q` wins, and the one that stands first among equals. No header, `*/*` and anything that names neither
+    The greater `q` wins, and among equals the one that comes first. No header, `*/*` and anything that names neither
     mean plain text, which every client of the last decade reads.
     """
     best: dict[bool, tuple[float, int]] = {}

@@ -1,4 +1,4 @@
-"""A metric with all its series: finds or makes the one for given labels, and never more than there is room for.
+"""A metric with all its series: finds or makes the one for given labels, but never more than there is room for.
 
 ```
 labels("auth", "login", "commit")
@@ -42,7 +42,7 @@ class Registry(NamedTuple):
     Attributes:
         drop: Counts what could not be counted, by reason.
         now: Returns the seconds since the epoch.
-        files: Where the numbers are, or None where they are in this process alone.
+        files: The shared files, or None if the numbers are in this process alone.
     """
 
     drop: Callable[[str], None]
@@ -51,7 +51,7 @@ class Registry(NamedTuple):
 
 
 class Family(Generic[S]):
-    """What all kinds of metrics share. Made by `Metrics.counter`, `.gauge` and `.histogram`."""
+    """The part that all kinds of metrics share. Made by `Metrics.counter`, `.gauge` and `.histogram`."""
 
     _kind: type[S]
     width: int = 1
@@ -66,7 +66,7 @@ class Family(Generic[S]):
         self.series: list[S] = []
         self.label_names: tuple[str, ...] = tuple(label.name for label in metric.labels)
         self._name_set = frozenset(self.label_names)
-        # One call into C for all values; with a single name it would return no tuple.
+        # One call into C for all values; with a single name it would not return a tuple.
         self._pick: Callable[[Mapping[str, object]], tuple[object, ...]] | None = (
             itemgetter(*self.label_names) if len(self.label_names) > 1 else None
         )
@@ -97,15 +97,15 @@ class Family(Generic[S]):
         self._kind = cast("type[S]", shared(self._kind))
 
     def labels(self, /, *values: object, **named: object) -> S:
-        """Return the series for these label values: keep it, writing to it is the fast way.
+        """Return the series for these label values. Keep it: writing to it is the fast way.
 
         A label that is left out is empty. Values beyond a label's bound, or beyond the metric's room, lead to the
         series that says `_other`. Labels that the metric does not have lead to a series whose writes are dropped and
         counted. Never raises.
 
         Args:
-            values: Label values in the declared order, or
-            named: the same by name.
+            values: Label values in the declared order.
+            named: The same values by name, instead of `values`.
         """
         if named:
             chosen = None if values else self._by_name(named)
@@ -118,7 +118,7 @@ class Family(Generic[S]):
             return self._find(values)
 
     def _by_name(self, named: dict[str, object]) -> tuple[object, ...] | None:
-        """Return the values in the declared order, empty where one is left out; None if there is an unknown label."""
+        """Return the values in the declared order, empty for one left out; None if a label is unknown."""
         if self._pick is not None and len(named) == len(self.label_names):
             try:
                 return self._pick(named)
@@ -137,7 +137,7 @@ class Family(Generic[S]):
         series = self._places.find(key)
         if series is None:
             series = self._add(key)
-        # Only spellings that cannot be confused are remembered, and never many of them.
+        # Only spellings that cannot be confused are cached, and never many of them.
         if len(self._lookup) < self._lookup_cap and series.values == key and _is_plain(values, key):
             self._lookup[values] = series
         return series
@@ -151,7 +151,7 @@ class Family(Generic[S]):
         return series
 
     def _add_siblings(self, key: tuple[str, ...], /) -> None:
-        """Let the other known values of this series exist at 0: an alert cannot see a counter that starts at 1."""
+        """Make the other known values of this series exist at 0: an alert cannot see a counter that starts at 1."""
         choices = [label.born or (value,) for label, value in zip(self.metric.labels, key, strict=True)]
         for sibling in itertools.product(*choices):
             if self._places.find(sibling) is None:
@@ -173,7 +173,7 @@ class Family(Generic[S]):
     def _spill(self, key: tuple[str, ...]) -> S:
         if not self._full:
             self._full = True
-            with contextlib.suppress(Exception):  # somebody's log handler may raise; counting never does
+            with contextlib.suppress(Exception):  # a log handler may raise; counting never does
                 _log.warning("metric %s is full: further label values are counted as %s", self.name, OTHER)
         for places, keeps in ((self._reserve, _is_bounded), (self._overflow, _survives)):
             spilled = tuple(
@@ -199,15 +199,15 @@ class Family(Generic[S]):
                 self._place(key)
 
     def watch(self, wants: Callable[[Mapping[str, str]], bool], tally: Tally) -> None:
-        """Let a window count along all series, present and to come, whose labels `wants` likes."""
+        """Make a window count along all series, present and future, whose labels `wants` accepts."""
         self.tell(lambda labels: tally if wants(labels) else None)
 
     def tell(self, tally_for: Callable[[Mapping[str, str]], Tally | None]) -> None:
-        """Let something count along each series, present and to come.
+        """Make something count along each series, present and future.
 
         Args:
-            tally_for: Returns what takes the numbers of the series with these labels, the same or an equal one each
-                time, or None for a series to leave alone.
+            tally_for: Returns what receives the numbers of the series with these labels, the same or an equal one
+                each time, or None to leave the series alone.
         """
         self._watchers.append(tally_for)
         for series in self.series[:]:
@@ -220,7 +220,7 @@ class Family(Generic[S]):
                 series.watch(tally)
 
     def read(self) -> Iterator[tuple[S, Sequence[float]]]:
-        """Yield all series with their numbers, a handful at a time, so that no step holds the others up for long."""
+        """Yield all series with their numbers, a few at a time, so that no step holds others up for long."""
         series = self.series[:]
         for start in range(0, len(series), _AT_ONCE):
             some = series[start : start + _AT_ONCE]
@@ -232,7 +232,7 @@ class Family(Generic[S]):
 
 
 class Counter(Family[CounterSeries]):
-    """Something that only grows. `labels(...)` binds a series; without labels it counts itself."""
+    """A number that only grows. `labels(...)` returns a bound series; without labels, count on the metric itself."""
 
     _kind = CounterSeries
 
@@ -242,12 +242,12 @@ class Counter(Family[CounterSeries]):
 
 
 class Gauge(Family[GaugeSeries]):
-    """Something that goes up and down. `labels(...)` binds a series; without labels it is set itself."""
+    """A number that goes up and down. `labels(...)` returns a bound series; without labels, set the metric itself."""
 
     _kind = GaugeSeries
 
     def set(self, value: float) -> None:
-        """Make `value` the value of the series without labels. Never raises."""
+        """Set the series without labels to `value`. Never raises."""
         self.labels().set(value)
 
     def inc(self, amount: float = 1) -> None:
@@ -255,16 +255,16 @@ class Gauge(Family[GaugeSeries]):
         self.labels().inc(amount)
 
     def dec(self, amount: float = 1) -> None:
-        """Take `amount` from the series without labels. Never raises."""
+        """Subtract `amount` from the series without labels. Never raises."""
         self.labels().dec(amount)
 
     def set_function(self, read: Callable[[], float]) -> None:
-        """Ask `read` for the value of the series without labels at every scrape."""
+        """Call `read` at every scrape for the value of the series without labels."""
         self.labels().set_function(read)
 
 
 class Histogram(Family[HistogramSeries]):
-    """How measurements are spread over buckets. `labels(...)` binds a series; without labels it observes itself."""
+    """A distribution of measurements over buckets. `labels(...)` returns a series; without labels, observe on it."""
 
     _kind = HistogramSeries
 
@@ -273,7 +273,7 @@ class Histogram(Family[HistogramSeries]):
         super().__init__(metric, name, max_series, registry)
 
     def observe(self, value: float) -> None:
-        """Take in one measurement for the series without labels. Never raises."""
+        """Add one measurement to the series without labels. Never raises."""
         self.labels().observe(value)
 
 
@@ -291,7 +291,7 @@ class _Values:
         self._places: Places[str] | None = None if label.limit is None else Places(label.limit)
 
     def admit(self, value: object) -> str:
-        """Return the text that stands for `value`, `_other` when the label is full."""
+        """Return the text that stands for `value`; `_other` if the label is full."""
         text = label_text(value)
         if self._fold is not None and text != OTHER:
             text = _folded(self._fold, text)
@@ -318,7 +318,7 @@ def _survives(label: Label) -> bool:
 
 
 def _is_plain(raw: tuple[object, ...], key: tuple[str, ...]) -> bool:
-    """Return whether these raw values equal no others that mean another text, as 1 equals True, and are short."""
+    """Return whether these raw values are short, and equal no values with another text, as 1 equals True."""
     return all(
         value is None or value is text or (type(value) is str and value == text) or _is_ordinary_int(value)
         for value, text in zip(raw, key, strict=True)

@@ -73,14 +73,14 @@ __all__ = ["Feed"]
 
 
 class Feed:
-    """Counts events into the catalogue's metrics. Called in whatever thread or task made the event; never waits.
+    """Counts events into the catalogue's metrics. Called in the thread or task that made the event; never waits.
 
     Args:
         counter: Finds a counter of the catalogue by its name.
         gauge: Finds a gauge of the catalogue by its name.
         histogram: Finds a histogram of the catalogue by its name.
-        clock: What the age of a checkout grows by between two events.
-        listener: What `take` is called by.
+        clock: Measures how the age of a checkout grows between two events.
+        listener: The listener that calls `take`.
         written: Called after each change that is shown without an event, if other processes see only what is written;
             None if not.
     """
@@ -157,11 +157,10 @@ class Feed:
 
     @property
     def types(self) -> tuple[type[Event], ...]:
-        """The events that count; nothing else needs to be built for us.
+        """The events that count; no others need to be built for this listener.
 
-        CallEnded and LimitDecided are left out: a breaker or limiter that tells each call costs far more than the
-        call itself, and its sums are read instead. Who wants the time of each call too subscribes to that event
-        besides.
+        CallEnded and LimitDecided are left out: to report each call costs a breaker or limiter far more than the call
+        itself, so their sums are read instead. To have the time of each call too, subscribe to that event as well.
         """
         return tuple(kind for kind in self._handlers if kind not in {CallEnded, LimitDecided})
 
@@ -172,14 +171,14 @@ class Feed:
             handle(event)
 
     def refresh(self) -> None:
-        """Bring up to date what is only read when somebody looks."""
+        """Bring up to date what is only read on demand."""
         self._transactions.refresh()
         self._circuits.refresh()
         self._logs.refresh()
         self._limiters.refresh()
 
     def leave(self) -> None:
-        """Nothing is heard any more: read a last time what is only read when somebody looks."""
+        """Read a last time what is only read on demand, because nothing more will be heard."""
         self._transactions.leave()
         self._circuits.leave()
         self._logs.leave()
@@ -239,7 +238,7 @@ class Feed:
         self._counter("retry_ended_total").labels(event.name, event.reason).inc()
 
     def _by_name(self, metric: str) -> Callable[[Event], None]:
-        """Return what counts one for the component that tells."""
+        """Return a function that counts one for the component that emitted the event."""
         counter = self._counter(metric)
         return lambda event: counter.labels(event.name).inc()
 
@@ -336,7 +335,7 @@ class Feed:
             self._counter("validation_failures_total").labels(event.name, keyword).inc()
 
     def _secrets_masked(self, event: SecretsMasked) -> None:
-        # Where masking failed nobody knows how many there were: the whole text was withheld.
+        # If masking failed, nobody knows how many there were: the whole text was withheld.
         result, secrets = ("withheld", max(1, event.count)) if event.failed else ("masked", event.count)
         self._counter("log_secrets_total").labels(result).inc(secrets)
 

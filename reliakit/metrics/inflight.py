@@ -12,7 +12,7 @@ __all__ = ["InFlight"]
 
 
 class InFlight:
-    """Counts what has begun and not ended: one token each, so that no lock is needed and it never falls below 0.
+    """Counts what has begun and not ended, by one token each, so it needs no lock and never falls below 0.
 
     An end whose beginning was not seen, because listening began in between, takes a token that is not its own; the
     count is right again as soon as nothing is in flight.

@@ -1,4 +1,4 @@
-"""What may stand in a label: coerced once, short, encodable, and only so many different values.
+"""What may be in a label: coerced once, short, encodable, and with a bounded number of different values.
 
 ```
 raw value ─► text ─► fold ─► known, or one of the first `limit` ─► itself
@@ -47,8 +47,8 @@ class Label:
     Attributes:
         name: The label's name.
         values: The values that are known beforehand.
-        limit: How many further values are let in before `_other` stands for the rest; None lets them in while the
-            metric has room.
+        limit: How many further values are let in before `_other` stands for the rest; None lets them in as long as
+            the metric has room.
         born: The values that get a series at 0 before anything happens, so that an alert sees the first change.
         fold: Brings a text into its canonical form.
     """
@@ -73,12 +73,12 @@ class Label:
 class Places(Generic[T]):
     """At most `limit` things, each under its key, decided without a lock; None is no limit.
 
-    Tickets come from an atomic counter. Whoever loses the race for a key hands its ticket back; until it does,
-    another key may find no room although a place is about to become free.
+    Tickets come from an atomic counter. The loser of a race for a key hands its ticket back; until it does, another
+    key may find no room although a place is about to become free.
 
     Args:
         limit: How many tickets there are.
-        beside: Whose keys these share: what stands under a key there stands under it here too.
+        beside: Another collection with the same keys: what is stored under a key there is used here too.
     """
 
     __slots__ = ("_limit", "_spare", "_taken", "_tickets")
@@ -90,15 +90,15 @@ class Places(Generic[T]):
         self._taken: dict[Hashable, T] = {} if beside is None else beside._taken  # noqa: SLF001 - of its own kind
 
     def find(self, key: Hashable) -> T | None:
-        """Return what stands under `key`, or None."""
+        """Return what is stored under `key`, or None."""
         return self._taken.get(key)
 
     def add(self, key: Hashable, made: T) -> T | None:
-        """Return what stands under `key` afterwards, or None when there is no room."""
+        """Return what is stored under `key` afterwards, or None if there is no room."""
         return self.put(key, made) if self.reserve() else self.find(key)
 
     def reserve(self) -> bool:
-        """Take a ticket for `put`, so that nothing is made for which there is no room."""
+        """Take a ticket for `put`, so that nothing is made without room for it."""
         try:
             self._spare.pop()
         except IndexError:
@@ -106,7 +106,7 @@ class Places(Generic[T]):
         return True
 
     def put(self, key: Hashable, made: T) -> T:
-        """Use the ticket and return what stands under `key` afterwards: somebody else may have been faster."""
+        """Use the ticket and return what is stored under `key` afterwards: another thread may have been faster."""
         kept = self._taken.setdefault(key, made)
         if kept is not made:
             self._spare.append(None)
@@ -117,9 +117,9 @@ class Places(Generic[T]):
 
 
 def label_text(value: object) -> str:
-    """Return a label value as text of at most 128 characters that UTF-8 can carry. Never raises.
+    """Return a label value as text of at most 128 characters that UTF-8 can encode. Never raises.
 
-    A class is its name, and an exception that of its class: what it says may be secret, and is different each time.
+    A class becomes its name, and an exception that of its class: its message may be secret, and differs each time.
     """
     if type(value) is str:
         text = value
@@ -134,7 +134,7 @@ def label_text(value: object) -> str:
 
 
 def _spelled(value: object) -> str:
-    # Even isinstance() may raise: it asks a proxy, as of a request that is over, for its __class__.
+    # Even isinstance() may raise: it asks a proxy, such as that of a finished request, for its __class__.
     if isinstance(value, Enum):
         value = value.value
     elif isinstance(value, BaseException):
@@ -194,7 +194,7 @@ _EXACT_STATES = frozenset({"40001", "40P01", "57014", "25P03", "23505", "53300"}
 
 
 def fold_sqlstate(text: str) -> str:
-    """Return a SQLSTATE that people alert on as it is, and any other as its class, such as "08xxx"."""
+    """Return a SQLSTATE unchanged if people alert on it, and any other as its class, such as "08xxx"."""
     if text in _EXACT_STATES:
         return text
     if len(text) == 5 and text.isascii() and text.isalnum():

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["LATENCY", "Across", "Kind", "Metric"]
 
 Kind = Literal["counter", "gauge", "histogram"]
-# The words are prometheus_client's; "live" leaves processes out that are gone.
+# The words are prometheus_client's; "live" leaves out processes that are gone.
 Across = Literal["all", "liveall", "sum", "livesum", "max", "livemax", "min", "livemin"]
 
 # The bounds of what takes time, unless others are given.
@@ -31,9 +31,9 @@ class Metric:
         buckets: A histogram's upper bounds, without the infinite one.
         born: Whether series exist from the start although some label is open; that label is then empty.
         absent: Whether a gauge has no series until it is set, because 0 would be a claim.
-        fixed: Whether its labels name only what was declared, so that `max_series` need not bound them.
-        across: How the values of a gauge in several processes become one.
-        by_hand: Whether no component tells it, so that only `increment` and `observe` count it.
+        fixed: Whether its labels name only what was declared, so that `max_series` need not limit them.
+        across: How the values of a gauge in several processes are combined.
+        by_hand: Whether no component reports it, so that only `increment` and `observe` count it.
     """
 
     name: str

@@ -50,7 +50,7 @@ __all__ = [
 class Term:
     """The part of a metric that is counted: series with these label values, measurements up to `bound`.
 
-    A name may stand for a counter and a histogram; `measured` means the histogram.
+    A name may stand for both a counter and a histogram; `measured` means the histogram.
     """
 
     metric: str
@@ -65,9 +65,9 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How often something happened: terms that add up, less terms that are taken off. Made by `count`.
+    """How often something happened: terms that are added, minus terms that are subtracted. Made by `count`.
 
-    `a | b` counts the same thing in two places, of which the fuller one holds.
+    `a | b` counts the same thing in two places, of which the one with more holds.
     """
 
     plus: tuple[Term, ...]
@@ -88,7 +88,7 @@ class Count:
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """Every term that counts for it in some way."""
+        """Every term that it uses in some way."""
         return (*self.plus, *self.minus, *(() if self.instead is None else self.instead.terms))
 
 
@@ -98,11 +98,11 @@ def _check_single(*counts: Count) -> None:
 
 
 def count(metric: str | AnyFamily, /, **labels: str | tuple[str, ...]) -> Count:
-    """Return how often a counter or histogram counted in the window; counts can be added and subtracted.
+    """Count how often a counter or histogram counted in the window; counts can be added and subtracted.
 
     Args:
         metric: A metric's name, or the handle of a declared one.
-        labels: Only series with this value, or one of these values.
+        labels: Only series with this label value, or one of these values.
     """
     name = _name(metric)
     chosen = tuple((label, (value,) if isinstance(value, str) else tuple(value)) for label, value in labels.items())
@@ -165,13 +165,13 @@ Goal = Below | Ratio | Zero | Complete | AtMost
 def below(metric: str | AnyFamily, seconds: float, share: float) -> Below:
     """Return the goal that at least `share` of a histogram's measurements are `seconds` or less.
 
-    "95 % below 0.1 s" is the same as "the 95th percentile is below 0.1 s", but can be counted exactly: `seconds` is
-    made a bucket bound.
+    "95 % below 0.1 s" means the same as "the 95th percentile is below 0.1 s", but can be counted exactly: `seconds`
+    is made a bucket bound.
 
     Args:
         metric: A histogram.
         seconds: The threshold, in the histogram's unit.
-        share: The share that must not exceed it, above 0 up to 1.
+        share: The share of measurements that must be within it, above 0 up to 1.
     """
     bound = checks.seconds("seconds", seconds)
     (term,) = count(metric).plus
@@ -180,12 +180,12 @@ def below(metric: str | AnyFamily, seconds: float, share: float) -> Below:
 
 
 def ratio(bad: Count | str | AnyFamily, total: Count | str | AnyFamily, limit: float) -> Ratio:
-    """Return the goal that at most `limit` of `total` are `bad`.
+    """Return the goal that at most the share `limit` of `total` is `bad`.
 
     Args:
         bad: What must be rare: a counter, or a `count(...)` of one.
         total: What it is a part of.
-        limit: The share of bad ones that is still good, from 0 up to 1.
+        limit: The largest share of bad ones that meets the goal, from 0 up to 1.
     """
     return Ratio(_count(bad), _count(total), checks.share("limit", limit, zero=True))
 
@@ -195,27 +195,27 @@ def zero(metric: Count | str | AnyFamily, among: Count | str | AnyFamily | None 
 
     Args:
         metric: A counter, or a `count(...)` of one.
-        among: What it could have happened to. With it the goal counts as met once there were enough of those; without
-            it, as long as nothing happened.
+        among: What it could have happened to. With it, the goal is met once there were enough of those; without it,
+            as long as nothing happened.
     """
     return Zero(_count(metric), None if among is None else _count(among))
 
 
 def complete(seen: Count | str | AnyFamily, tracked: Count | str | AnyFamily) -> Complete:
-    """Return the goal that all of what was `seen` was also `tracked`.
+    """Return the goal that everything that was `seen` was also `tracked`.
 
     Args:
         seen: A counter, or a `count(...)` of one.
-        tracked: The same of what was tracked.
+        tracked: A counter of what was tracked, or a `count(...)` of one.
     """
     return Complete(_count(seen), _count(tracked))
 
 
 def at_most(metric: str | AnyFamily, limit: float) -> AtMost:
-    """Return the goal that a gauge without labels is not above `limit`.
+    """Return the goal that a gauge without labels is at most `limit`.
 
-    Nothing is known while the gauge has no sample: one of reliakit's own until it is set, one of yours, which begins
-    at 0, after `clear()`.
+    Nothing is known while the gauge has no sample: one of reliakit's own has none until it is set; one of yours
+    begins at 0 and has none after `clear()`.
     """
     return AtMost(_name(metric), checks.seconds("limit", limit, zero=True))
 
@@ -229,15 +229,15 @@ class Objective:
     """A goal with a name, judged over a sliding window.
 
     Args:
-        name: What verdicts and dashboards call it.
+        name: Its name in verdicts and dashboards.
         goal: What `below`, `ratio`, `zero`, `complete` or `at_most` returned.
-        window: Seconds that the verdict looks back.
-        minimum: Fewest events that allow a verdict, at least 1.
-        period: Seconds that the error budget is for, 30 days; never less than the window.
-        help: One sentence for people: what is wanted.
+        window: How many seconds the verdict looks back.
+        minimum: The fewest events that allow a verdict, at least 1.
+        period: How many seconds the error budget covers, 30 days by default; never less than the window.
+        help: One sentence for people that says what is wanted.
 
     Raises:
-        ConfigurationError: An argument is no such thing.
+        ConfigurationError: An argument is wrong.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The gauges of connection pools, read from the latest figures that each pool has told.
 
-Events of one pool may arrive in another order than they were made, as threads tell them without a lock. Each carries
-the number of the state that it shows, so the latest one is found whatever the order, and an idle pool always shows 0.
+Events of one pool may arrive in another order than they were made, as threads emit them without a lock. Each carries
+the number of the state that it shows, so the latest one is found in any order, and an idle pool always shows 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Figures that components keep themselves, and that are read when somebody looks.
+"""Figures that components keep themselves, and that are read on demand.
 
-To tell each call, or each line of a log, costs more than the call: a component makes itself known once, and what came
-on top since the last look is counted at the next.
+Reporting each call, or each line of a log, would cost more than the call. So a component announces itself once, and
+each look counts what was added since the last one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ F = TypeVar("F", bound=_Figures)
 
 
 class Readings(Generic[F]):
-    """Follows every component that has made itself known. Safe from any thread, and never waits.
+    """Follows every component that has announced itself. Safe from any thread; never waits.
 
     Args:
         count: Takes a component's name, its figures, and those of the last look.
@@ -46,7 +46,7 @@ class Readings(Generic[F]):
         renew_locks_after_fork(self, "_lock")
 
     def follow(self, name: str, read: Callable[[], F]) -> bool:
-        """Follow a component from now on, for what it counted before is not ours; return whether it is a new one."""
+        """Follow a component from now on, ignoring what it counted before; return whether it is a new one."""
         if (name, read) in self._last:
             return False
         if len(self._last) >= _MOST:
@@ -62,7 +62,7 @@ class Readings(Generic[F]):
         return name in self._names
 
     def refresh(self) -> list[tuple[str, F]]:
-        """Count what came on top, and return everybody's figures; nothing while another thread is at it."""
+        """Count what was added, and return all figures; return none while another thread does this."""
         found: list[tuple[str, F]] = []
         if not self._lock.acquire(blocking=False):
             return found
@@ -109,7 +109,7 @@ class Readings(Generic[F]):
         self._names.update([name for name, _ in self._last.copy()])
 
     def leave(self) -> None:
-        """Count a last time and follow nobody any more: what happens from now on is not ours."""
+        """Count a last time and stop following: what happens from now on is not counted."""
         self.refresh()
         self._last.clear()
         self._forget_names()

@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics"]
 
-# How often a process shows the others what it otherwise works out when it is asked, in seconds.
+# How often, in seconds, a process writes for the others what it otherwise computes on demand.
 _SHOW_EVERY = 1.0
 
 
 class Metrics:
-    """Counts, measures and judges a service; create one, attach it, and serve it.
+    """Count, measure and judge what a service does; create one, attach it, and serve it.
 
     ```python
     metrics = Metrics()
@@ -67,8 +67,8 @@ class Metrics:
         print(metrics.render().body.decode())
     ```
 
-    One object for all threads and tasks. Counting takes no lock, never raises and never waits. Two of them in one
-    process do not know each other.
+    One object serves all threads and tasks. Counting takes no lock, never raises and never waits. Two objects in one
+    process are independent.
 
     Args:
         namespace: Goes before the names of reliakit's own metrics; "" leaves them bare.
@@ -77,16 +77,16 @@ class Metrics:
             /48; "network", loopback, private or public; "hmac", a pseudonym of the address; "off", not at all.
             Addresses, prefixes and pseudonyms are named once five events are certain, at most 100 of them; the rest
             is `_other`.
-        hmac_key: The key of the pseudonyms, at least 16 bytes; kept secret, or they can be guessed.
-        objectives: Objectives beside the default ones, or instead of those with the same name.
-        clock: What drives the windows of the objectives.
+        hmac_key: The key of the pseudonyms, at least 16 bytes; keep it secret, or they can be guessed.
+        objectives: Objectives in addition to the default ones, or instead of those with the same name.
+        clock: Drives the windows of the objectives.
 
     Attributes:
         asgi_app: The ASGI application that serves the metrics; more than 1000 series are rendered in a thread.
-        wsgi_app: The WSGI application that serves them.
+        wsgi_app: The WSGI application that serves the metrics.
 
     Raises:
-        ConfigurationError: An argument is no such thing.
+        ConfigurationError: An argument is wrong.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class Metrics:
         self.namespace = namespace
         self.max_series: int = checks.count("max_series", max_series)
         naming = Naming(source, hmac_key)
-        # Guards attaching; counting and rendering never take it. Re-entrant, as a signal handler may close it, or a
-        # generator that is collected while it holds it attached.
+        # Guards attaching; counting and rendering never take it. Re-entrant, because a signal handler may close it,
+        # or a finaliser a generator that holds it attached.
         self._lock = RLock()
         self._emitter = Emitter("metrics", clock=clock)
         self._clock = clock
@@ -142,7 +142,7 @@ class Metrics:
         self._own("build_info", Gauge).labels(__version__, platform.python_version()).set(1)
 
     def attach(self) -> Subscription:
-        """Count everything that reliakit's components tell, until the subscription or this object is closed.
+        """Count everything that reliakit's components report, until the subscription or this object is closed.
 
         Attaching twice counts once.
 
@@ -155,7 +155,7 @@ class Metrics:
         return subscription
 
     def close(self) -> None:
-        """Stop listening and leave every prometheus_client registry; what was counted stays. Idempotent."""
+        """Stop listening and leave every prometheus_client registry; counts stay. Closing twice is harmless."""
         with self._lock:
             subscriptions, self._subscriptions = self._subscriptions, []
             collectors, self._collectors = self._collectors, []
@@ -166,7 +166,7 @@ class Metrics:
             registry.unregister(collector)
 
     def listeners_changed(self) -> None:
-        """Stop reading what components count once nothing is heard of them; see `reliakit.core.spine.watch`."""
+        """Stop reading what components count once nobody listens to them; see `reliakit.core.spine.watch`."""
         subscriptions = self._subscriptions[:]
         if subscriptions and all(subscription.is_closed for subscription in subscriptions):
             self._feed.leave()
@@ -200,7 +200,7 @@ class Metrics:
 
         Args:
             name: Such as "error" or "security", or the name of a declared metric.
-            amount: How many, zero or more; also `amount=`.
+            amount: How much to add, zero or more; also `amount=`.
             labels: Label values; one that is left out is empty.
         """
         try:
@@ -218,7 +218,7 @@ class Metrics:
             self._miss(name)
 
     def observe(self, name: str, value: float | None = None, /, **labels: object) -> None:
-        """Take a measurement into a histogram, or set a gauge, by its name, with or without its unit.
+        """Add a measurement to a histogram, or set a gauge, by its name, with or without its unit.
 
         An unknown name or label is dropped and counted in `metrics_dropped_total`; nothing is raised.
 
@@ -245,16 +245,16 @@ class Metrics:
             metric.labels(**labels).set(cast("float", value))
 
     def counter(self, name: str, help: str = "", labels: Iterable[str | Label] = (), *, unit: str = "") -> Counter:  # noqa: A002 - the field's word
-        """Declare something that only grows; declaring the same again returns the same handle.
+        """Declare a counter, which only grows; declaring the same again returns the same handle.
 
         Args:
-            name: Its name; `_total` is added where it is missing, the namespace is not.
+            name: Its name; `_total` is added if it is missing, the namespace is not.
             help: One sentence for people.
-            labels: Names of its dimensions.
+            labels: The names of its dimensions.
             unit: Its base unit, such as "bytes"; becomes part of the name.
 
         Raises:
-            ConfigurationError: The name is taken by something else, or an argument is wrong.
+            ConfigurationError: The name is taken by another metric, or an argument is wrong.
         """
         return cast("Counter", self._shelf.custom(declared("counter", name, help, labels=labels, unit=unit)))
 
@@ -267,19 +267,19 @@ class Metrics:
         unit: str = "",
         multiprocess_mode: Across = "livesum",
     ) -> Gauge:
-        """Declare something that goes up and down; declaring the same again returns the same handle.
+        """Declare a gauge, which goes up and down; declaring the same again returns the same handle.
 
         Args:
-            name: Its name; the unit is added where it is missing, the namespace is not.
+            name: Its name; the unit is added if it is missing, the namespace is not.
             help: One sentence for people.
-            labels: Names of its dimensions.
+            labels: The names of its dimensions.
             unit: Its base unit, such as "bytes"; becomes part of the name.
-            multiprocess_mode: How the values of several processes become one where PROMETHEUS_MULTIPROC_DIR is set:
-                "sum", "max", "min" or "all", which keeps them apart by pid; with "live" before it, of processes
-                that are alive.
+            multiprocess_mode: How the values of several processes are combined if PROMETHEUS_MULTIPROC_DIR is set:
+                "sum", "max", "min", or "all", which keeps them apart by pid; with "live" before it, only those of
+                processes that are alive.
 
         Raises:
-            ConfigurationError: The name is taken by something else, or an argument is wrong.
+            ConfigurationError: The name is taken by another metric, or an argument is wrong.
         """
         if multiprocess_mode not in get_args(Across):
             raise ConfigurationError(
@@ -298,24 +298,24 @@ class Metrics:
         buckets: Iterable[float] = LATENCY,
         objectives: Iterable[float] = (),
     ) -> Histogram:
-        """Declare something that is measured; declaring the same again returns the same handle.
+        """Declare a histogram of measurements; declaring the same again returns the same handle.
 
         Args:
-            name: Its name; the unit is added where it is missing, the namespace is not.
+            name: Its name; the unit is added if it is missing, the namespace is not.
             help: One sentence for people.
-            labels: Names of its dimensions.
+            labels: The names of its dimensions.
             unit: Its base unit, such as "seconds"; becomes part of the name.
-            buckets: Upper bounds, growing; the infinite one is always there.
+            buckets: Upper bounds, in growing order; the infinite one is always there.
             objectives: Thresholds that objectives look at; each becomes a bucket bound.
 
         Raises:
-            ConfigurationError: The name is taken by something else, or an argument is wrong.
+            ConfigurationError: The name is taken by another metric, or an argument is wrong.
         """
         metric = declared("histogram", name, help, labels=labels, unit=unit, buckets=buckets, objectives=objectives)
         return cast("Histogram", self._shelf.custom(metric))
 
     def objective(self, objective: Objective) -> None:
-        """Judge a further objective from now on, or one instead of that with the same name.
+        """Judge a further objective from now on, replacing one with the same name.
 
         Raises:
             ConfigurationError: It names a metric, label or threshold that has not been declared.
@@ -336,7 +336,7 @@ class Metrics:
         return self._board.objectives
 
     def slo(self) -> list[Verdict]:
-        """Return the verdict on each objective, over its window up to now. Well below a millisecond, any thread."""
+        """Return the verdict on each objective over its window. Well below a millisecond; from any thread."""
         self._emitter.emit(NumbersWanted)
         self._feed.refresh()
         return self._board.verdicts()
@@ -345,19 +345,19 @@ class Metrics:
         """Return all metrics as text.
 
         Args:
-            accept: The client's Accept header, if it sent one: OpenMetrics 1.0 where it prefers that, else the text
+            accept: The client's Accept header, if it sent one: OpenMetrics 1.0 if it prefers that, else the text
                 format 0.0.4.
         """
         scrape = self._view.scrape(accept)
         return Exposition(b"".join(scrape.pieces), scrape.content_type)
 
     def register(self, registry: CollectorRegistry) -> None:
-        """Let a prometheus_client registry show all these metrics too, as one collector, until `close()`.
+        """Make a prometheus_client registry show all these metrics too, as one collector, until `close()`.
 
         Registering twice shows them once.
 
         Raises:
-            ConfigurationError: The registry has a metric of the same name, or is none.
+            ConfigurationError: The registry has a metric of the same name, or is not a registry.
         """
         from reliakit.metrics.collector import MetricsCollector  # noqa: PLC0415 - prometheus_client loads slowly
 
@@ -376,22 +376,22 @@ class Metrics:
             self._collectors.append((registry, collector))
 
     def forward(self, hear: Callable[[AnyFamily], object]) -> None:
-        """Hand every metric, present and to come, to something that shows it elsewhere.
+        """Pass every metric, present and future, to code that shows it elsewhere.
 
         Args:
-            hear: Takes each metric once; must neither block nor raise.
+            hear: Called with each metric once; must neither block nor raise.
         """
         self._shelf.forward(hear)
 
     def families(self) -> list[AnyFamily]:
-        """Return all metrics, those about the metrics themselves brought up to date."""
+        """Return all metrics, with those about the metrics themselves brought up to date."""
         return self._view.families()
 
     def _drop(self, reason: str) -> None:
         self._dropped.labels(reason).inc()
 
     def _miss(self, name: str) -> None:
-        """Remember that an error was not counted: the objective that all are counted must know."""
+        """Record that an error was not counted, for the objective that all errors are counted."""
         if name in self._error_names:
             self._own("error_untracked_total", Counter).inc()
 
@@ -401,7 +401,7 @@ class Metrics:
 
 
 def _shared_files() -> SharedFiles | None:
-    """Return where the environment wants the numbers, None where each process keeps its own."""
+    """Return the shared files that the environment asks for, or None if each process keeps its own numbers."""
     if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         return None
     from reliakit.metrics.shared import SharedFiles  # noqa: PLC0415 - only this mode needs it
@@ -410,7 +410,7 @@ def _shared_files() -> SharedFiles | None:
 
 
 def _leave(reference: weakref.ref[Metrics]) -> None:
-    """Write down, as the process ends, what is only read when somebody looks: nobody will look again."""
+    """Write, as the process ends, what is otherwise only read on demand: nobody will ask again."""
     metrics = reference()
     if metrics is not None:
         metrics.close()

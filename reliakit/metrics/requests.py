@@ -1,4 +1,4 @@
-"""What a web application's edge tells: requests and websockets, those under way and those that are over."""
+"""What the edge of a web application reports: requests and websockets, those under way and those that are over."""
 
 from __future__ import annotations
 

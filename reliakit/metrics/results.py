@@ -17,7 +17,7 @@ __all__ = ["Results"]
 
 
 class Results:
-    """Shows verdicts; what is not known has no sample.
+    """Shows verdicts; an unknown value has no sample.
 
     Args:
         gauge: Finds a gauge of the catalogue by its name.

@@ -1,4 +1,4 @@
-"""Which windows the objectives look through, and what they show now."""
+"""The windows that the objectives look through, and the verdicts that they give now."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Scoreboard:
     Args:
         find: Returns the metric of a name, a counter rather than a histogram, or None.
         find_histogram: Returns the histogram of a name, or None.
-        clock: What drives the windows.
+        clock: Drives the windows.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Scoreboard:
         self._find_histogram = find_histogram
         self._clock = clock
         self._objectives: dict[str, tuple[Objective, float]] = {}
-        # Counts that look at the same series over the same time are one: each costs something at every event.
+        # Counts of the same series over the same time share one window, because each costs something at every event.
         self._tallies: dict[tuple[AnyFamily, Labels, Span], dict[float, Window]] = {}
         self._found: dict[tuple[Term, Span], Window] = {}
 
     def add(self, objective: Objective) -> None:
-        """Judge this objective from now on, instead of one with the same name."""
+        """Judge this objective from now on, replacing one with the same name."""
         goal, span = objective.goal, _span(objective)
         if isinstance(goal, AtMost):
             self._check_gauge(goal.metric)
@@ -126,7 +126,7 @@ class Scoreboard:
             value = gauge.series[0].get() if isinstance(gauge, Gauge) and gauge.series else math.nan
             return Reading(None if math.isnan(value) else value, None)
         part, whole = _counts(goal)
-        # The part is read before the whole: what happens in between must not make it the greater one.
+        # The part is read before the whole, so that what happens in between cannot make it the greater one.
         held, held_in_period = self._sum(part, span)
         total, total_in_period = (None, 0.0) if whole is None else self._sum(whole, span)
         seen = min(objective.period, self._clock.monotonic() - since)

@@ -1,4 +1,4 @@
-"""The verdicts as a scrape carries them, read back by whoever asks a service from outside."""
+"""The verdicts in a scrape, read back by a client that asks a service from outside."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ _FIELDS = {
 
 
 def judged(text: str) -> list[Judged]:
-    """Return the verdicts that stand in a scrape, whatever its namespace.
+    """Return the verdicts in a scrape, whatever its namespace.
 
     Raises:
-        ValueError: There are none, or it is no scrape.
+        ValueError: There are none, or the text is not a scrape.
     """
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - loads slowly
 
@@ -106,7 +106,7 @@ def judged(text: str) -> list[Judged]:
 
 def _take(one: Judged, told: dict[str, list[float]], sample: Any) -> None:
     if sample.name.endswith("slo_verdict") and sample.value > 0:
-        # Several processes behind one scrape may disagree: the worst is told.
+        # Several processes behind one scrape may disagree: the worst verdict is reported.
         one.verdict = min(one.verdict, sample.labels.get("verdict", ""), key=_severity)
     for name, field in _FIELDS.items():
         if sample.name == name or sample.name.endswith(f"_{name}"):
@@ -127,11 +127,11 @@ def _settle(one: Judged, told: dict[str, list[float]]) -> None:
 
 
 def fetched(url: str, timeout: float) -> str:
-    """Return what an address shows, as plain text.
+    """Return what an address serves, as plain text.
 
     Raises:
-        ValueError: It is no address of the web.
-        OSError: It cannot be reached, or does not answer well.
+        ValueError: It is not an address of the web.
+        OSError: It cannot be reached, or does not answer properly.
     """
     if urlsplit(url).scheme not in {"http", "https"}:
         raise ValueError("the address must begin with http:// or https://")

@@ -1,7 +1,7 @@
 """One labelled time series of each kind: what a bound handle writes to.
 
 A write checks its number, adds to this thread's own cell and returns: no lock, no allocation that outlives the call,
-no exception. What cannot be counted is dropped and counted as dropped.
+no exception. What cannot be counted is dropped, and counted as dropped.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ __all__ = [
     "number_of",
 ]
 
-# A larger number is no measurement, and adding up many of them would reach infinity and stay there.
+# A larger number is not a measurement, and adding many of them would reach infinity and stay there.
 MOST = 1e200
 _PLAIN = frozenset({int, float})
-# CPython has one object for 1, so the usual call is told by identity: 78 ns instead of 104.
+# CPython has one object for 1, so the usual call is recognised by identity: 78 ns instead of 104.
 _ONE = 1
 _NONE: dict[int, Exemplar] = {}
 
 
 class Tally(Protocol):
-    """Takes along what an objective looks at: a counter's amounts, or a histogram's measurements."""
+    """Receives what an objective looks at: a counter's amounts, or a histogram's measurements."""
 
     def add(self, amount: float, /) -> None:
-        """Take it in now. Never waits."""
+        """Record it now. Never waits."""
         ...
 
 
@@ -138,7 +138,7 @@ class Series:
         return self._home.width
 
     def watch(self, tally: Tally) -> None:
-        """Let an objective's window count along, if this kind of series counts."""
+        """Make an objective's window count along, if this kind of series counts."""
 
     def _look(self, tally: Tally) -> None:
         if tally not in self._tallies:
@@ -175,9 +175,9 @@ class CounterSeries(Series):
         return self._cells.read(self)[0]
 
     def watch(self, tally: Tally) -> None:
-        """Let an objective's window count along."""
+        """Make an objective's window count along."""
         self._look(tally)
-        # The unwatched path stays free of the question; both classes have the same layout.
+        # Changing the class keeps the check off the unwatched path; both classes have the same layout.
         self.__class__ = self._watched()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _watched(self) -> type[CounterSeries]:
@@ -190,7 +190,7 @@ class WatchedCounterSeries(CounterSeries):
     __slots__ = ()
 
     def inc(self, amount: float = 1) -> None:
-        """Add `amount`, and tell who watches."""
+        """Add `amount`, and pass it on to the windows."""
         if type(amount) in _PLAIN and 0 <= amount <= MOST:
             super().inc(amount)
             for tally in self._tallies:
@@ -206,12 +206,12 @@ class GaugeSeries(Series):
 
     def __init__(self, home: Home, values: tuple[str, ...], first: int, prefix: str) -> None:
         super().__init__(home, values, first, prefix)
-        # The value that was set last, and what the cells held then; what was added since counts on top.
+        # The value that was set last, and what the cells held then; what was added since is added to it.
         self._set: tuple[float, float] = (0, 0)
         self._read: Callable[[], float] | None = None
 
     def set(self, value: float) -> None:
-        """Make `value` the value. Never raises. O(threads)."""
+        """Set the value. Never raises. O(threads)."""
         number = number_of(value, self._home.drop, signed=True)
         if number is not None:
             self._set = (number, self._cells.read(self)[0])
@@ -227,24 +227,24 @@ class GaugeSeries(Series):
                 row[self._first] += number
 
     def dec(self, amount: float = 1) -> None:
-        """Take `amount` away. Never raises. O(1), any thread."""
+        """Subtract `amount`. Never raises. O(1), any thread."""
         number = number_of(amount, self._home.drop, signed=True)
         if number is not None:
             self.inc(-number)
 
     def clear(self) -> None:
-        """Show nothing until it is set again: nothing is known."""
+        """Show nothing until it is set again, because nothing is known."""
         self._set = (math.nan, 0)
 
     def set_function(self, read: Callable[[], float]) -> None:
-        """Ask `read` for the value at every scrape; one that raises shows the last value that was set."""
+        """Call `read` for the value at every scrape; if it raises, the last value that was set is shown."""
         self._read = read
 
     def refresh(self) -> None:
-        """Take note that what the function returns has changed. Matters only where other processes read the value."""
+        """Note that the function's value has changed. Only matters if other processes read it."""
 
     def get(self) -> float:
-        """Return the value; not a number after `clear()`."""
+        """Return the value; NaN after `clear()`."""
         read = self._asked()
         if read is not None:
             return read
@@ -275,9 +275,9 @@ class HistogramSeries(Series):
         self.exemplars: dict[int, Exemplar] = _NONE
 
     def observe(self, value: float) -> None:
-        """Take in one measurement, zero or more. Never raises. O(log buckets), any thread.
+        """Record one measurement, zero or more. Never raises. O(log buckets), any thread.
 
-        Within a request that has a trace id it becomes its bucket's exemplar.
+        Within a request that has a trace id, it becomes its bucket's exemplar.
         """
         if type(value) in _PLAIN and 0 <= value <= MOST:
             try:
@@ -312,7 +312,7 @@ class HistogramSeries(Series):
         return int(sum(counts)), total
 
     def watch(self, tally: Tally) -> None:
-        """Let an objective's window take the measurements too."""
+        """Make an objective's window record the measurements too."""
         self._look(tally)
         self.__class__ = self._watched()  # pyright: ignore[reportAttributeAccessIssue] - as above
 
@@ -326,7 +326,7 @@ class WatchedHistogramSeries(HistogramSeries):
     __slots__ = ()
 
     def observe(self, value: float) -> None:
-        """Take in one measurement, and tell who watches."""
+        """Record one measurement, and pass it on to the windows."""
         if type(value) in _PLAIN and 0 <= value <= MOST:
             super().observe(value)
             for tally in self._tallies:

@@ -6,11 +6,11 @@ worker 2 ── row of worker 2's file ─┼─ one scrape, by whichever proces
 worker 3 ── row of worker 3's file ─┘
 ```
 
-This is prometheus_client's multiprocess mode: the files are its own, made and named by it, so that its
-`MultiProcessCollector` and `mark_process_dead` work as they do for its own metrics. It lays out each number when a
-series begins; from then on a handle adds to the number where it stands in the mapped file. `row[i] += n` with a plain
-number is never interrupted halfway in CPython with its global lock, see `reliakit.metrics.cells`, so that takes no
-lock either.
+This is prometheus_client's multiprocess mode: the files are made and named by prometheus_client, so that its
+`MultiProcessCollector` and `mark_process_dead` work as they do for its own metrics. It allocates each number when a
+series begins; from then on a handle adds to the number in place, in the mapped file. `row[i] += n` with a plain
+number is never interrupted halfway in CPython with its GIL, see `reliakit.metrics.cells`, so this needs no lock
+either.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SharedFiles:
         directory: Where the files of all processes are.
 
     Raises:
-        ConfigurationError: There is no such directory, or nothing can be written there.
+        ConfigurationError: The directory does not exist, or cannot be written to.
     """
 
     def __init__(self, directory: str) -> None:
@@ -88,7 +88,7 @@ class SharedFiles:
 
     @classmethod
     def wanted(cls) -> SharedFiles | None:
-        """Return the files that the environment asks for, or None where each process is by itself."""
+        """Return the files that the environment asks for, or None if each process keeps its own numbers."""
         directory = os.environ.get(_VARIABLE)
         return cls(directory) if directory else None
 
@@ -109,7 +109,7 @@ class SharedFiles:
         self._owns.clear()
 
     def render(self, *, openmetrics: bool) -> bytes:
-        """Return what all processes have counted, those that are gone included."""
+        """Return what all processes have counted, including those that are gone."""
         from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - loads slowly
         from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
         from prometheus_client.openmetrics import exposition  # noqa: PLC0415
@@ -180,12 +180,12 @@ class SharedCells:
         tell_after_fork(self, "forget")
 
     def reach(self, series: _Moving) -> Row:
-        """Lay out the series' numbers and return the row with them.
+        """Allocate the series' numbers and return the row with them.
 
-        Where that cannot be done now, its counts wait, and are added when it can.
+        If that cannot be done now, its counts wait, and are added when it can.
         """
         if _is_inside_prometheus():
-            return self._waiting  # its lock is held by this very thread, which a GC callback or signal interrupted
+            return self._waiting  # this very thread holds the lock: a GC callback or signal handler interrupted it
         first = series.first if series.own is self.own else None
         try:
             places = [self._files.place(*sample, mode=self._metric.across) for sample in self._samples(series.values)]
@@ -216,7 +216,7 @@ class SharedCells:
     def _fail(self) -> None:
         if not self._failed:
             self._failed = True
-            with contextlib.suppress(Exception):  # somebody's log handler may raise; counting never does
+            with contextlib.suppress(Exception):  # a log handler may raise; counting never does
                 _log.exception("metric %s cannot be written to %s", self._name, self._files.directory)
 
     def prepare(self, series: _Moving) -> None:
@@ -240,7 +240,7 @@ class SharedCells:
         self._waiting.clear()
 
     def show(self, gauge: SharedGaugeSeries) -> None:
-        """Write what a gauge's function returns now. Never waits: whoever is at it does it for the others, too."""
+        """Write what a gauge's function returns now. Never waits: the thread that does it serves the others, too."""
         self._stale.append(gauge)
         while self._stale and self._lock.acquire(blocking=False):
             try:

@@ -14,7 +14,7 @@ __all__ = ["bucket_of", "quantile"]
 _ACCURACY = 0.01
 _GAMMA = (1 + _ACCURACY) / (1 - _ACCURACY)
 _PER_LOG = 1 / log(_GAMMA)
-# Nothing that is shown lies beyond: 1 400 buckets at most, the lowest of which is for 0 too.
+# No value beyond these is shown: 1 400 buckets at most, the lowest of which also holds 0.
 _LEAST, _MOST = 1e-6, 1e6
 
 
@@ -32,8 +32,8 @@ def quantile(buckets: Counter[int], share: float) -> float | None:
         buckets: How many measurements each bucket holds.
         share: From 0 to 1; 0.95 for the 95th percentile.
     """
-    # The smallest measurement that as many as wanted do not exceed: the convention that makes "p95 <= 0.1" the same
-    # as "95 % take up to 0.1".
+    # The smallest measurement such that the wanted number do not exceed it: the convention under which "p95 <= 0.1"
+    # means the same as "95 % take up to 0.1".
     rank = max(1, ceil(share * buckets.total() - 1e-9))
     for bucket in sorted(buckets):
         rank -= buckets[bucket]

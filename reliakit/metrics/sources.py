@@ -1,7 +1,7 @@
-"""Who is behind the security events, told apart only when it matters.
+"""Which sources are behind the security events, told apart only when it matters.
 
 A source is named once five of its events are certain; until then, and for all others, its events count as `_other`.
-So the sum over sources is exact, an attacker with a million addresses adds no series, and the one that hammers is
+So the sum over sources is exact, an attacker with a million addresses adds no series, and one that keeps hammering is
 named.
 
 Source: Metwally, Agrawal and El Abbadi, "Efficient computation of frequent and top-k elements in data streams"
@@ -127,7 +127,7 @@ class HeavyHitters:
         if len(self._names) >= self._most:
             return
         self._inbox.extend([source] * min(times, self._after))
-        # Never waits: whoever has the lock works off what the others put in, and looks again before it goes.
+        # Never waits: the holder of the lock processes what the others put in, and looks again before it leaves.
         while self._inbox and self._lock.acquire(blocking=False):
             try:
                 self._work_off_locked()
@@ -145,7 +145,7 @@ class HeavyHitters:
 
 
 class _SourceSeries(CounterSeries):
-    """Counts events of one source; under its name or not is decided at each event."""
+    """Counts events of one source; decides at each event whether to count under its name."""
 
     __slots__ = ("_event", "_family", "_source")
 
@@ -170,7 +170,7 @@ class Naming:
         hmac_key: The key of the pseudonyms.
 
     Raises:
-        ConfigurationError: There is no such mode, or the key does not go with it.
+        ConfigurationError: There is no such mode, or the key does not belong to it.
     """
 
     def __init__(self, mode: str = "ip", hmac_key: bytes | str | None = None) -> None:
@@ -228,7 +228,7 @@ class SourceCounter(Counter):
         return _SourceSeries(self, label_text(event), self._naming.fold(label_text(source)))
 
     def count(self, event: str, source: str, amount: float) -> None:
-        """Count under the source's name where it has one, else as `_other`."""
+        """Count under the source's name if it has one, else as `_other`."""
         self.bound(event, source).inc(amount)
         if source not in {"", OTHER} and not self._is_named(source):
             self._hitters.notice(source, _times(amount))

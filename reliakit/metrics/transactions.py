@@ -1,4 +1,4 @@
-"""Transactions and the pools they run on, counted at once and without an event wherever a pool offers it.
+"""Transactions and the pools they run on, counted directly, without an event, if a pool allows it.
 
 ```
 pool ── PoolPresent ─┬─▶ read()  at each scrape: connections, who waits, what runs
@@ -47,8 +47,8 @@ class Transactions:
         counter: Finds a counter of the catalogue by its name.
         gauge: Finds a gauge of the catalogue by its name.
         histogram: Finds a histogram of the catalogue by its name.
-        clock: What the age of a checkout grows by between two looks.
-        listener: Who hears the events, and whose meters are handed out.
+        clock: Measures how the age of a checkout grows between two looks.
+        listener: The listener that receives the events, and on whose behalf meters are provided.
         written: Called after each change of a pool if other processes see only what is written; None if not.
     """
 
@@ -92,11 +92,11 @@ class Transactions:
             event.watch(changed)
 
     def refresh(self) -> None:
-        """Show what pools look like now."""
+        """Show the pools as they are now."""
         self._readings.refresh()
 
     def leave(self) -> None:
-        """Look a last time, and follow nobody any more: of what runs on nothing is known."""
+        """Look a last time and stop following: nothing is known of what is still running."""
         self._readings.leave()
         self._running.clear()
         for inflight in self._open.copy().values():
@@ -125,7 +125,7 @@ class Transactions:
             inflight.show(sum(pool.get(inflight, 0) for pool in pools))
 
     def running(self, labels: _Labels) -> InFlight:
-        """Return what counts the open transactions of a service and operation."""
+        """Return the count of open transactions of a service and operation."""
         known = self._open.get(labels)
         if known is not None:
             return known
@@ -157,7 +157,7 @@ class Transactions:
         self.count(labels, event.status, event.duration, event.sqlstate, deliberate=event.deliberate)
 
     def count(self, labels: _Labels, status: str, duration: float, sqlstate: str | None, *, deliberate: bool) -> None:
-        """Count an attempt by how it ended; what objectives take off comes first, as they read it last."""
+        """Count an attempt by how it ended. What objectives subtract comes first, because they read it last."""
         if deliberate and status == "rollback":
             self._deliberate.labels(*labels).inc()
         if status == "retry":
@@ -168,14 +168,14 @@ class Transactions:
             self._counter("db_errors_total").labels(sqlstate).inc()
 
     def born(self, pool: str) -> CounterSeries:
-        """Let the counters of a pool that alerts look at exist at 0, and return that of waits in vain."""
+        """Make a pool's counters that alerts look at exist at 0, and return that of waits in vain."""
         self._counter("db_pool_leaked_connections_total").labels(pool)
         self._counter("db_pool_overdue_checkouts_total").labels(pool)
         self._counter("db_replica_fallbacks_total").labels(pool)
         return self._counter("db_pool_timeouts_total").labels(pool)
 
     def times(self, pool: str) -> tuple[HistogramSeries, HistogramSeries]:
-        """Return where it is measured how long connections of a pool are waited for, and held."""
+        """Return the histograms of how long a pool's connections are waited for, and held."""
         return (
             self._histogram("db_pool_wait_seconds").labels(pool),
             self._histogram("db_pool_use_seconds").labels(pool),

@@ -1,8 +1,8 @@
-"""Verdicts that do not cry wolf: what was counted, held against an objective.
+"""Verdicts without false alarms: what was counted, compared with an objective.
 
-A share that was sampled is known within its 95 % Wilson interval (E. B. Wilson, 1927). The verdict is `met` when the
-whole interval is inside the target, `breached` when it is wholly outside, `at_risk` between, and `insufficient_data`
-below the minimum. `zero` and `complete` look at everything that happened: one counterexample breaches them at once.
+A sampled share is known within its 95 % Wilson interval (E. B. Wilson, 1927). The verdict is `met` if the whole
+interval is inside the target, `breached` if it is wholly outside, `at_risk` between, and `insufficient_data` below
+the minimum. `zero` and `complete` look at everything that happened: one counterexample breaches them at once.
 
 The error budget is what an objective forgives in its period: 1 % of a month's transactions, if 99 % must be good.
 Pace is how fast it is spent: at 1 it lasts exactly the period. (Beyer et al., "The Site Reliability Workbook", 2018.)
@@ -46,21 +46,22 @@ class Verdict:
         objective: The objective's name.
         verdict: "met", "at_risk", "breached" or "insufficient_data".
         value: What was measured: a share, a number of events or seconds; None without data.
-        target: What it is held against.
+        target: What the value is compared with.
         low: Lower end of the 95 % interval of the value, or None without data.
-        high: Upper end of it.
-        count: How many events it rests on.
-        window: Seconds looked back.
+        high: Upper end of that interval, or None without data.
+        count: How many events it is based on.
+        window: How many seconds it looks back.
         kind: The function that made its goal, "below", "ratio", "zero", "complete" or "at_most"; `below` and
             `complete` want the value to be at least the target, the others at most.
-        minimum: Fewest events that allow a verdict.
-        period: Seconds that the error budget is for.
-        quantile: For `below`, what the wanted share of the measurements did not exceed, within 1 %: 0.042 says that
-            "p95 is 42 ms" where the target is 0.95. None without data, and for other kinds.
-        budget_left: Share of the error budget of a whole period that is left, 1.0 untouched, 0.0 or less gone. The
-            period's traffic is taken to be like that seen so far.
-        pace: How fast the budget is spent, by the last window: 1.0 lasts exactly the period. None without data.
-        gone_after: Seconds until nothing is left of it at this pace, None when it renews as fast as it is spent.
+        minimum: The fewest events that allow a verdict.
+        period: How many seconds the error budget covers.
+        quantile: For `below`, what the wanted share of the measurements did not exceed, within 1 %: 0.042 means that
+            "p95 is 42 ms" if the target is 0.95. None without data, and for other kinds.
+        budget_left: Share of the error budget of a whole period that is left: 1.0 untouched, 0.0 or less used up. The
+            period's traffic is assumed to be like that seen so far.
+        pace: How fast the budget is spent, judged by the last window: at 1.0 it lasts exactly the period. None
+            without data.
+        gone_after: Seconds until nothing is left of it at this pace; None if it renews as fast as it is spent.
     """
 
     objective: str
@@ -85,11 +86,11 @@ class Reading:
     """What was counted for a goal.
 
     Attributes:
-        part: How many of `total` in the window, or the gauge's value; None where nothing is known.
+        part: How many of `total` in the window, or the gauge's value; None if nothing is known.
         total: Out of how many.
-        period_part: The same within the period of the error budget.
-        period_total: Likewise.
-        seen: Seconds that the period was watched so far; 0 where no budget is asked for.
+        period_part: The same as `part` within the period of the error budget.
+        period_total: The same as `total` within that period.
+        seen: For how many seconds the period was watched so far; 0 if no budget is asked for.
         quantile: What `below`'s share of the measurements did not exceed.
     """
 
@@ -108,7 +109,7 @@ def wilson(part: float, total: float) -> tuple[float, float]:
     scale = 1 + square / total
     middle = (share + square / (2 * total)) / scale
     spread = Z / scale * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    # Without this a share of exactly 0 or 1 would be outside of its own interval by one rounding.
+    # Without this, rounding would put a share of exactly 0 or 1 outside of its own interval.
     return max(0.0, min(share, middle - spread)), min(1.0, max(share, middle + spread))
 
 
@@ -199,7 +200,7 @@ def _judge_value(objective: Objective, value: float | None) -> Verdict:
 
 
 def _with_budget(objective: Objective, goal: Below | Ratio, verdict: Verdict, reading: Reading) -> Verdict:
-    """Add what is left of the error budget, how fast it is spent, and when it will be gone."""
+    """Add how much of the error budget is left, how fast it is spent, and when it will be used up."""
     allowed = goal.target if isinstance(goal, Ratio) else 1 - goal.target
     if reading.seen <= 0 or allowed <= 0:
         return verdict
@@ -223,11 +224,11 @@ def _bad_share(goal: Below | Ratio, part: float, total: float) -> float | None:
 def pooled(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """Return one verdict per objective over what several processes have counted, such as a service's workers.
 
-    Counts are added and judged anew, of gauges the greatest counts, and there is as much budget left as in the
+    Counts are added up and judged anew, the greatest value of a gauge counts, and as much budget is left as in the
     process that has least. Pure.
 
     Args:
-        verdicts: What their `Metrics.slo()` returned, with the same objectives.
+        verdicts: What the `Metrics.slo()` of each returned, with the same objectives.
     """
     groups: dict[str, list[Verdict]] = {}
     for verdict in verdicts:

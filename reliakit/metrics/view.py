@@ -1,4 +1,4 @@
-"""All metrics as they stand now, for whoever reads them: a scrape, a sink, a registry of prometheus_client."""
+"""All metrics as they are now, for those that read them: a scrape, a sink, a registry of prometheus_client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["View"]
 
-# Rendering more lines than this takes longer than an event loop should stand still.
+# Rendering more lines than this takes longer than an event loop should be blocked.
 _MANY = 1000
 
 
@@ -28,8 +28,8 @@ class View:
 
     Args:
         shelf: The metrics.
-        verdicts: Judges the objectives; what components count themselves is read by the way.
-        files: Where all processes' numbers are, or None where they are in this process alone.
+        verdicts: Judges the objectives, and reads what components count themselves on the way.
+        files: The shared files, or None if the numbers are in this process alone.
     """
 
     def __init__(self, shelf: Shelf, verdicts: Callable[[], list[Verdict]], files: SharedFiles | None) -> None:
@@ -65,7 +65,7 @@ class View:
             yield piece.encode("utf-8", "replace")
 
     def is_large(self) -> bool:
-        """Return whether rendering takes longer than an event loop should stand still."""
+        """Return whether rendering takes longer than an event loop should be blocked."""
         return self._files is not None or sum(len(one.series) * one.width for one in self._shelf.all()) > _MANY
 
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""How much happened lately: counts in slots of time, forgotten as the window slides on.
+"""How much happened lately: counts in slots of time, forgotten as the window moves on.
 
 ```
 now - window                                         now
@@ -6,8 +6,8 @@ now - window                                         now
 ```
 
 A window of 300 s has 100 slots, so an event is forgotten at most 3 s early and never late. What leaves the window
-goes into the slots of the long period that an error budget is for. As with `Cells`, every thread has a row of its own
-and leaves it to the next new one: counting takes no lock and holds nobody up, and reading adds the rows up.
+goes into the slots of the long period that an error budget covers. As with `Cells`, every thread has a row of its own
+and leaves it to the next new one: counting takes no lock and delays nobody, and a reader adds the rows up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Occurrences", "Span", "Window", "Within"]
 
 _SLOTS = 100
-# A sketch holds a hundred numbers where a count holds one, so so many slots share one.
+# A sketch holds a hundred numbers where a count holds one, so this many slots share one.
 _SHARE = 4
 
 
@@ -60,8 +60,8 @@ class _Row:
     def turn(self, slot: int, long: float) -> None:
         """Begin a slot; what is older than the window goes into the slots of the period, so many times as long.
 
-        A GC callback or signal handler may count, and so turn the same row, at any line of it: nothing that is looked
-        at here need still be there, and whoever takes a cell out is the one who adds it up.
+        A GC callback or signal handler may count, and so turn the same row, at any line of this: nothing that is
+        found here need still be there at the next line, and the code that takes a cell out is the one that adds it.
         """
         oldest = slot - _SLOTS
         for old in self.window.copy():
@@ -81,7 +81,7 @@ class _Row:
 
 
 class _Lease:
-    """Hands a row on when the thread that held it is gone: only the thread's own storage refers to its lease."""
+    """Passes a row on when the thread that held it is gone: only the thread's own storage refers to its lease."""
 
     __slots__ = ("_row", "_spare")
 
@@ -112,7 +112,7 @@ class Window:
         self._spare: list[_Row] = []
 
     def add(self, amount: float, /) -> None:
-        """Take in an amount now. O(1), never waits."""
+        """Record an amount now. O(1), never waits."""
         # Written out in each class, as it runs at every event. `+=` is never interrupted halfway, see `Cells`.
         slot = int(self._now() // self._width)
         try:
@@ -129,7 +129,7 @@ class Window:
         oldest, oldest_long = int(slot // 1) - _SLOTS, slot // self._long - _SLOTS
         window = period = 0.0
         for row in self._rows[:]:
-            # Copied in one step: the row's own thread may begin a slot meanwhile.
+            # Copied in one step, because the row's own thread may begin a slot meanwhile.
             for at, cell in row.window.copy().items():
                 if at > oldest:
                     window += cell[place]
