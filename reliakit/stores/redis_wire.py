@@ -106,8 +106,8 @@ class Library:
             kinds["redis"] = scheme.replace("valkey", "redis")
         self._url = f"{kinds[self._name]}://{rest}"
         try:
-            self._pool("", None)
-        except ValueError as error:
+            self.connection()
+        except Exception as error:  # noqa: BLE001 - whatever the library objects to, such as an unknown setting
             raise ConfigurationError(f"RedisStore: {error}, got {_without_password(url)!r}") from None
 
     def connection(self) -> Any:

@@ -62,6 +62,9 @@ def test_making_one_connects_to_nothing_and_bad_settings_are_refused(tmp_path: A
     for wrong in ("http://localhost", "localhost", None, object(), RedisStore, 7):
         with pytest.raises(ConfigurationError, match=r"RedisStore|source"):
             RedisStore(wrong)
+    for setting, told in (("socket_timeuot=1", "socket_timeuot"), ("db=one", "db"), ("ssl_cert_reqs=maybe", "maybe")):
+        with pytest.raises(ConfigurationError, match=told):
+            RedisStore(f"rediss://localhost?{setting}")
     for settings in ({"timeout": 0}, {"clock": "mine"}, {"prefix": ""}):
         with pytest.raises(ConfigurationError, match=next(iter(settings))):
             RedisStore("redis://localhost", **settings)
