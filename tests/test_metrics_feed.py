@@ -163,7 +163,7 @@ class TestTransactions:
         db = Emitter("main")
         for number in range(3000):
             started(db, operation=f"op-{number}")
-        shown = list(metrics._own("transaction_in_progress", object).series)
+        shown = list(metrics._shelf.gauge("transaction_in_progress").series)
         assert sum(series.get() for series in shown) == 3000
         assert len(shown) <= 1000
         for number in range(3000):
@@ -480,7 +480,7 @@ class TestTrouble:
         assert value(metrics, "transaction_hook_failures_total", operation="login") == 1
 
     def test_an_error_that_breaks_the_counting_is_told_by_the_objective(self, metrics, monkeypatch):
-        monkeypatch.setattr(metrics._own("error_total", object), "labels", lambda *values: 1 / 0)
+        monkeypatch.setattr(metrics._shelf.counter("error_total"), "labels", lambda *values: 1 / 0)
         report(Emitter("web"), ValueError("v"))
         assert verdict(metrics, "errors_tracked").verdict == "breached"
 
@@ -583,7 +583,7 @@ class TestRequests:
         assert value(metrics, "websocket_messages_total", direction="out") == 0
         for number in range(2000):
             web.emit(WebsocketOpened, service="s", route=f"/{number}")
-        assert len(metrics._own("websocket_connections", object).series) <= 1000
+        assert len(metrics._shelf.gauge("websocket_connections").series) <= 1000
 
     def test_hostile_routes_and_methods_leave_the_series_flat(self, metrics):
         web = Emitter("web")

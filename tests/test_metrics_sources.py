@@ -192,7 +192,7 @@ class TestNames:
 
     def test_a_bound_handle_follows_its_source_to_its_name(self):
         metrics = Metrics()
-        handle = metrics._own("security_total", object).labels("failed_login", "192.0.2.1")
+        handle = metrics._shelf.counter("security_total").labels("failed_login", "192.0.2.1")
         for _ in range(7):
             handle.inc()
         assert events(metrics) == {OTHER: 5, "192.0.2.1": 2}

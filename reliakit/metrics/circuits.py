@@ -13,10 +13,8 @@ from reliakit.metrics.catalogue import STATES
 from reliakit.metrics.readings import Readings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from reliakit.core.events import CircuitFigures, CircuitPresent
-    from reliakit.metrics.family import Counter, Gauge
+    from reliakit.metrics.shelf import Shelf
 
 __all__ = ["Circuits"]
 
@@ -25,14 +23,13 @@ class Circuits:
     """Shows every breaker that has announced itself. Safe from any thread.
 
     Args:
-        counter: Finds a counter of the catalogue by its name.
-        gauge: Finds a gauge.
+        shelf: Holds the metrics.
     """
 
-    def __init__(self, counter: Callable[[str], Counter], gauge: Callable[[str], Gauge]) -> None:
-        self._calls = counter("circuit_breaker_calls_total")
-        self._states = gauge("circuit_breaker_state")
-        self._ratios = gauge("circuit_breaker_failure_ratio")
+    def __init__(self, shelf: Shelf) -> None:
+        self._calls = shelf.counter("circuit_breaker_calls_total")
+        self._states = shelf.gauge("circuit_breaker_state")
+        self._ratios = shelf.gauge("circuit_breaker_failure_ratio")
         self._readings: Readings[CircuitFigures] = Readings(self._count)
 
     def present(self, event: CircuitPresent) -> None:

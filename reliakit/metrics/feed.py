@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.core.spine import Listener
-    from reliakit.metrics.family import Counter, Gauge, Histogram
+    from reliakit.metrics.shelf import Shelf
 
 __all__ = ["Feed"]
 
@@ -76,9 +76,7 @@ class Feed:
     """Counts events into the catalogue's metrics. Called in the thread or task that made the event; never waits.
 
     Args:
-        counter: Finds a counter of the catalogue by its name.
-        gauge: Finds a gauge of the catalogue by its name.
-        histogram: Finds a histogram of the catalogue by its name.
+        shelf: Holds the metrics.
         clock: Measures how the age of a checkout grows between two events.
         listener: The listener that calls `take`.
         written: Called after each change that is shown without an event, if other processes see only what is written;
@@ -86,21 +84,14 @@ class Feed:
     """
 
     def __init__(
-        self,
-        counter: Callable[[str], Counter],
-        gauge: Callable[[str], Gauge],
-        histogram: Callable[[str], Histogram],
-        clock: Clock,
-        listener: Listener,
-        *,
-        written: Callable[[], None] | None = None,
+        self, shelf: Shelf, clock: Clock, listener: Listener, *, written: Callable[[], None] | None = None
     ) -> None:
-        self._counter = counter
-        self._gauge = gauge
-        self._histogram = histogram
-        self._requests = Requests(counter, gauge, histogram)
-        self._transactions = transactions = Transactions(counter, gauge, histogram, clock, listener, written=written)
-        self._circuits = Circuits(counter, gauge)
+        self._counter = shelf.counter
+        self._gauge = shelf.gauge
+        self._histogram = shelf.histogram
+        self._requests = Requests(shelf)
+        self._transactions = transactions = Transactions(shelf, clock, listener, written=written)
+        self._circuits = Circuits(shelf)
         self._logs: Readings[LogFigures] = Readings(self._written)
         self._limiters: Readings[LimitFigures] = Readings(self._limited)
         self._trackers: dict[str, ErrorsOpen] = {}

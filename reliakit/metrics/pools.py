@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from reliakit.core.clock import Clock
     from reliakit.core.events import PoolChanged, PoolFigures
-    from reliakit.metrics.family import Gauge
     from reliakit.metrics.series import GaugeSeries
+    from reliakit.metrics.shelf import Shelf
 
 __all__ = ["Pools"]
 
@@ -79,12 +79,12 @@ class Pools:
     """Keeps the latest figures of each pool. Takes no lock; safe from any thread.
 
     Args:
-        gauge: Finds a gauge of the catalogue by its name.
+        shelf: Holds the gauges.
         clock: What the age of a checkout grows by between two events.
     """
 
-    def __init__(self, gauge: Callable[[str], Gauge], clock: Clock) -> None:
-        self._gauge = gauge
+    def __init__(self, shelf: Shelf, clock: Clock) -> None:
+        self._gauge = shelf.gauge
         self._clock = clock
         self._known: dict[tuple[str, str], _Series] = {}
         self._series: dict[str, _Series] = {}

@@ -118,18 +118,10 @@ class Metrics:
         registry = Registry(self._drop, clock.time, self._files)
         self._shelf = shelf = Shelf(namespace, self.max_series, naming, registry, wanted)
         self._families, self._counted, self._observed = shelf.families, shelf.counted, shelf.observed
-        self._own = shelf.own
-        errors = self._own("error_total", Counter)
+        errors = shelf.counter("error_total")
         self._error_names = frozenset({errors.name, *aliases(errors.metric)})
-        self._dropped = self._own("metrics_dropped_total", Counter)
-        self._feed = Feed(
-            lambda name: self._own(name, Counter),
-            lambda name: self._own(name, Gauge),
-            lambda name: self._own(name, Histogram),
-            clock,
-            self,
-            written=None if self._files is None else self._show,
-        )
+        self._dropped = shelf.counter("metrics_dropped_total")
+        self._feed = Feed(shelf, clock, self, written=None if self._files is None else self._show)
         self._board = Scoreboard(shelf.find, self._observed.get, clock)
         for objective in wanted:
             self._board.add(objective)
@@ -139,7 +131,7 @@ class Metrics:
         watch(self)
         if self._files is not None:
             atexit.register(_leave, weakref.ref(self))
-        self._own("build_info", Gauge).labels(__version__, platform.python_version()).set(1)
+        shelf.gauge("build_info").labels(__version__, platform.python_version()).set(1)
 
     def attach(self) -> Subscription:
         """Count everything that reliakit's components report, until the subscription or this object is closed.
@@ -393,7 +385,7 @@ class Metrics:
     def _miss(self, name: str) -> None:
         """Record that an error was not counted, for the objective that all errors are counted."""
         if name in self._error_names:
-            self._own("error_untracked_total", Counter).inc()
+            self._shelf.counter("error_untracked_total").inc()
 
     def __repr__(self) -> str:
         state = "attached" if self._subscriptions else "not attached"

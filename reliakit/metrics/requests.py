@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from reliakit.metrics.inflight import InFlight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from reliakit.core.events import (
         RequestEnded,
         RequestStarted,
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
         WebsocketOpened,
         WebsocketPassed,
     )
-    from reliakit.metrics.family import Counter, Gauge, Histogram
+    from reliakit.metrics.shelf import Shelf
 
 __all__ = ["Requests"]
 
@@ -25,27 +23,20 @@ class Requests:
     """Counts, times and weighs requests, and counts websockets. Safe from any thread.
 
     Args:
-        counter: Finds a counter of the catalogue by its name.
-        gauge: Finds a gauge of the catalogue by its name.
-        histogram: Finds a histogram of the catalogue by its name.
+        shelf: Holds the metrics.
     """
 
-    def __init__(
-        self,
-        counter: Callable[[str], Counter],
-        gauge: Callable[[str], Gauge],
-        histogram: Callable[[str], Histogram],
-    ) -> None:
-        active = gauge("http_server_active_requests").labels()
+    def __init__(self, shelf: Shelf) -> None:
+        active = shelf.gauge("http_server_active_requests").labels()
         self._active = InFlight(active)
         active.set_function(self._active.count)
-        self._requests = counter("http_server_requests_total")
-        self._durations = histogram("http_server_request_duration_seconds")
-        self._sent = counter("http_server_response_body_bytes_total")
-        self._received = counter("http_server_request_body_bytes_total")
-        self._timeouts = counter("http_server_timeouts_total")
-        self._connections = gauge("websocket_connections")
-        self._messages = counter("websocket_messages_total")
+        self._requests = shelf.counter("http_server_requests_total")
+        self._durations = shelf.histogram("http_server_request_duration_seconds")
+        self._sent = shelf.counter("http_server_response_body_bytes_total")
+        self._received = shelf.counter("http_server_request_body_bytes_total")
+        self._timeouts = shelf.counter("http_server_timeouts_total")
+        self._connections = shelf.gauge("websocket_connections")
+        self._messages = shelf.counter("websocket_messages_total")
         self._open: dict[str, InFlight] = {}
 
     def started(self, _event: RequestStarted) -> None:

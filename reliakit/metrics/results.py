@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from reliakit.metrics.verdicts import VERDICTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from reliakit.metrics.family import Gauge
     from reliakit.metrics.series import GaugeSeries
+    from reliakit.metrics.shelf import Shelf
     from reliakit.metrics.verdicts import Verdict
 
 __all__ = ["Results"]
@@ -20,11 +21,11 @@ class Results:
     """Shows verdicts; an unknown value has no sample.
 
     Args:
-        gauge: Finds a gauge of the catalogue by its name.
+        shelf: Holds the gauges.
     """
 
-    def __init__(self, gauge: Callable[[str], Gauge]) -> None:
-        self._gauge = gauge
+    def __init__(self, shelf: Shelf) -> None:
+        self._gauge = shelf.gauge
 
     def show(self, verdicts: Iterable[Verdict]) -> None:
         """Set every gauge of these objectives."""

@@ -86,8 +86,19 @@ class Shelf:
         for family in families:
             hear(family)
 
-    def own(self, name: str, kind: type[F]) -> F:
-        """Return a metric of the catalogue."""
+    def counter(self, name: str) -> Counter:
+        """Return a counter of the catalogue."""
+        return self._own(name, Counter)
+
+    def gauge(self, name: str) -> Gauge:
+        """Return a gauge of the catalogue."""
+        return self._own(name, Gauge)
+
+    def histogram(self, name: str) -> Histogram:
+        """Return a histogram of the catalogue."""
+        return self._own(name, Histogram)
+
+    def _own(self, name: str, kind: type[F]) -> F:
         family = self._catalogue[name]
         assert isinstance(family, kind), name
         return family

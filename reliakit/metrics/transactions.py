@@ -29,8 +29,9 @@ if TYPE_CHECKING:
         TransactionStarted,
     )
     from reliakit.core.spine import Listener
-    from reliakit.metrics.family import Counter, Gauge, Histogram
+    from reliakit.metrics.family import Counter, Histogram
     from reliakit.metrics.series import CounterSeries, HistogramSeries
+    from reliakit.metrics.shelf import Shelf
 
 __all__ = ["Transactions"]
 
@@ -44,30 +45,21 @@ class Transactions:
     """Counts transactions and shows pools. Safe from any thread, and never waits.
 
     Args:
-        counter: Finds a counter of the catalogue by its name.
-        gauge: Finds a gauge of the catalogue by its name.
-        histogram: Finds a histogram of the catalogue by its name.
+        shelf: Holds the metrics.
         clock: Measures how the age of a checkout grows between two looks.
         listener: The listener that receives the events, and on whose behalf meters are provided.
         written: Called after each change of a pool if other processes see only what is written; None if not.
     """
 
     def __init__(
-        self,
-        counter: Callable[[str], Counter],
-        gauge: Callable[[str], Gauge],
-        histogram: Callable[[str], Histogram],
-        clock: Clock,
-        listener: Listener,
-        *,
-        written: Callable[[], None] | None = None,
+        self, shelf: Shelf, clock: Clock, listener: Listener, *, written: Callable[[], None] | None = None
     ) -> None:
-        self._counter = counter
-        self._gauge = gauge
-        self._histogram = histogram
+        self._counter = counter = shelf.counter
+        self._gauge = shelf.gauge
+        self._histogram = shelf.histogram
         self._listener = listener
         self._written = written
-        self.pools: Pools = Pools(gauge, clock)
+        self.pools: Pools = Pools(shelf, clock)
         self._readings: Readings[PoolFigures] = Readings(self._look)
         self._open: dict[_Labels, InFlight] = {}
         # What runs by pool, as it was at the last look: looks come one after the other, but who shows may overtake.
@@ -75,7 +67,7 @@ class Transactions:
         self._deliberate = counter("transaction_deliberate_rollbacks_total")
         self._retries = counter("transaction_retries_total")
         self.attempts: Counter = counter("transaction_total")
-        self.durations: Histogram = histogram("transaction_duration_seconds")
+        self.durations: Histogram = shelf.histogram("transaction_duration_seconds")
 
     def present(self, event: PoolPresent) -> None:
         """Follow a pool from now on, and count its transactions."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from reliakit.metrics.apps import Scrape
 from reliakit.metrics.exposition import OPENMETRICS, TEXT, pieces, wants_openmetrics
-from reliakit.metrics.family import Gauge
 from reliakit.metrics.results import Results
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ class View:
         self._shelf = shelf
         self._verdicts = verdicts
         self._files = files
-        self._results = Results(lambda name: shelf.own(name, Gauge))
-        self._held = shelf.own("metrics_series", Gauge)
+        self._results = Results(shelf)
+        self._held = shelf.gauge("metrics_series")
 
     def families(self) -> list[AnyFamily]:
         """Return all metrics, those about the metrics themselves brought up to date."""
