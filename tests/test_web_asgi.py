@@ -888,6 +888,27 @@ async def test_a_policy_has_one_name_in_the_fields_and_in_the_problem():
     assert refused.json["violated-policies"] == ['s_che "x"']
 
 
+async def test_an_answer_to_head_has_no_body():
+    async def boom(scope, receive, send):
+        raise ValueError("x")
+
+    async def slow(scope, receive, send):
+        await asyncio.Event().wait()
+
+    limited = protect(boom, service="s", max_body=8, limiter=RateLimiter("1/h"))
+    timed = protect(slow, service="s", timeout=0.001)
+    for app, headers in (
+        (limited, {"Content-Length": "9"}),
+        (limited, {}),
+        (protect(boom, service="s"), {}),
+        (timed, {}),
+    ):
+        answer = await call(app, method="HEAD", headers=headers)
+        assert answer.status in {413, 429, 500, 504}
+        assert answer.body == b""
+        assert int(answer.headers["content-length"]) > 0
+
+
 async def test_a_preflight_is_never_limited():
     app = protect(ok, service="s", limiter=tight(), cors=CORS)
     headers = {**ORIGIN, "Access-Control-Request-Method": "PUT"}

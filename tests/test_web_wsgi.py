@@ -187,6 +187,21 @@ def test_an_answer_to_head_has_no_body_that_a_kept_connection_would_take_for_the
         assert int(answer.headers["content-length"]) > 0
 
 
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [("HEAD", {}), ("OPTIONS", {"Origin": "https://a.example", "Access-Control-Request-Method": "PUT"})],
+)
+def test_an_answer_without_a_body_has_a_part_for_a_server_that_begins_it_with_the_first_one(method, headers):
+    limiter = RateLimiter("1/h")
+    limiter.hit("203.0.113.9")
+    app = protect(ok, service="s", limiter=limiter, cors=Cors(["https://a.example"]))
+    begun = []
+    parts = app(environ(method=method, headers=headers), lambda status, *_: begun.append(status))
+    assert list(parts) == [b""]
+    assert begun[0][:3] == {"HEAD": "429", "OPTIONS": "204"}[method]
+    parts.close()
+
+
 def test_an_error_after_the_first_byte_is_raised_again(heard):
     boom = RuntimeError("boom")
 

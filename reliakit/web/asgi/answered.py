@@ -47,7 +47,7 @@ class Answered:
         response = self._problems.answer(error)
         if exchange is not None:
             exchange.fail(error, response.status)
-        await send_answer(gate.send, response)
+        await send_answer(scope, gate.send, response)
 
 
 class _Gate:

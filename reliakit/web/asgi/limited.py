@@ -38,7 +38,7 @@ class Limited:
         if decision.allowed:
             await self._app(scope, receive, tell)
         else:
-            await send_answer(tell, self._limit.refused(decision, scope))
+            await send_answer(scope, tell, self._limit.refused(decision, scope))
 
 
 class Bounded:
@@ -55,7 +55,7 @@ class Bounded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif self._limit.refuses(scope):
-            await send_answer(send, self._limit.answer())
+            await send_answer(scope, send, self._limit.answer())
         else:
             await self._count(scope, receive, send)
 
@@ -72,7 +72,7 @@ class Bounded:
                 if size > limit.max_body:
                     if not (started or refused):
                         refused = True
-                        await send_answer(send, limit.answer())
+                        await send_answer(scope, send, limit.answer())
                     raise limit.error()
             return message
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reliakit.web.headers import Fields
     from reliakit.web.problem import ProblemResponse
-    from reliakit.web.request import Message, Send
+    from reliakit.web.request import Message, Request, Send
 
 __all__ = ["BODY", "START", "send_answer", "with_fields"]
 
@@ -23,11 +23,12 @@ def with_fields(message: Message, fields: Fields) -> Message:
     return {**message, "headers": headers}
 
 
-async def send_answer(send: Send, response: ProblemResponse) -> None:
+async def send_answer(scope: Request, send: Send, response: ProblemResponse) -> None:
     """Send a whole response."""
     body = response.json() if response.body else b""
     headers = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in response.headers.items()]
     if response.status != 204:
         headers.append((b"content-length", str(len(body)).encode("ascii")))
     await send({"type": START, "status": response.status, "headers": headers})
-    await send({"type": BODY, "body": body, "more_body": False})
+    # Not every server drops the body of an answer to HEAD; over HTTP/2 the client then gives the connection up.
+    await send({"type": BODY, "body": b"" if scope.get("method") == "HEAD" else body, "more_body": False})

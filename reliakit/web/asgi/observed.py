@@ -126,6 +126,6 @@ class Shared:
             await send(message)
 
         if preflight:
-            await send_answer(tell, cors.preflight(scope))
+            await send_answer(scope, tell, cors.preflight(scope))
         else:
             await self._app(scope, receive, tell)

@@ -126,7 +126,7 @@ class _Exchange:
         if self._started:
             self._limit.seen(error)
         else:
-            self._answer = asyncio.ensure_future(send_answer(self._send, self._limit.answer(error)))
+            self._answer = asyncio.ensure_future(send_answer(self._scope, self._send, self._limit.answer(error)))
         if seconds > 0:
             self._timeout.reschedule(asyncio.get_running_loop().time())
 

@@ -44,7 +44,8 @@ def answer(
         lines.append(("Content-Length", str(len(body))))
     begin_response(start_response, f"{response.status} {HTTPStatus(response.status).phrase}", lines, exc_info)
     # Not every server drops the body of a response to HEAD; on a kept connection it would be read as the next one.
-    return [body] if body and environ.get("REQUEST_METHOD") != "HEAD" else []
+    # Not every server begins a response whose body has no part at all.
+    return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else body]
 
 
 def close_iterable(iterable: Iterable[bytes]) -> None:
