@@ -1,1 +1,1 @@
-"""Other libraries, one file each: nothing is imported before you import that file, and nothing of it is required."""
+"""Integrations with other libraries, one file each: a library is only imported, and needed, by its own file."""

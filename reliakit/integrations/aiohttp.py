@@ -4,9 +4,9 @@
 session = aiohttp.ClientSession(middlewares=(PolicyMiddleware(Policy.standard),))
 ```
 
-The rules are those of `reliakit.integrations.httpx`: a policy for each host; what may not be sent twice (POST and
-PATCH without an `Idempotency-Key`, bodies that are streamed) passes without retries and hedges; answers 5xx and 429
-are failures inside the policy and answers again outside of it; a deadline bounds every call. Needs aiohttp 3.12.
+The rules are those of `reliakit.integrations.httpx`: a policy for each host; requests that may not be sent twice
+(POST and PATCH without an `Idempotency-Key`, streamed bodies) pass without retries and hedges; 5xx and 429 are
+failures inside the policy and responses again outside of it; a deadline limits every call. Needs aiohttp 3.12.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class PolicyMiddleware:
     """Send each request of a session through the policy of its host.
 
     Args:
-        policy: A callable that returns the policy of a host, given as "api.example.com:8443", or one policy for all.
+        policy: A callable that returns the policy for a host such as "api.example.com:8443", or one policy for all.
         max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
-        failed: Which statuses are failures; default: 429 and 5xx without 501 and 505.
+        failed: A function of the status that says which ones are failures; by default 429, and 5xx without 501 and
+            505.
         propagate: Whether request id, trace, priority and deadline are sent along. The caller's own headers stay.
 
     Raises:
@@ -66,14 +67,14 @@ class PolicyMiddleware:
             if left is None:
                 answer = await handler(request)
             else:
-                # A deadline set by a plain `with` cuts nothing by itself.
+                # A deadline set by a plain `with` does not cut anything off by itself.
                 async with deadline(left):
                     answer = await handler(request)
             answers.append(answer)
             if self._hosts.is_failed(answer.status):
                 await (
                     answer.read()
-                )  # the connection is free for the next attempt, and the caller reads it from memory
+                )  # frees the connection for the next attempt; the caller reads the body from memory
                 self._hosts.check(answer, answer.status)
             return answer
 

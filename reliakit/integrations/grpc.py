@@ -9,11 +9,11 @@ server = grpc.aio.server(interceptors=[AsyncServerContext()])
 
 A client sends what is left of its deadline as the call's timeout, and request id, trace and priority as metadata. A
 server's handlers run within the caller's deadline and request context, so every wait of theirs knows how much time
-there is; the priority is believed of `trusted` peers.
+there is; the priority is only believed from `trusted` peers.
 
-Unary calls pass through the policy, those of methods not named in `idempotent` without its retries and hedges. A
-status such as NOT_FOUND is an answer; UNAVAILABLE, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, INTERNAL and UNKNOWN are
-failures. Calls with streams carry deadline and context but pass no policy: their user knows what may be repeated.
+Unary calls pass through the policy; methods not named in `idempotent` pass without its retries and hedges. A status
+such as NOT_FOUND is an answer; UNAVAILABLE, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, INTERNAL and UNKNOWN are failures.
+Streaming calls carry deadline and context but pass through no policy: only their user knows what may be repeated.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FAILED = frozenset(
     getattr(grpc.StatusCode, name)
     for name in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN")
 )
-# What HTTP spells as headers goes along as metadata, but for the deadline: gRPC has its own.
+# The headers of HTTP are sent as metadata, except for the deadline, for which gRPC has its own field.
 _FAR = 10.0**9
 _CARRIED = ("X-Request-ID", "traceparent", "tracestate", PRIORITY_HEADER)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -61,9 +61,9 @@ def client_interceptors(
     """Return interceptors for `grpc.intercept_channel`.
 
     Args:
-        policy: What unary calls pass through, or None for deadline and context alone.
+        policy: The policy for unary calls, or None for deadline and context only.
         idempotent: The full names of methods that may be sent twice, such as "/package.Service/Method".
-        propagate: Whether request id and trace are sent along; the deadline always is.
+        propagate: Whether request id, trace and priority are sent along; the deadline always is.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -78,9 +78,9 @@ def async_client_interceptors(
     """Return interceptors for the channels of `grpc.aio`.
 
     Args:
-        policy: What unary calls pass through, or None for deadline and context alone.
+        policy: The policy for unary calls, or None for deadline and context only.
         idempotent: The full names of methods that may be sent twice, such as "/package.Service/Method".
-        propagate: Whether request id and trace are sent along; the deadline always is.
+        propagate: Whether request id, trace and priority are sent along; the deadline always is.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -144,7 +144,7 @@ class _Unary(_Client):
             error = call.exception()
             if error is not None and (not isinstance(error, grpc.RpcError) or call.code() in _FAILED):
                 raise error
-            return call  # of a status that is an answer, the caller learns from the call
+            return call  # the caller learns from the call of a status that is an answer
 
         policy = self._calls.policy_for(details)
         return attempt() if policy is None else policy.call(attempt)
@@ -195,12 +195,12 @@ class _AsyncStreams(_AsyncClient):
 def _time(context: Any) -> Any:
     """Return a block with the time that the caller gives, for `with` and `async with`."""
     left = context.time_remaining()
-    # Without a deadline gRPC tells of one in the far future, or of none.
+    # Without a deadline, gRPC reports one in the far future, or none.
     return nullcontext() if left is None or left > _FAR else deadline(max(0.0, left))
 
 
 class _Context:
-    """What a server's handlers run within. Nobody but who is trusted says how important he is."""
+    """What a server's handlers run within. Only trusted peers may say how important a request is."""
 
     def __init__(self, *, trusted: Iterable[str] = ()) -> None:
         self._trusted = Peers(trusted)
@@ -209,7 +209,7 @@ class _Context:
         return f"{type(self).__name__}(trusted={self._trusted!r})"
 
     def _request(self, context: Any) -> request_context:
-        """Return the request's context, with what the metadata tells of it as far as it is well-formed."""
+        """Return the request's context, from as much of the metadata as is well formed."""
         told = {name.lower(): value for name, value in context.invocation_metadata() or ()}
         request_id, traceparent = told.get("x-request-id"), told.get("traceparent")
         known: dict[str, Any] = {}
@@ -237,10 +237,10 @@ class ServerContext(_Context):
     The deadline is cooperative, as in every plain function: `checkpoint()` and reliakit's own waits raise.
 
     Args:
-        trusted: Networks of your own services, such as "10.0.0.0/8": the priority that they tell is believed.
+        trusted: Networks of your own services, such as "10.0.0.0/8", whose priority is believed.
 
     Raises:
-        ConfigurationError: A network that is none.
+        ConfigurationError: A network is not valid.
     """
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
@@ -283,7 +283,7 @@ class AsyncServerContext(_Context):
         trusted: As for `ServerContext`.
 
     Raises:
-        ConfigurationError: A network that is none.
+        ConfigurationError: A network is not valid.
     """
 
     async def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
@@ -293,7 +293,7 @@ class AsyncServerContext(_Context):
             return None
         behaviour, make = _behaviour(handler)
         if colour_of(behaviour, by="AsyncServerContext") in {"plain", "generator"}:
-            return handler  # runs in a thread of the server's, where nothing of this task's context is seen
+            return handler  # runs in a thread of the server, which does not see this task's context
 
         async def one(request: Any, context: Any) -> Any:
             with self._request(context):
@@ -305,7 +305,7 @@ class AsyncServerContext(_Context):
                 async with _time(context):
                     answers = behaviour(request, context)
                     if not hasattr(answers, "__aiter__"):
-                        await answers  # it writes to the context instead of yielding
+                        await answers  # the handler writes to the context instead of yielding
                         return
                     async for answer in answers:
                         yield answer
@@ -318,7 +318,7 @@ class AsyncServerContext(_Context):
 
 
 def _behaviour(handler: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return what serves the method, and what makes a handler of its kind."""
+    """Return the function that serves the method, and the one that makes a handler of its kind."""
     kind = f"{_word(handler.request_streaming)}_{_word(handler.response_streaming)}"
     return getattr(handler, kind), getattr(grpc, f"{kind}_rpc_method_handler")
 

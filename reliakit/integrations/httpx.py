@@ -4,14 +4,14 @@
 client = httpx.AsyncClient(transport=AsyncPolicyTransport(Policy.standard))
 ```
 
-Each host has a policy of its own, made when it is first called. What may not be sent twice (POST and PATCH without an
-`Idempotency-Key`, bodies that are streamed) passes through the policy without its retries and hedges. Answers 5xx and
-429 count as failures inside the policy; the last one is then returned as the answer it is. A deadline bounds every
-wait, and request id, trace, priority and deadline travel along. The policy covers a call until its headers are there,
-also of a stream; the body of a good answer is read afterwards.
+Each host has a policy of its own, made when it is first called. Requests that may not be sent twice (POST and PATCH
+without an `Idempotency-Key`, streamed bodies) pass through the policy without its retries and hedges. 5xx and 429
+count as failures inside the policy; the last one is then returned as a response. A deadline limits every wait, and
+request id, trace, priority and deadline are sent along. The policy covers a call until its headers are there, also
+for a stream; the body of a good response is read afterwards.
 
 A call may also raise the errors of its policy, such as CircuitOpenError, and DeadlineExceededError.
-Redirects are separate calls. The classes for httpx and for httpx2 differ in nothing but the library.
+Redirects are separate calls. The classes for httpx and for httpx2 only differ in the library.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ class PolicyTransport(Sending, httpx.BaseTransport):
     """Send each request of a `httpx.Client` through the policy of its host.
 
     Args:
-        policy: A callable that returns the policy of a host, given as "api.example.com:8443", or one policy for all.
-        transport: What sends in the end; default: `httpx.HTTPTransport()`.
+        policy: A callable that returns the policy for a host such as "api.example.com:8443", or one policy for all.
+        transport: The transport that finally sends; `httpx.HTTPTransport()` by default.
         max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
-        failed: Which statuses are failures; default: 429 and 5xx without 501 and 505.
+        failed: A function of the status that says which ones are failures; by default 429, and 5xx without 501 and
+            505.
         propagate: Whether request id, trace, priority and deadline are sent along. The caller's own headers stay.
 
     Raises:
@@ -63,10 +64,11 @@ class AsyncPolicyTransport(AsyncSending, httpx.AsyncBaseTransport):
     """Send each request of a `httpx.AsyncClient` through the policy of its host.
 
     Args:
-        policy: A callable that returns the policy of a host, given as "api.example.com:8443", or one policy for all.
-        transport: What sends in the end; default: `httpx.AsyncHTTPTransport()`.
+        policy: A callable that returns the policy for a host such as "api.example.com:8443", or one policy for all.
+        transport: The transport that finally sends; `httpx.AsyncHTTPTransport()` by default.
         max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
-        failed: Which statuses are failures; default: 429 and 5xx without 501 and 505.
+        failed: A function of the status that says which ones are failures; by default 429, and 5xx without 501 and
+            505.
         propagate: Whether request id, trace, priority and deadline are sent along. The caller's own headers stay.
 
     Raises:

@@ -1,11 +1,11 @@
-"""Traces and metrics for OpenTelemetry, where the service has set it up.
+"""Traces and metrics for OpenTelemetry, in services that have set it up.
 
 ```
-tracing = Tracing()         transactions and guarded calls become spans; listens only where there is a real provider
+tracing = Tracing()         transactions and guarded calls become spans; listens only if there is a real provider
 export(metrics)             every metric of a Metrics becomes an instrument of the meter provider
 ```
 
-Names and attributes follow the semantic conventions where they have a word, and begin with `reliakit.` where not.
+Names and attributes follow the semantic conventions if these have a word, and begin with `reliakit.` if not.
 """
 
 from __future__ import annotations
@@ -57,26 +57,26 @@ class _Open(NamedTuple):
     key: tuple[object, ...]
     span: Span
     token: Token[contexts.Context]
-    handled: BaseException | None  # what was being handled already when it began
+    handled: BaseException | None  # the exception that was being handled already when it began
 
 
 _open: ContextVar[tuple[_Open, ...]] = ContextVar("reliakit_spans", default=())
 
 
 class Tracing:
-    """Makes spans of what reliakit's components tell; attach it, or use it in a `with` block.
+    """Makes spans from the events of reliakit's components; attach it, or use it as a `with` block.
 
-    Each attempt of a transaction and each call through a `Policy` or a circuit breaker is a span: a child of the one
-    that was current, and itself the current one until it is over. Refusals, failed attempts, timeouts, fallbacks and
+    Each attempt of a transaction and each call through a `Policy` or a circuit breaker is a span: a child of the
+    current one, and itself the current one until it is over. Refusals, failed attempts, timeouts, fallbacks and
     changes of a circuit are events of the span in which they happen. Exceptions are recorded masked.
 
     Args:
-        provider: Where spans go; default the process's own one. Without a real one, nothing is listened to and
-            nothing costs anything: set it before `attach()`.
-        masker: What masks exceptions; default `Masker()`.
+        provider: The tracer provider; the process's own one by default. Without a real provider, it listens to
+            nothing and costs nothing: set the provider before `attach()`.
+        masker: Masks exceptions; `Masker()` by default.
 
     Raises:
-        ConfigurationError: An argument is no such thing.
+        ConfigurationError: An argument is wrong.
     """
 
     def __init__(self, *, provider: TracerProvider | None = None, masker: Masker | None = None) -> None:
@@ -88,7 +88,7 @@ class Tracing:
         self._tracer: Tracer = trace.NoOpTracer()
 
     def attach(self) -> Self:
-        """Begin to listen, if there is a real provider. Attaching twice is harmless."""
+        """Start listening, if there is a real provider. Attaching twice is harmless."""
         provider = self._provider or trace.get_tracer_provider()
         if self._subscription is None and not isinstance(provider, _NO_PROVIDERS):
             self._tracer = provider.get_tracer("reliakit", __version__)
@@ -144,7 +144,7 @@ class Tracing:
         key = ("transaction", event.name, event.operation, event.attempt)
         span, error = self._end(key)
         if span is None:
-            # It began before anybody listened, in another thread or task, or got no connection at all.
+            # The attempt began before anybody listened, in another thread or task, or got no connection at all.
             span = self._span(
                 f"transaction {event.operation}", SpanKind.CLIENT, event.duration, _of_transaction(event)
             )
@@ -203,7 +203,7 @@ class Tracing:
         """Take the latest span with this key off the stack, and make the one before it current again.
 
         Returns:
-            It, and the exception that ends it, if one does.
+            The span, and the exception that ends it, if one does.
         """
         error = sys.exception()
         stack = _open.get()
@@ -271,7 +271,7 @@ _HANDLERS: dict[type[Event], Callable[[Tracing, Any], None]] = {
 
 
 class _Measurements(NamedTuple):
-    """Hands on what one series of a histogram measures. Equal for the same series, so that it does so once."""
+    """Passes on what one series of a histogram measures. Equal for the same series, so that it does so only once."""
 
     instrument: Any
     labels: tuple[tuple[str, str], ...]
@@ -282,18 +282,18 @@ class _Measurements(NamedTuple):
 
 
 def export(metrics: Metrics, provider: MeterProvider | None = None) -> None:
-    """Let every metric, present and to come, be an instrument of OpenTelemetry too.
+    """Make every metric, present and future, an instrument of OpenTelemetry too.
 
     Counters and gauges are read when OpenTelemetry collects, so counting costs nothing more; each measurement of a
-    histogram is handed on at once. Names are ours without the suffixes that exporters add: `seconds` becomes the unit
-    `s`, and `_total` is left out. The label values are bounded as ours are.
+    histogram is passed on at once. Names are ours without the suffixes that exporters add: `seconds` becomes the unit
+    `s`, and `_total` is left out. Label values are limited as in `metrics`.
 
     Args:
-        metrics: What to export. Once: exporting twice counts measurements twice.
-        provider: Where to; default the process's own one.
+        metrics: What to export. Export it only once: exporting twice counts measurements twice.
+        provider: The meter provider; the process's own one by default.
 
     Raises:
-        ConfigurationError: An argument is no such thing.
+        ConfigurationError: An argument is wrong.
     """
     if not isinstance(metrics, Metrics):
         raise ConfigurationError(f"metrics must be a Metrics, got {metrics!r}")

@@ -4,9 +4,9 @@
 session.mount("https://", PolicyAdapter(Policy.standard))
 ```
 
-The rules are those of `reliakit.integrations.httpx`: a policy for each host; what may not be sent twice (POST and
-PATCH without an `Idempotency-Key`, bodies that are no text or bytes) passes without retries and hedges; answers 5xx
-and 429 are failures inside the policy and answers again outside of it; a deadline bounds every wait.
+The rules are those of `reliakit.integrations.httpx`: a policy for each host; requests that may not be sent twice
+(POST and PATCH without an `Idempotency-Key`, bodies other than text or bytes) pass without retries and hedges; 5xx
+and 429 are failures inside the policy and responses again outside of it; a deadline limits every wait.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class PolicyAdapter(HTTPAdapter):
     """Send each request of a session through the policy of its host.
 
     Args:
-        policy: A callable that returns the policy of a host, given as "api.example.com:8443", or one policy for all.
+        policy: A callable that returns the policy for a host such as "api.example.com:8443", or one policy for all.
         max_hosts: How many hosts are remembered; the one not called for longest is forgotten, with its breaker.
-        failed: Which statuses are failures; default: 429 and 5xx without 501 and 505.
+        failed: A function of the status that says which ones are failures; by default 429, and 5xx without 501 and
+            505.
         propagate: Whether request id, trace, priority and deadline are sent along. The caller's own headers stay.
-        adapter: Settings of `requests.adapters.HTTPAdapter`. Its `max_retries` knows no deadline: leave it at 0.
+        adapter: Settings of `requests.adapters.HTTPAdapter`. Leave its `max_retries` at 0, as it knows no deadline.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -118,7 +119,7 @@ class PolicyAdapter(HTTPAdapter):
 
 
 def _shrunk(timeout: Any, left: float) -> Any:
-    """Return the time limits of a call, cut to what is left of the deadline."""
+    """Return the time limits of a call, reduced to what is left of the deadline."""
     connect: Any = getattr(timeout, "connect_timeout", timeout)
     read: Any = getattr(timeout, "read_timeout", timeout)
     if isinstance(timeout, tuple):

@@ -1,4 +1,4 @@
-"""Masking for Sentry: hooks that hand on events and breadcrumbs in which no secret is left.
+"""Masking for Sentry: hooks that pass on events and breadcrumbs in which no secret is left.
 
 ```
 sentry_sdk.init(
@@ -24,7 +24,7 @@ __all__ = ["before_breadcrumb", "before_send"]
 
 Hook = Callable[[Any, Any], Any]
 
-# What Sentry needs to take an event at all; it is made by its library, not by the application.
+# What Sentry needs to accept an event at all; its library makes these, not the application.
 _ENVELOPE = frozenset(
     {
         *("event_id", "timestamp", "start_timestamp", "type", "level", "platform", "sdk", "modules"),
@@ -38,14 +38,14 @@ def before_send(masker: Masker | None = None) -> Hook:
     """Return a hook that masks whole events: errors, transactions and logs.
 
     Message and parameters, exceptions with the variables of their frames, request, user, tags, extra data, spans and
-    breadcrumbs are masked; each frame, span and breadcrumb has a budget of its own. The event that the hook is given
-    is not changed. It never raises: of an event that cannot be masked only its id, time and level are sent.
+    breadcrumbs are masked; each frame, span and breadcrumb has a budget of its own. The event passed to the hook is
+    not changed. The hook never raises: of an event that cannot be masked, only its id, time and level are sent.
 
     Args:
-        masker: What masks; default `Masker()`.
+        masker: Masks the events; `Masker()` by default.
 
     Raises:
-        ConfigurationError: The masker is none.
+        ConfigurationError: `masker` is not a `Masker`.
     """
     chosen = masker_or_default(masker)
 
@@ -62,10 +62,10 @@ def before_breadcrumb(masker: Masker | None = None) -> Hook:
     """Return a hook that masks one breadcrumb. It never raises, and drops a breadcrumb that cannot be masked.
 
     Args:
-        masker: What masks; default `Masker()`.
+        masker: Masks the breadcrumbs; `Masker()` by default.
 
     Raises:
-        ConfigurationError: The masker is none.
+        ConfigurationError: `masker` is not a `Masker`.
     """
     chosen = masker_or_default(masker)
 
@@ -86,7 +86,7 @@ def _part(name: str, part: Any, masker: Masker) -> Any:
 
 
 def _piecewise(name: str, part: Any, masker: Masker) -> Any:
-    """Mask long lists piece by piece: the last frame of a long stack is not beyond the budget of the first."""
+    """Mask long lists item by item, so that the last frame of a long stack has a budget of its own."""
     if name in _LISTS and isinstance(part, list):
         pieces: list[Any] = [*part]
         return [_piecewise("", piece, masker) for piece in pieces]
@@ -100,7 +100,7 @@ def _piecewise(name: str, part: Any, masker: Masker) -> Any:
 
 
 def _with_hidden_params(entry: dict[str, Any], masker: Masker) -> dict[str, Any]:
-    """Hide the parameters that stand right behind a sensitive word of their message."""
+    """Hide the parameters that come right after a sensitive word of their message."""
     template, params = entry.get("message"), entry.get("params")
     if isinstance(template, str) and isinstance(params, list | tuple):
         entry["params"] = [*hidden_args(template, (*params,), Walk(masker, plain=False))]

@@ -11,8 +11,9 @@ with db.transaction() as tx:
 ```
 
 The engine's pool lends its connections; BEGIN with its limits, the deadline of every statement, COMMIT and its
-answer, retries, hooks and propagation are the database's, as with any other pool. So these hold for ORM and Core too:
-nothing leaks, nothing is a lie, what is late is cut and leaves as TransactionTimeoutError.
+answer, retries, hooks and propagation are the database's, as with any other pool. So its guarantees hold for ORM and
+Core too: no connection leaks, no outcome is misreported, and what is late is cut off and raises
+TransactionTimeoutError.
 
 What SQLAlchemy's own words mean here:
 
@@ -25,8 +26,8 @@ What SQLAlchemy's own words mean here:
   another.
 - Isolation is the database's or the transaction's, whatever `create_engine(isolation_level=)` says; an engine with
   execution options for it is refused.
-- While other code uses up the same engine, a checkout waits as long as the transaction's time allows. Where the pool
-  seems to have an idle connection and it is lost to such code at that very moment, `pool_timeout` bounds it instead.
+- While other code uses the same engine up, a checkout waits as long as the transaction's time allows. If the pool
+  seems to have an idle connection that such code takes at that very moment, `pool_timeout` limits the wait instead.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ A = TypeVar("A", bound=AsyncSession)
 T = TypeVar("T")
 U = TypeVar("U")
 
-# Where a psycopg connection that was borrowed from an engine keeps its checkout, and a Connection its transaction.
+# Where a borrowed psycopg connection keeps its checkout, and a Connection its transaction.
 _CHECKOUT = "_reliakit_checkout"
 _TRANSACTION = "reliakit_transaction"
 
@@ -76,7 +77,7 @@ class _Checkout:
         self.asynchronous = asynchronous
         self.fairy = fairy
         self.lender = engine.pool
-        # One for each block that asked, and no longer than it: none keeps an abandoned transaction alive.
+        # One for each block that asked, held no longer than the block: none keeps an abandoned transaction alive.
         self.connections: weakref.WeakKeyDictionary[Handle, Connection | AsyncConnection] = (
             weakref.WeakKeyDictionary()
         )
@@ -93,7 +94,7 @@ class _Checkout:
         if driver is None:
             return  # SQLAlchemy threw it away already
         driver.__dict__.pop(_CHECKOUT, None)
-        # After dispose() nobody would close what goes back to the former pool.
+        # After dispose() nobody would close a connection that goes back to the former pool.
         if driver.pgconn.transaction_status != pq.TransactionStatus.IDLE or self.engine.pool is not self.lender:
             self.fairy.invalidate()
         else:
@@ -101,13 +102,13 @@ class _Checkout:
 
 
 class _EnginePool:
-    """What both colours of a pool share."""
+    """The part of a pool that both colours share."""
 
-    closed = False  # an engine connects when it is asked to
+    closed = False  # an engine connects on demand
 
     def __init__(self, engine: Engine) -> None:
         _refuse_foreign(engine)
-        # An engine of our own over the same pool, so that our events come for our connections alone.
+        # An engine of our own over the same pool, so that our events only come for our connections.
         self._engine = engine.execution_options()
         event.listen(self._engine, "before_execute", _check_use)
         event.listen(self._engine, "after_cursor_execute", _count_rows)
@@ -117,7 +118,7 @@ class _EnginePool:
 
     @property
     def max_size(self) -> int | None:
-        """The most connections the engine's pool lends, None where it sets no limit and `max_size` does."""
+        """The most connections that the engine's pool lends; None if it sets no limit and `max_size` does."""
         return self._max_size
 
     def __repr__(self) -> str:
@@ -127,17 +128,18 @@ class _EnginePool:
 class EnginePool(_EnginePool):
     """The connections of an SQLAlchemy engine, as a pool for `Database`: `Database(EnginePool(engine))`.
 
-    The engine stays yours: other code may use it meanwhile, and `dispose()` is yours to call. Any thread.
+    The engine stays yours: other code may use it meanwhile, and calling `dispose()` is up to you. Safe from any
+    thread.
 
     Args:
         engine: From `create_engine("postgresql+psycopg://...")`, with any pool but SingletonThreadPool.
 
     Raises:
-        ConfigurationError: Another database or driver, an AsyncEngine, or an engine that sets isolation by itself.
+        ConfigurationError: Another database or driver, an AsyncEngine, or an engine that sets isolation itself.
     """
 
     def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
-        """Take a connection, waiting at most so many seconds.
+        """Take a connection, waiting for at most `timeout` seconds.
 
         Raises:
             psycopg_pool.PoolTimeout: None came free in time.
@@ -145,7 +147,7 @@ class EnginePool(_EnginePool):
         """
         if timeout is None or _looks_idle(self._engine.pool):
             return self._checkout()
-        # SQLAlchemy has no bound of this call's own, so that another thread waits in its queue or for the server.
+        # SQLAlchemy has no time limit for a single call, so another thread waits in its queue or for the server.
         return cast("psycopg.Connection[Any]", Loan(_Unbounded(self), timeout).get(timeout))
 
     def putconn(self, connection: psycopg.Connection[Any]) -> None:
@@ -161,7 +163,7 @@ class EnginePool(_EnginePool):
 
 
 class _Unbounded:
-    """The pool of a `Loan`, which bounds the wait by itself."""
+    """The pool of a `Loan`, which limits the wait itself."""
 
     def __init__(self, lender: EnginePool) -> None:
         self._lender = lender
@@ -176,7 +178,7 @@ class _Unbounded:
 class AsyncEnginePool(_EnginePool):
     """The connections of an SQLAlchemy AsyncEngine, for `AsyncDatabase`: `AsyncDatabase(AsyncEnginePool(engine))`.
 
-    The engine stays yours, as for `EnginePool`. Any task of the engine's event loop.
+    The engine stays yours, as for `EnginePool`. Usable from any task of the engine's event loop.
 
     Args:
         engine: From `create_async_engine("postgresql+psycopg://...")`.
@@ -186,15 +188,15 @@ class AsyncEnginePool(_EnginePool):
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
-        if not isinstance(engine, AsyncEngine):  # its engine is the only one that waits as tasks do
+        if not isinstance(engine, AsyncEngine):  # only its engine waits as tasks do
             raise ConfigurationError(f"AsyncEnginePool takes an AsyncEngine, got {engine!r}")
         super().__init__(engine.sync_engine)
         self._async_engine = engine
-        # The event loop holds tasks weakly.
+        # Event loops keep only weak references to tasks.
         self._late: set[asyncio.Task[None]] = set()
 
     async def getconn(self, timeout: float | None = None) -> psycopg.AsyncConnection[Any]:
-        """Take a connection, waiting at most so many seconds. Errors as for `EnginePool`."""
+        """Take a connection, waiting for at most `timeout` seconds. Raises as for `EnginePool`."""
         task = asyncio.ensure_future(self._async_engine.raw_connection())
         try:
             done, _ = await asyncio.wait({task}, timeout=timeout)
@@ -216,7 +218,7 @@ class AsyncEnginePool(_EnginePool):
         await greenlet_spawn(_checkout_of(connection).end)
 
     def _return_late(self, task: asyncio.Future[PoolProxiedConnection]) -> None:
-        """Let a checkout that nobody waits for any more end by itself, so that SQLAlchemy's books stay whole."""
+        """Let a checkout that nobody waits for end by itself, so that SQLAlchemy's bookkeeping stays intact."""
 
         async def give_back() -> None:
             try:
@@ -237,7 +239,7 @@ class _TransactionConnection(Connection):
         """Do nothing: the connection goes back when the transaction ends."""
 
     def exec_driver_sql(self, *args: Any, **options: Any) -> Any:
-        """Check that the transaction runs, which for other statements an event does."""
+        """Check that the transaction runs, which an event does for other statements."""
         _transaction_of(self).session()
         return super().exec_driver_sql(*args, **options)
 
@@ -247,9 +249,9 @@ def connection(tx: Transaction) -> Connection: ...
 @overload
 def connection(tx: AsyncTransaction) -> Coroutine[Any, Any, AsyncConnection]: ...
 def connection(tx: Handle) -> Any:
-    """Return the SQLAlchemy connection that a transaction runs on, awaited in an AsyncDatabase.
+    """Return the SQLAlchemy connection that a transaction runs on; to be awaited in an AsyncDatabase.
 
-    The same one each time. Its statements have the transaction's deadline and belong to its thread or task;
+    It is the same one each time. Its statements have the transaction's deadline and belong to its thread or task;
     `begin_nested()` sets savepoints; closing it does nothing.
 
     Args:
@@ -293,19 +295,20 @@ def session(tx: AsyncTransaction, factory: Callable[..., A], **options: Any) -> 
 def session(tx: Handle, factory: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Return a block that is an ORM session inside a transaction.
 
-    The session works in a savepoint of its own, set by its first statement. When the block ends well, the session is
-    committed into the transaction, so nothing that was added is forgotten; when it raises, the session is rolled back
-    and the error goes on. Two round trips more than its statements.
+    The session works in a savepoint of its own, set by its first statement. If the block ends well, the session is
+    committed into the transaction, so nothing that was added is forgotten; if it raises, the session is rolled back
+    and the error goes on. It costs two round trips more than its statements.
 
     Args:
         tx: A transaction of a database that borrows from an `EnginePool` or `AsyncEnginePool`.
         factory: Makes the session: a sessionmaker, an async_sessionmaker or a class; Session or AsyncSession by
             default, with `expire_on_commit=False`, so that objects stay readable after the block.
-        options: Handed on to the factory.
+        options: Passed on to the factory.
 
     Raises:
         ConfigurationError: The database's connections come from elsewhere, or an option would end the transaction.
-        TransactionUsageError: The transaction is over, belongs to another thread or task, or is none (SUPPORTS).
+        TransactionUsageError: The transaction is over, belongs to another thread or task, or does not exist
+            (SUPPORTS).
     """
     for name in ("bind", "join_transaction_mode", "twophase"):
         if name in options:
@@ -319,7 +322,7 @@ def session(tx: Handle, factory: Callable[..., Any] | None = None, **options: An
 
 
 class _Block(Generic[T, U]):
-    """What both colours of a session's block share."""
+    """The part of a session's block that both colours share."""
 
     def __init__(self, tx: T, factory: Callable[..., U], options: dict[str, Any]) -> None:
         self._tx = tx
@@ -380,7 +383,7 @@ def _discard(tx: Handle, orm: Session, error: BaseException | None) -> None:
     try:
         orm.close()
     except Exception as again:
-        # Part of the session's work may stand, so the transaction must not commit, whoever swallows the error.
+        # Part of the session's work may stand, so the transaction must not commit, even if the error is swallowed.
         tx.doomed = True
         if error is None:
             raise
@@ -411,7 +414,7 @@ def _transaction_of(core: Connection) -> Handle:
 
 
 def _check_use(core: Connection, clause: object, *_: object) -> None:
-    # AsyncSession.close() goes back to its savepoint from a task that it makes for that, and waits for it.
+    # AsyncSession.close() rolls back to its savepoint in a task that it creates for that, and waits for it.
     if not isinstance(clause, RollbackToSavepointClause):
         _transaction_of(core).session()
 
@@ -460,14 +463,14 @@ def _size_of(lender: pool.Pool) -> int | None:
         return 1
     if not isinstance(lender, pool.QueuePool):
         return None
-    # Not offered publicly. Size 0 and overflow -1 are SQLAlchemy's words for no limit.
+    # Not public. Size 0 and overflow -1 mean no limit in SQLAlchemy.
     overflow = cast("int", getattr(lender, "_max_overflow", 0))
     return None if lender.size() == 0 or overflow < 0 else lender.size() + overflow
 
 
 def _looks_idle(lender: pool.Pool) -> bool:
-    """Return whether a checkout will take an idle connection and ask the server nothing."""
+    """Return whether a checkout will get an idle connection without asking the server anything."""
     if not isinstance(lender, pool.QueuePool) or lender.checkedin() == 0:
         return False
-    # Not offered publicly: one that is pinged or replaced for its age may wait for the server.
+    # Not public: a connection that is pinged, or replaced for its age, may wait for the server.
     return not getattr(lender, "_pre_ping", True) and cast("int", getattr(lender, "_recycle", 0)) < 0

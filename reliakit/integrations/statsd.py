@@ -26,29 +26,29 @@ from reliakit.metrics import Counter, Gauge, Histogram, Metrics
 __all__ = ["Statsd"]
 
 _ODD = re.compile(r"[^0-9A-Za-z_.\-/]")
-# An Ethernet frame without the headers of IPv6 and UDP: a larger packet may be split, and is lost if a part is.
+# An Ethernet frame without the headers of IPv6 and UDP: a larger packet may be split, and is lost if any part is.
 _PACKET = 1432
 _MOST = 10_000
 
 
 class Statsd:
-    """Sends what a `Metrics` counts to a statsd server; open it, or use it in a `with` block.
+    """Sends what a `Metrics` counts to a statsd server; open it, or use it as a `with` block.
 
-    Counting never waits for it: measurements of histograms are put in a queue, counters and gauges are read when it
-    is time to send. What the queue or the network does not take is lost, and counted in `lost`. What was counted
-    before it was first opened, or by the process that forked this one, is not sent.
+    Counting never waits for it: measurements of histograms are queued, counters and gauges are read when it is time
+    to send. What the queue or the network does not take is lost, and counted in `lost`. What was counted before it
+    was first opened, or by the process that forked this one, is not sent.
 
     Args:
-        metrics: What to send. Label values are bounded as they are there.
+        metrics: What to send. Label values are limited as they are there.
         host: The server.
         port: Its UDP port.
         prefix: Goes before every name, with its dot.
-        tags: Labels become tags, as DogStatsD, Telegraf and Vector read them; otherwise their values follow the name
-            after dots, as the first statsd wants it.
+        tags: Whether labels become tags, as DogStatsD, Telegraf and Vector read them; otherwise their values follow
+            the name after dots, as the original statsd expects.
         interval: Seconds between two rounds of packets.
 
     Raises:
-        ConfigurationError: An argument is no such thing.
+        ConfigurationError: An argument is wrong.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Statsd:
         self._thread: threading.Thread | None = None
         self._done = Bell()
         self._is_known = False
-        # Guards sending: two senders would both send what came since the last time.
+        # Guards sending: two senders at once would both send what was added since the last time.
         self._lock = threading.Lock()
         renew_locks_after_fork(self, "_lock")
         tell_after_fork(self, "_begin_anew")
 
     def open(self) -> Self:
-        """Begin to send. Opening twice is harmless.
+        """Start sending. Opening twice is harmless.
 
         Raises:
-            ConfigurationError: The host is not known.
+            ConfigurationError: The host cannot be resolved.
         """
         if self._socket is None:
             try:
@@ -107,7 +107,7 @@ class Statsd:
                 self._begin()
             try:
                 self._run()
-            except BaseException:  # a Ctrl-C too: who does not get into the block will not close it
+            except BaseException:  # also a Ctrl-C: a block that is not entered is not closed
                 self.close()
                 raise
         return self
@@ -138,11 +138,11 @@ class Statsd:
                 try:
                     if self._socket is not None:
                         self._socket.send(packet)
-                except OSError:  # nobody listens there, or the buffer is full: the next round brings newer numbers
+                except OSError:  # nobody listens there, or the buffer is full: the next round sends newer numbers
                     self.lost += packet.count(b"\n") + 1
 
     def measured(self, line: str) -> None:
-        """Put one measurement into the queue; for the series of histograms."""
+        """Queue one measurement; for the series of histograms."""
         if self._socket is None:
             return
         if len(self._queue) >= _MOST:
@@ -161,14 +161,14 @@ class Statsd:
             self.flush()
 
     def _begin(self) -> None:
-        """Take what counters hold now for sent: somebody else has counted it, or will send it."""
+        """Treat what counters hold now as sent: it was counted by others, or others will send it."""
         with self._lock:
             for family in self._families[:]:
                 if isinstance(family, Counter):
                     self._sent |= {(family.name, series.values): series.get() for series in family.series[:]}
 
     def _begin_anew(self) -> None:
-        """Run in this child process, too: threads stay behind in the parent, and so do its numbers."""
+        """Run in this child process, too: the parent keeps its threads, and its numbers."""
         self._queue.clear()
         self._begin()
         if self._socket is not None:
@@ -197,7 +197,7 @@ class Statsd:
                     yield from self._changed_locked(family, series.values, series.get())
 
     def _refresh(self) -> None:
-        with contextlib.suppress(Exception):  # a component's figures cannot be read: the others are still sent
+        with contextlib.suppress(Exception):  # if a component's figures cannot be read, the others are still sent
             self._metrics.families()
 
     def _changed_locked(self, family: Counter | Gauge, values: tuple[str, ...], value: float) -> Iterator[str]:
@@ -209,7 +209,7 @@ class Statsd:
         name, tags = self._named(family.name, tuple(zip(family.label_names, values, strict=True)))
         if isinstance(family, Gauge):
             if value < 0:
-                yield f"{name}:0|g{tags}"  # a sign means a change to the first statsd
+                yield f"{name}:0|g{tags}"  # a sign means a change to the original statsd
             yield f"{name}:{_shown(value)}|g{tags}"
         elif value > (before or 0):
             yield f"{name}:{_shown(value - (before or 0))}|c{tags}"
@@ -228,7 +228,7 @@ class Statsd:
 
 
 class _Measurements(NamedTuple):
-    """Hands on what one series of a histogram measures. Equal for the same series, so that it does so once."""
+    """Passes on what one series of a histogram measures. Equal for the same series, so that it does so only once."""
 
     to: Statsd
     start: str

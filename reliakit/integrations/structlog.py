@@ -1,11 +1,11 @@
-"""Masking for structlog: a processor that hands on events in which no secret is left.
+"""Masking for structlog: a processor that passes on events in which no secret is left.
 
 ```
 structlog.configure(processors=[add_log_level, TimeStamper(fmt="iso"), mask_event(), JSONRenderer()])
 ```
 
-It belongs right before the renderer, where nothing can be added behind it. An exception in the event becomes masked
-text, so no processor for exceptions is needed beside it; the output of one that stands before it is masked, too.
+It belongs right before the renderer, so that nothing can be added after it. An exception in the event becomes masked
+text, so no processor for exceptions is needed; the output of one that comes before it is masked, too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _LEFT = ("_record", "_from_structlog")
 
 
 def mask_event(masker: Masker | None = None) -> Callable[[Any, str, Any], Any]:
-    """Return a structlog processor that masks events. It never raises, and never changes the event it is given.
+    """Return a structlog processor that masks events. It never raises, and never changes the event passed to it.
 
     Args:
-        masker: What masks; default `Masker()`.
+        masker: Masks the events; `Masker()` by default.
 
     Raises:
-        ConfigurationError: The masker is none.
+        ConfigurationError: `masker` is not a `Masker`.
     """
     chosen = masker_or_default(masker)
 
@@ -60,7 +60,7 @@ def _masked(event: dict[str, Any], walk: Walk) -> dict[str, Any]:
 
 
 def _error(exc_info: object) -> BaseException | None:
-    """Return the exception that an event tells of, given in any of the usual ways."""
+    """Return an event's exception, given in any of the usual ways."""
     if isinstance(exc_info, BaseException):
         return exc_info
     if isinstance(exc_info, tuple) and len(exc_info) == 3 and isinstance(exc_info[1], BaseException):  # pyright: ignore[reportUnknownArgumentType]  # whatever was given

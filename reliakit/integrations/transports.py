@@ -46,7 +46,7 @@ class _Base:
         )
 
     def _own_headers(self, request: Any) -> Callable[[], None]:
-        """Return what puts our headers on the request at each attempt; the caller's own stay."""
+        """Return a function that puts our headers on the request at each attempt; the caller's own stay."""
         own = {name.lower() for name in request.headers} if self._propagate else None
 
         def put() -> None:
@@ -82,7 +82,7 @@ class Sending(_Base):
                 raise
             answers.append(answer)
             if self._hosts.is_failed(answer.status_code):
-                # Read now: the connection is free for the next attempt, and the client reads it from memory.
+                # Read now: that frees the connection for the next attempt, and the client reads from memory.
                 body = b"".join(answer.stream)
                 answer.stream.close()
                 answer.stream = self._bytes(body)
@@ -120,7 +120,7 @@ class AsyncSending(_Base):
             if left is None:
                 answer = await self._transport.handle_async_request(request)
             else:
-                # A deadline set by a plain `with` cuts nothing by itself.
+                # A deadline set by a plain `with` does not cut anything off by itself.
                 async with deadline(left):
                     answer = await self._transport.handle_async_request(request)
             answers.append(answer)
@@ -149,7 +149,7 @@ class AsyncSending(_Base):
 
 
 def _shrunk(extensions: dict[str, Any]) -> dict[str, Any]:
-    """Return a request's extensions with each of its time limits cut to what is left of the deadline."""
+    """Return a request's extensions with each of its time limits reduced to what is left of the deadline."""
     left = remaining()
     if left is None:
         return extensions

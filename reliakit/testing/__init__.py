@@ -1,6 +1,6 @@
-"""The public test kit: what users of reliakit need to test their own code as we test ours.
+"""The public test kit: what users of reliakit need to test their own code as reliakit tests itself.
 
-    ManualClock            time and chance under the test's control, for threads and tasks
+    ManualClock            time and random numbers under the test's control, for threads and tasks
     RecordingListener      the events that were emitted, in order
     EmbeddedPostgres       a real PostgreSQL on a machine that may have none
     EmbeddedRedis          a real Redis, likewise

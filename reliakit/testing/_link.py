@@ -29,8 +29,8 @@ class Link:
 
     Args:
         service: What is supervised, for messages.
-        program: What the supervising process is to run: the arguments of an isolated interpreter; it is given our
-            process id as one more.
+        program: The program of the supervising process, as arguments of an isolated interpreter; our process id is
+            added to them.
     """
 
     def __init__(self, service: str, program: list[str]) -> None:
@@ -47,7 +47,7 @@ class Link:
             stderr=subprocess.DEVNULL,
             bufsize=0,
             cwd="/",
-            # A terminal's Ctrl-C is for the owner, who decides when the server goes.
+            # A terminal's Ctrl-C is meant for the owner, which decides when the server ends.
             start_new_session=True,
         )
 
@@ -72,8 +72,8 @@ class Link:
         return answer
 
     def close(self) -> None:
-        """End the server and the supervising process, and see that the folder is gone; idempotent."""
-        # A fork inherits this object and its finalizer, but not the server.
+        """End the server and the supervising process, and make sure that the folder is gone; idempotent."""
+        # A fork inherits this object and its finaliser, but not the server.
         if os.getpid() != self.owner or self._process.stdin is None or self._process.stdin.closed:
             return
         with contextlib.suppress(BrokenPipeError):  # it may be gone already

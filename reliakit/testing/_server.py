@@ -1,4 +1,4 @@
-"""What embedded servers have in common: each belongs to a small supervising process, which tells where it listens.
+"""What embedded servers have in common: each belongs to a small supervising process, which says where it listens.
 
 ```
 start() ── Link ──> supervising process ──> server        facts: folder, version, addresses
@@ -29,10 +29,10 @@ class EmbeddedServer(ABC):
     """A server of your own, from its start to its end.
 
     Args:
-        port: TCP port on 127.0.0.1 besides the Unix socket, 0 for a free one, None for no TCP at all.
+        port: TCP port on 127.0.0.1 in addition to the Unix socket; 0 for a free one, None for no TCP at all.
 
     Raises:
-        ConfigurationError: That is no port.
+        ConfigurationError: The port is not valid.
     """
 
     _product: ClassVar[str]
@@ -50,7 +50,7 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start the server; does nothing when it runs."""
+        """Start the server; does nothing if it is running."""
 
     def stop(self) -> None:
         """End the server and remove everything it left; idempotent."""
@@ -77,7 +77,7 @@ class EmbeddedServer(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the server process is there, stalled or not."""
+        """Whether the server process exists, stalled or not."""
         return self._link is not None and bool(self._link.ask("poll")["running"])
 
     @property

@@ -1,4 +1,4 @@
-"""Time and chance in a test's hands: nothing passes until the test says so.
+"""Time and random numbers under a test's control: nothing passes until the test says so.
 
 ```
 test:        advance(5.0) ─────────────────┐
@@ -6,8 +6,8 @@ test:        advance(5.0) ─────────────────┐
 component:   sleep(5.0) / await asleep(5.0)  returns
 ```
 
-One clock drives threads and the tasks of any number of event loops at once. `advance` wakes whoever is due, in
-due order; who sleeps again sleeps from the new time. The idea is that of trio's MockClock.
+One clock drives threads and the tasks of any number of event loops at once. `advance` wakes sleepers in the order in
+which they are due; one that sleeps again sleeps from the new time. The idea is that of trio's MockClock.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["ManualClock"]
 
 _EPOCH = 1_700_000_000.0
-# Rounds of the event loop after which a task that was ready has surely begun its own sleep.
+# Rounds of the event loop after which a task that was ready has certainly begun its own sleep.
 _SETTLED = 10
 
 
 class _Sleeper:
-    """Somebody who waits until `due`; equal dues wake in the order in which they began."""
+    """A thread or task that waits until `due`; equal dues wake in the order in which they began."""
 
     __slots__ = ("due", "jumps", "order", "wake")
 
@@ -52,17 +52,17 @@ class _Sleeper:
 
 
 class ManualClock:
-    """A `Clock` that stands still until `advance()`, for tests without waiting and without luck.
+    """A `Clock` that stands still until `advance()`, for tests that neither wait nor depend on chance.
 
     Safe from any thread and any event loop.
 
     Args:
-        start: What `monotonic()` says first.
-        wall: What `time()` says first, in seconds since the Unix epoch.
+        start: The first value of `monotonic()`.
+        wall: The first value of `time()`, in seconds since the Unix epoch.
         auto_advance: Whether a sleep moves the clock to its own end instead of waiting for `advance()`: for code
             that sleeps in the thread of the test. Tasks that sleep at the same time wake in due order.
-        random: What `random()` draws: an int seeds a generator, a number in [0, 1) is drawn every time, a sequence
-            of such numbers is drawn in turn and then again from its beginning.
+        random: What `random()` returns: an int seeds a generator, a number in [0, 1) is returned every time, a
+            sequence of such numbers is returned in turn and then again from its beginning.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ManualClock:
         auto_advance: bool = False,
         random: int | float | Sequence[float] = 0,  # noqa: PYI041 - an int is a seed, a float is not
     ) -> None:
-        # Re-entrant: garbage that is collected while it is held may be a task that slept on this clock.
+        # Re-entrant: a finaliser that runs while it is held may belong to a task that slept on this clock.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._now = _instant("start", start)
@@ -85,15 +85,15 @@ class ManualClock:
         self._watchers: list[tuple[int, Callable[[], object]]] = []
 
     def monotonic(self) -> float:
-        """Return the seconds that `advance` has made."""
+        """Return the monotonic time, which only `advance` moves."""
         return self._now
 
     def time(self) -> float:
-        """Return the wall clock, which moves along and can be stepped by `set_wall`."""
+        """Return the wall clock, which moves along and can be set with `set_wall`."""
         return self._now + self._wall_offset
 
     def random(self) -> float:
-        """Return the next number of the draw given at construction."""
+        """Return the next of the numbers given at construction."""
         with self._lock:
             return self._draw()
 
@@ -115,10 +115,10 @@ class ManualClock:
             self._get_up(sleeper)
 
     def until(self, event: threading.Event, seconds: float) -> None:
-        """Block this thread until the clock has moved that far, or somebody sets the event before; it is set then.
+        """Block this thread until the clock has moved that far or the event is set before; it is set afterwards.
 
-        For code that waits for another thread, but only so long. With `auto_advance` an event that is not set yet
-        comes too late.
+        For code that waits for another thread, but only for so long. With `auto_advance`, an event that is not set
+        yet comes too late.
         """
         if event.is_set() or seconds <= 0:
             event.set()
@@ -139,7 +139,7 @@ class ManualClock:
     async def alarm(self, seconds: float, /) -> None:
         """Suspend this task until somebody else has moved the clock that far, even with `auto_advance`.
 
-        For those who watch the time of others' work, as `deadline` does: their waiting is no reason for time to pass.
+        For code that watches the time of other work, as `deadline` does: its waiting is no reason for time to pass.
         """
         await self._suspend(seconds, jumps=False)
 
@@ -163,7 +163,7 @@ class ManualClock:
             self._get_up(sleeper)
 
     def advance(self, seconds: float) -> None:
-        """Move the clock and wake everybody who is due, in due order.
+        """Move the clock and wake all sleepers that are due, in due order.
 
         Args:
             seconds: How far, 0 or more.
@@ -174,7 +174,7 @@ class ManualClock:
         _call(due)
 
     def set_wall(self, at: float) -> None:
-        """Step the wall clock to `at`, forwards or backwards, as a correction of the machine's clock would."""
+        """Set the wall clock to `at`, forwards or backwards, as a correction of the machine's clock would."""
         _instant("at", at)
         with self._lock:
             self._wall_offset = at - self._now
@@ -185,21 +185,21 @@ class ManualClock:
         return len(self._sleepers)
 
     def wait_for_sleepers(self, count: int = 1, *, timeout: float = 10.0) -> None:
-        """Block until at least that many threads and tasks sleep, so that `advance` finds them.
+        """Block until at least `count` threads and tasks sleep, so that `advance` finds them.
 
         Args:
-            count: How many.
+            count: How many sleepers to wait for.
             timeout: Real seconds after which the test has gone wrong.
 
         Raises:
-            TimeoutError: They did not come.
+            TimeoutError: There were not enough sleepers in time.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._sleepers) >= count, timeout):
                 raise TimeoutError(f"{len(self._sleepers)} of {count} sleepers came within {timeout} s")
 
     async def await_for_sleepers(self, count: int = 1, *, timeout: float = 10.0) -> None:
-        """Suspend this task until at least that many sleep; the async twin of `wait_for_sleepers`."""
+        """Suspend this task until at least `count` threads and tasks sleep; the twin of `wait_for_sleepers`."""
         loop = asyncio.get_running_loop()
         enough: asyncio.Future[None] = loop.create_future()
 
@@ -243,9 +243,9 @@ class ManualClock:
                 heapq.heapify(self._sleepers)
 
     async def _settle_and_jump(self, sleeper: _Sleeper, awake: asyncio.Future[None]) -> None:
-        """Move the clock once this sleeper stays the first one: who is ready now may lie down with an earlier due.
+        """Move the clock once this sleeper stays the first one: a task that is ready now may be due earlier.
 
-        On its way it stops at each alarm, whose work may end its own.
+        On its way the clock stops at each alarm, whose work may end this sleep.
         """
         sleeper.jumps = True
         rounds = 0
@@ -260,8 +260,8 @@ class ManualClock:
                 _call(due)
 
     def _move_locked(self, now: float) -> list[Callable[[], object]]:
-        """Move the clock and return who must be woken once the lock is released."""
-        # To the nanosecond, so that ten steps of 0.1 make one second.
+        """Move the clock and return what must be called to wake sleepers once the lock is released."""
+        # Rounded to the nanosecond, so that ten steps of 0.1 make one second.
         self._now = max(self._now, round(now, 9))
         due: list[Callable[[], object]] = []
         while self._sleepers and self._sleepers[0].due <= self._now:

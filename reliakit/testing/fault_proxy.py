@@ -6,9 +6,9 @@ client ──> 127.0.0.1:port ══ FaultProxy ══> server
               <───────────────── to_client
 ```
 
-Faults are switched while traffic flows: latency, black hole, reset, refusal, and a cut at a pattern of bytes. What
-passes is counted, network round trips too. One thread with an event loop of its own serves any number of
-connections, so sync and async tests use it alike.
+Faults are switched while traffic flows: latency, black hole, reset, refusal, and a cut at a pattern of bytes. Traffic
+is counted, network round trips too. One thread with an event loop of its own serves any number of connections, so
+sync and async tests use it alike.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Fault:
         self._proxy = proxy
 
     def heal(self) -> None:
-        """Take this fault away and leave the others as they are; idempotent."""
+        """Remove this fault and leave the others as they are; idempotent."""
         self._proxy.heal(self)
 
     def apply(self, weather: Weather) -> None:
@@ -138,7 +138,7 @@ class Cut(Fault):
 
     @property
     def is_spent(self) -> bool:
-        """Whether it has cut as often as asked."""
+        """Whether it has cut as often as requested."""
         return self.times is not None and self.count >= self.times
 
     def happen(self) -> None:
@@ -158,9 +158,9 @@ class Cut(Fault):
 class FaultProxy:
     """A TCP port on 127.0.0.1 that leads to a server, with faults on the way that you switch.
 
-    Use it as a context manager (in async code too: opening takes milliseconds) or with `open()` and `close()`.
-    Every fault is switched by its method, holds for all connections, and is taken away by leaving its `with` block,
-    by its `heal()` or by the proxy's. Safe from any thread.
+    Use it as a context manager (in async code too: opening takes milliseconds) or with `open()` and `close()`. A
+    method switches each fault on, for all connections; leaving its `with` block, its `heal()` or the proxy's `heal()`
+    removes it. Safe from any thread.
 
     ```
     with FaultProxy(server.dsn) as proxy:
@@ -240,7 +240,7 @@ class FaultProxy:
         return make_conninfo(conninfo, host=self.host, hostaddr=self.host, port=self.port, **plain)
 
     def latency(self, seconds: float, *, direction: Direction | None = None) -> Fault:
-        """Let everything arrive later, in order and as dense as it was sent.
+        """Deliver everything later, in order and with the same gaps as it was sent.
 
         Args:
             seconds: One-way delay; exact to about a millisecond, never shorter.
@@ -250,7 +250,7 @@ class FaultProxy:
         return self._switch(_Latency(self, seconds, _directions(direction)))
 
     def black_hole(self, *, direction: Direction | None = None) -> Fault:
-        """Accept everything and forward nothing, not even that a connection ended; healing lets it all through.
+        """Accept everything and forward nothing, not even the end of a connection; healing lets it all through.
 
         Args:
             direction: The direction in which nothing arrives; None is both.
@@ -258,11 +258,11 @@ class FaultProxy:
         return self._switch(_BlackHole(self, _directions(direction)))
 
     def refuse(self) -> Fault:
-        """Refuse new connections as a machine does where nobody listens; those that exist live on."""
+        """Refuse new connections, as a machine does when nothing listens; existing ones live on."""
         return self._switch(_Refusal(self))
 
     def reset(self) -> None:
-        """End every connection that exists with RST, on both sides; new ones are welcome."""
+        """End every existing connection with RST, on both sides; new ones are accepted."""
         self._do(self._open_engine().reset())
 
     def cut_on(
@@ -274,17 +274,17 @@ class FaultProxy:
         how: Literal["reset", "black_hole"] = "reset",
         times: int | None = 1,
     ) -> Cut:
-        r"""Cut the connection on which the pattern passes, even when it comes in pieces.
+        r"""Cut the connection on which the pattern passes, even if it comes in pieces.
 
         Args:
             pattern: The bytes to wait for, such as b"COMMIT"; nothing is seen inside TLS.
-            direction: Where they pass.
-            after: False cuts before the receiver has the whole pattern. True cuts when the piece that ends the
+            direction: The direction in which they pass.
+            after: False cuts before the receiver has the whole pattern. True cuts once the piece that ends the
                 pattern has been delivered: end it where the message ends, as in b"COMMIT\0", to be sure that the
                 receiver acts on it. Nothing comes back to the sender any more.
             how: "reset" sends RST to both sides, but with `after` an orderly end to the receiver, so that it reads
-                everything; "black_hole" leaves both without a word.
-            times: After how many cuts it lets everything pass, None for never.
+                everything; "black_hole" leaves both without any sign.
+            times: After how many cuts it lets everything pass; None for never.
 
         Raises:
             ConfigurationError: An argument is wrong.
@@ -298,7 +298,7 @@ class FaultProxy:
         return self._switch(Cut(self, pattern=pattern, direction=direction, after=after, how=how, times=times))
 
     def heal(self, fault: Fault | None = None) -> None:
-        """Take one fault away, or all of them; what a black hole held back then arrives."""
+        """Remove one fault, or all of them; what a black hole held back then arrives."""
         with self._lock:
             self._faults = [known for known in self._faults if fault is not None and known is not fault]
             if self._engine is not None:
@@ -335,7 +335,7 @@ class FaultProxy:
             await engine.run(opened.set)
 
         try:
-            # A selector loop whatever the process has chosen: the others have no raw socket to reset.
+            # A selector loop, whatever the process uses: other loops have no raw socket to reset.
             with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
                 runner.run(serve())
         except asyncio.CancelledError:
@@ -359,7 +359,7 @@ class FaultProxy:
         self._do(self._open_engine().change_weather(weather))
 
     def _do(self, change: Coroutine[Any, Any, None]) -> None:
-        """Run one change in the proxy's thread and wait until it holds."""
+        """Run one change in the proxy's thread and wait until it is in effect."""
         asyncio.run_coroutine_threadsafe(change, self._open_engine().loop).result()
 
     def _open_engine(self) -> Engine:

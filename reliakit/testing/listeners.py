@@ -1,4 +1,4 @@
-"""A listener that remembers, to assert on what a component said happened."""
+"""A listener that records events, to assert on what a component reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ E = TypeVar("E", bound=Event)
 
 
 class RecordingListener:
-    """Keeps every event it hears, in the order in which they came. Safe from any thread.
+    """Records every event it hears, in the order in which they came. Safe from any thread.
 
     ```
     heard = RecordingListener()
@@ -27,12 +27,12 @@ class RecordingListener:
     """
 
     def __init__(self) -> None:
-        # Re-entrant: copying the list may collect garbage, and closing that may be an event.
+        # Re-entrant: copying the list may run a finaliser, which may emit an event.
         self._lock = threading.RLock()
         self._events: list[Event] = []
 
     def __call__(self, event: Event) -> None:
-        """Remember one event."""
+        """Record one event."""
         with self._lock:
             self._events.append(event)
 

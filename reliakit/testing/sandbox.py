@@ -8,9 +8,9 @@ with rolled_back(db):                BEGIN; SAVEPOINT sandbox
                                      ROLLBACK
 ```
 
-The database stays the object that it is, with its retries, hooks, limits and propagation, and the code under test
-does not know. Its transactions follow one another on one connection, so threads and tasks queue for it, each within
-its own time. The idea is that of Ecto's sandbox.
+The database stays the same object, with its retries, hooks, limits and propagation, and the code under test does not
+notice. Its transactions follow one another on one connection, so threads and tasks queue for it, each within its own
+time. The idea is that of Ecto's sandbox.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ __all__ = ["rolled_back"]
 
 _SAVE = b"SAVEPOINT reliakit_sandbox"
 _UNDO = b"ROLLBACK TO SAVEPOINT reliakit_sandbox"
-# A transaction's limits end with it. DEFAULT is what holds when nobody sets any; how long a test pauses between two
-# transactions is nobody's business.
+# A transaction's limits end with it. DEFAULT applies when nobody sets any; a test may pause between two transactions
+# for as long as it likes.
 _NO_LIMITS = (
     b"SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; "
     b"SET LOCAL lock_timeout = DEFAULT; SET LOCAL default_transaction_read_only = DEFAULT; "
 )
-# What COMMIT would check is checked now. SET CONSTRAINTS lasts as long as the real transaction, so that those which
-# are deferred unless somebody says otherwise are deferred again, by name.
+# What COMMIT would check is checked now. SET CONSTRAINTS lasts as long as the real transaction, so constraints that
+# are deferred by default are deferred again, by name.
 _KEEP = (
     b"SET CONSTRAINTS ALL IMMEDIATE; "
     b"DO $reliakit$ DECLARE names text; BEGIN "
@@ -74,25 +74,25 @@ def rolled_back(db: Database) -> AbstractContextManager[Database]: ...
 @overload
 def rolled_back(db: AsyncDatabase) -> AbstractAsyncContextManager[AsyncDatabase]: ...
 def rolled_back(db: Any) -> Any:
-    """Return a block in which whatever a database commits is rolled back in the end.
+    """Return a block at whose end everything that a database committed in it is rolled back.
 
     `with rolled_back(db):` for a Database, `async with` for an AsyncDatabase. Inside, the code under test uses the
     database as always: COMMIT and its answer, retries, `after_commit` hooks, limits, `read_only`, savepoints and
     deferred constraints work, and nobody outside ever sees a row of it, so tests may run beside each other. Threads
     and tasks queue for the one connection; REQUIRES_NEW inside a transaction would wait for itself and is refused.
-    `advisory_lock()` takes a connection beside it, and holds for other tests too.
+    `advisory_lock()` takes a connection beside it, and excludes other tests too.
 
-    Not as outside: all transactions have the database's default isolation and share its first snapshot; NOTIFY never
-    arrives; sequences do not go back; locks are held until the block ends; `outcome()` says "in progress"; statements
-    that cannot run in a transaction, such as VACUUM, cannot run.
+    Some things differ from the outside: all transactions have the database's default isolation and share its first
+    snapshot; NOTIFY never arrives; sequences do not go back; locks are held until the block ends; `outcome()` says
+    "in progress"; statements that cannot run in a transaction, such as VACUUM, cannot run.
 
     Args:
         db: The database that the code under test uses. None of its transactions may be running.
 
     Raises:
-        ConfigurationError: That is no database.
-        TransactionUsageError: A transaction runs already; or at the end, a transaction still runs, or code ran COMMIT
-            or ROLLBACK itself, so that what it wrote may have stayed.
+        ConfigurationError: `db` is not a database.
+        TransactionUsageError: A transaction is already running; or, at the end, one is still running, or code ran
+            COMMIT or ROLLBACK itself, so that what it wrote may have stayed.
         psycopg.OperationalError: The server cannot be reached.
     """
     if isinstance(db, Database):
@@ -103,10 +103,10 @@ def rolled_back(db: Any) -> Any:
 
 
 class _SandboxSession(Session):
-    """A session whose transactions are savepoints. At rest the innermost one is set, so no failure goes beyond it."""
+    """A session whose transactions are savepoints. One is always set at rest, so no failure reaches beyond it."""
 
     __slots__ = ("_bare", "_open", "_outer", "escaped")
-    may_hold = False  # a BEGIN is limits here, and they are sent at once
+    may_hold = False  # BEGIN only sets limits here, which are sent at once
     straight = False  # and a COMMIT releases a savepoint
 
     def __init__(self, outer: Session, engine: Engine) -> None:
@@ -114,8 +114,8 @@ class _SandboxSession(Session):
         self.connection = outer.connection
         self.escaped = False  # the code under test has ended the real transaction
         self._outer = outer
-        self._open = False  # something was begun that was neither kept nor undone
-        self._bare = False  # and it is no transaction, but statements that commit by themselves
+        self._open = False  # whether something was begun that was neither kept nor undone
+        self._bare = False  # whether that is not a transaction, but statements that commit by themselves
 
     @property
     def reusable(self) -> bool:
@@ -123,7 +123,7 @@ class _SandboxSession(Session):
 
     @property
     def left_open(self) -> bool:
-        return False  # here all of it is one transaction, and what a pipeline has left is kept
+        return False  # everything here is one transaction, and what a pipeline has left is kept
 
     async def adopt(self) -> None:
         await super().adopt()
@@ -153,7 +153,7 @@ class _SandboxSession(Session):
         return await super().command(sql, until, patience)
 
     async def _keep(self, until: float, patience: float) -> Answer:
-        if self.in_failed_transaction:  # the server would make a rollback of it, and say so
+        if self.in_failed_transaction:  # the server would turn it into a rollback, and say so
             return await self._undo(self.clock.monotonic() + GRACE, patience)
         answer = await super().command(_KEEP, until, patience)
         if answer.error is None and not answer.broken and self.pgconn.transaction_status == _OPEN:
@@ -173,7 +173,7 @@ class _SandboxSession(Session):
         return answer
 
     async def end_statement(self, *, began: bool) -> None:
-        """Keep or undo a statement that stands in no transaction, once it is over; raise what a COMMIT would."""
+        """Keep or undo a statement outside of any transaction once it is over; raise what a COMMIT would raise."""
         status = self.pgconn.transaction_status
         if not began:
             self._open = False
@@ -206,7 +206,7 @@ class _SandboxSession(Session):
         self._open = False
 
     def wait(self, wait: Any, *args: Any, **options: Any) -> Any:
-        """Stand in for psycopg's `Connection.wait`: outside of a transaction, each statement commits by itself."""
+        """Replace psycopg's `Connection.wait`: outside of a transaction, each statement commits by itself."""
         if self.inside or self.ended:
             return wait(*args, **options)
         before, self._open, self._bare = self.statements, True, True
@@ -227,7 +227,7 @@ class _SandboxSession(Session):
 
 
 class _OneConnection(Source):
-    """Where connections come from inside the block: there is one, and if it is lost there is none."""
+    """The source of connections inside the block: there is only one, and none if it is lost."""
 
     lasting = False
 
@@ -250,11 +250,11 @@ class _OneConnection(Source):
         """Leave the session alone: the block itself ends it."""
 
     async def connect_apart(self, seconds: float) -> Any:
-        """Return None: whoever would listen on it for NOTIFY would hear nothing."""
+        """Return None: a connection that listens for NOTIFY would hear nothing."""
 
 
 class _Sandbox:
-    """What both colours of the block do."""
+    """The part of the block that both colours share."""
 
     def __init__(self, db: Database | AsyncDatabase) -> None:
         self._db = db
@@ -302,7 +302,7 @@ class _Sandbox:
         assert work.lease is not None
         assert work.lease.slot is not None
         work.lease.slot.reported = True  # a test may take its time
-        # A replica would not see what the test has written.
+        # A replica would not see what the test has written, so replicas are left out.
         self._replicas, engine.replicas = engine.replicas, Replicas(())
         source = _OneConnection(self._session, engine)
         engine.checkouts = checkouts.over(
@@ -319,7 +319,7 @@ class _Sandbox:
         try:
             await sandbox.close()
             if running:
-                session.abandon()  # the server rolls back, and whoever runs gets an error
+                session.abandon()  # the server rolls back, and code that is still running gets an error
         finally:
             await self._roll_back(work)
         if closed:

@@ -1,4 +1,4 @@
-"""What every store of a rate limiter must do, as tests to run on your own.
+"""What every store of a rate limiter must do, as tests to run on your own store.
 
 ```python
 from reliakit.testing.store_suite import Kept, StoreSuite
@@ -10,7 +10,7 @@ class TestMyStore(StoreSuite):
         return Kept(MyStore(clock=clock), advance=clock.advance, now=lambda: round(clock.monotonic() * 1e9))
 ```
 
-pytest collects the subclass and runs each test through `apply` and through `aapply`. What a store decides is compared
+pytest collects the subclass and runs each test through `apply` and through `aapply`. A store's decisions are compared
 with the pure machines that the memory store counts by, over random histories. Needs pytest and hypothesis.
 """
 
@@ -126,10 +126,10 @@ class Kept:
     """A store under test.
 
     Attributes:
-        store: The store, which may hold states already: each test has a space of its own.
-        advance: Lets the store's clock go on, in seconds.
-        now: The store's clock, in nanoseconds.
-        tick: The shortest time that the store knows, in nanoseconds.
+        store: The store, which may hold states already: each test has a namespace of its own.
+        advance: Moves the store's clock on, by seconds.
+        now: Returns the store's clock, in nanoseconds.
+        tick: The shortest time that the store can represent, in nanoseconds.
         windows: Where windows of fixed_window and sliding_counter begin: with a key's "first hit", or at whole
             multiples of their period on the store's "clock".
     """
@@ -162,7 +162,7 @@ def plan_of(*rules: Rule) -> Plan:
 
 
 class StoreSuite:
-    """Tests of a store; subclass it and say in `kept` how to make one."""
+    """Tests of a store; subclass it and return your store from `kept`."""
 
     examples: int = 100
     threads: int = 8
