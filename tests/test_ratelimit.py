@@ -838,6 +838,17 @@ def test_a_flood_of_denied_keys_is_counted_whole_and_hides_no_heavy_one(clock: M
     assert len(limiter._tally._keys) <= 512
 
 
+@pytest.mark.parametrize("keys", [2, 17, 34, 1000])
+def test_keys_that_are_denied_in_turn_are_counted_alike(keys: int, clock: ManualClock) -> None:
+    limiter = RateLimiter("1/h", clock=clock)
+    limiter._apply = lambda *_: Answer(False, 0, 0, 1, 1)  # type: ignore[method-assign]  # every key is denied
+    for number in range(20_000):
+        limiter.hit("heavy" if number % 10 == 9 else f"key {number % keys}")
+    counts = dict(limiter.stats().top_denied)
+    assert 1400 < counts.pop("heavy") < 2800
+    assert max(counts.values()) < 3 * 20_000 / keys + 200
+
+
 def test_counts_of_many_threads_add_up(clock: ManualClock) -> None:
     limiter = RateLimiter("100/h", clock=clock)
 

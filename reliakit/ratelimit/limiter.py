@@ -382,8 +382,9 @@ class RateLimiter:
     def _denied(self, key: str, cost: int, wait: int, degraded: bool) -> None:
         """Count and report a denial. No defaults and no keyword arguments: they would make it a tenth slower."""
         tally = self._tally
-        if not next(self._denials) % tally.every:
-            tally.note(key)
+        number = next(self._denials)
+        if number >= tally.due:
+            tally.note(key, number)
         if self._hears_denials:
             self._tell(LimitDenied, key, cost, wait, degraded=degraded)
 

@@ -18,9 +18,11 @@ __all__ = ["LimiterStats", "Tally"]
 _SHOWN = 10
 # Keys that are counted at once; when there are four times as many, those with the highest counts are kept.
 _KEPT = 128
-# Up to so many denials each key is counted; from then on one in seventeen stands for all.
+# Up to so many denials each key is counted; from then on one in seventeen stands for all, on average.
 _ALL_UP_TO = 1000
-_ONE_IN = 17  # a prime, so that keys that take turns in a regular pattern are not missed
+_ONE_IN = 17
+# Any odd numbers in whose product the upper bits are well mixed (a linear congruential generator).
+_STEP, _OFFSET = 1_103_515_245, 12_345
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Tally:
         denied: Counts those that denied.
         shadow_denied: Counts those that would have denied without shadow mode.
         degraded: Counts those that a stand-in made.
-        every: The key of a denial is noted if `every` divides the denial's number.
+        due: The key of a denial is noted if the denial's number has come to this.
     """
 
     __slots__ = (
@@ -68,10 +70,11 @@ class Tally:
         "_noted",
         "_owner",
         "_reads",
+        "_state",
         "admitted",
         "degraded",
         "denied",
-        "every",
+        "due",
         "shadow_denied",
     )
 
@@ -81,27 +84,30 @@ class Tally:
         self.denied: count[int] = count()
         self.shadow_denied: count[int] = count()
         self.degraded: count[int] = count()
-        self.every: int = 1
+        self.due: int = 0
         self._noted = 0
+        self._state = 1
         self._reads = 0
         self._keys: dict[str, int] = {}
         # Re-entrant: a finaliser that runs while it is held may itself be denied something.
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
 
-    def note(self, key: str) -> None:
-        """Remember the key of a denial; to be called for the denials whose number `every` divides."""
+    def note(self, key: str, number: int) -> None:
+        """Remember the key of a denial; to be called for the denials whose number has come to `due`."""
         key = short(key)
-        weight = self.every
-        if weight == 1:
-            self._noted += 1
-            self.every = _ONE_IN if self._noted >= _ALL_UP_TO else 1
-        known = self._keys.get(key)
-        if known is not None:  # two threads at once may be counted as one here
-            self._keys[key] = known + weight
-            return
         with self._lock:
-            self._keys[key] = weight
+            if number < self.due:  # another thread's denial stands for this one, too
+                return
+            weight = 1
+            if self._noted < _ALL_UP_TO:
+                self._noted += 1
+            else:
+                weight = _ONE_IN
+                # Never the same distance: keys that take turns would be missed, or taken for all of them.
+                self._state = (self._state * _STEP + _OFFSET) % 2**31
+                self.due = number + 1 + (self._state >> 12) % (2 * _ONE_IN - 1)
+            self._keys[key] = self._keys.get(key, 0) + weight
             if len(self._keys) > 4 * _KEPT:
                 self._keys = dict(nlargest(_KEPT, list(self._keys.items()), key=itemgetter(1)))
 
