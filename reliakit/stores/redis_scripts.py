@@ -283,7 +283,8 @@ for i = 1, #given, 64 do
     rest = rest, tolerance = tolerance, tolerated = tolerated
   }
   local width = widths[kind]
-  if kind == 1 then width = take(1)[1] end
+  -- What somebody else has written here may say anything; no more is read than there is.
+  if kind == 1 then width = math.min(take(1)[1], #row - at) end
   states[#states + 1] = take(width)
 end
 

@@ -629,6 +629,22 @@ def test_with_leases_nobody_gets_more_than_there_is(server: EmbeddedRedis) -> No
         store.close()
 
 
+@pytest.mark.parametrize("algorithm", ["gcra", "sliding_log", "sliding_counter", "fixed_window"])
+def test_a_value_of_somebody_else_does_not_stall_the_server(server: EmbeddedRedis, algorithm: Any) -> None:
+    plan = Plan("foreign", (Rule(algorithm, 5, HOUR, 5), Rule("gcra", 9, HOUR, 9)))
+    store = RedisStore(server.url)
+    with redis.Redis.from_url(server.url) as client:
+        for foreign in (b"x", b"12345678", b"\x7f" * 64, b"\xff" * 64):
+            assert store.apply(Op.HIT, plan, "k", 1).admitted
+            [key] = client.keys("*foreign*")
+            client.set(key, foreign)
+            with contextlib.suppress(StoreError, IndexError):  # a limiter asks its stand-in then
+                store.apply(Op.HIT, plan, "k", 1)
+            assert client.ping()  # else it would say that it is busy
+            client.delete(key)
+    store.close()
+
+
 @pytest.mark.parametrize("colour", ["blocking", "awaited"])
 def test_those_who_come_at_once_take_one_lease(server: EmbeddedRedis, colour: str) -> None:
     plan = Plan("crowd", (Rule("fixed_window", 1000, HOUR, 1000),))
