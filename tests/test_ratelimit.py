@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
 import sys
 import threading
@@ -847,6 +848,40 @@ def test_keys_that_are_denied_in_turn_are_counted_alike(keys: int, clock: Manual
     counts = dict(limiter.stats().top_denied)
     assert 1400 < counts.pop("heavy") < 2800
     assert max(counts.values()) < 3 * 20_000 / keys + 200
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_who_waits_in_the_parent_does_not_wait_in_its_child() -> None:
+    parent, waits, is_over = os.getpid(), threading.Event(), threading.Event()
+
+    class Held(ManualClock):
+        def sleep(self, seconds: float) -> None:
+            if os.getpid() != parent:
+                self.advance(seconds)
+                return
+            waits.set()
+            is_over.wait()
+
+    limiter = RateLimiter("1/s", max_waiters=1, clock=Held())
+    limiter.hit("k")
+    waiter = threading.Thread(target=limiter.acquire, args=("k",))
+    waiter.start()
+    waits.wait()
+    child = os.fork()
+    if not child:
+        fine = limiter.stats().waiting == 0
+        limiter.hit("other")
+        try:
+            fine = fine and limiter.acquire("other").allowed  # there is room to wait in
+        except RateLimitedError:
+            fine = False
+        os._exit(0 if fine else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert limiter.stats().waiting == 1
+    is_over.set()
+    waiter.join()
+    assert status == 0
 
 
 def test_counts_of_many_threads_add_up(clock: ManualClock) -> None:

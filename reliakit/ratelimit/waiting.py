@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reliakit.core.clock import SYSTEM_CLOCK
-from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 
 if TYPE_CHECKING:
     import asyncio
@@ -90,6 +90,12 @@ class Waiting:
         # Event loops keep only weak references to tasks.
         self._returns: set[asyncio.Task[None]] = set()
         renew_locks_after_fork(self, "_lock")
+        tell_after_fork(self, "forget")
+
+    def forget(self) -> None:
+        """Begin with an empty room: those who wait in the parent do not wait in its child."""
+        self._inside, self._is_busy = 0, False
+        self._lines, self._returns = {}, set()
 
     def room(self, patience: int) -> Room:
         """Return the waiting room for a caller with this patience, in nanoseconds."""
