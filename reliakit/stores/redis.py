@@ -8,8 +8,8 @@ ahit(key) × n in one tick of the event loop ──> one pipeline of n ───
 
 from __future__ import annotations
 
+import asyncio
 import struct
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from reliakit.core import checks
@@ -200,10 +200,13 @@ class RedisStore(RemoteStore):
 
     async def aclose(self) -> None:
         """Close the connections for threads and those of this event loop. A given client stays open."""
-        if not self._closed and self._leases is not None and self._blocking is None:
-            for plan, key, left in self._leases.end():
-                with suppress(StoreError):  # what is not given back expires
-                    await self._adecide(Op.REFUND, plan, key, left, 0)
+        if not self._closed and self._leases is not None:
+            if self._ticks is None:
+                await asyncio.to_thread(self._give_back, self._leases)
+            else:
+                # All at once, so that a server that is stalled costs one timeout; what is not given back expires.
+                rest = [self._adecide(Op.REFUND, plan, key, left, 0) for plan, key, left in self._leases.end()]
+                await asyncio.gather(*rest, return_exceptions=True)
         await super().aclose()
 
     def _give_back(self, leases: Leases) -> None:

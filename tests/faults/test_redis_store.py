@@ -24,7 +24,7 @@ import valkey.asyncio
 from reliakit import ConfigurationError, Limit, LoginGuard, RateLimiter, RedisStore, StoreError, deadline
 from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.events import StoreFailed, StoreRecovered
-from reliakit.stores import Op, Plan, Rule
+from reliakit.stores import Op, Plan, Rule, redis_clients, redis_wire
 from reliakit.stores.ballots import Ballot
 from reliakit.testing import EmbeddedRedis, FaultProxy, ManualClock, RecordingListener
 
@@ -670,6 +670,41 @@ def test_those_who_come_at_once_take_one_lease(server: EmbeddedRedis, colour: st
             thread.join()
     assert 1000 - 48 - 3 <= left(plain, plan) <= 1000 - 48
     leasing.close()
+    plain.close()
+
+
+@pytest.mark.parametrize("how", ["address", "plain client", "asynchronous client"])
+def test_giving_leases_back_does_not_hold_the_event_loop_up(
+    server: EmbeddedRedis, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked: set[int] = set()
+
+    def recorded(run: Any) -> Any:
+        def ask(wire: Any, request: Any) -> Any:
+            blocked.add(threading.get_ident())
+            return run(wire, request)
+
+        return ask
+
+    for wire in (redis_wire.BlockingWire, redis_clients.ClientBlockingWire):
+        monkeypatch.setattr(wire, "run", recorded(wire.run))
+
+    async def close() -> None:
+        library: Any = redis if how == "plain client" else redis.asyncio
+        source: Any = server.url if how == "address" else library.Redis.from_url(server.url)
+        store = RedisStore(source, lease=4)
+        for key in "kab":
+            await store.aapply(Op.HIT, TEN, key, 1)
+        await store.aclose()
+        if how == "asynchronous client":
+            await source.aclose()
+        elif how == "plain client":
+            source.close()
+
+    asyncio.run(close())
+    assert threading.get_ident() not in blocked
+    plain = RedisStore(server.url)
+    assert [plain.apply(Op.PEEK, TEN, key, 1).remaining for key in "kab"] == [9, 9, 9]
     plain.close()
 
 
