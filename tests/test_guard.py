@@ -297,7 +297,7 @@ def test_a_plain_function_may_return_a_generator_that_others_drive(guard: Record
 
 @pytest.mark.anyio
 async def test_acall_refuses_what_is_nothing_to_await(guard: Recorder) -> None:
-    with pytest.raises(ConfigurationError, match="plain returned nothing to await: use call"):
+    with pytest.raises(ConfigurationError, match="plain returned nothing that can be awaited: use call"):
         await guards.acall(guard, plain, 1)  # type: ignore[arg-type]  # what the test is about
     assert guard.left == (ConfigurationError, None)
 

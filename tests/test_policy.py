@@ -269,7 +269,7 @@ def test_the_wrong_colour_is_refused(make: Callable[[], Any]) -> None:
 
     with pytest.raises(ConfigurationError, match="is a generator function"):
         guard.call(rows)
-    with pytest.raises(ConfigurationError, match="returned nothing to await"):
+    with pytest.raises(ConfigurationError, match="returned nothing that can be awaited"):
         asyncio.run(guard.acall(max, 1, 2))
     with pytest.raises(ConfigurationError, match="call takes a function, got int"):
         guard.call(7)
@@ -424,9 +424,9 @@ def test_a_child_process_does_not_inherit_who_was_inside() -> None:
         (Retry(3) | Retry(4), "up to 12 attempts"),
         (Bulkhead(3) | Retry(3), "holds its place during the pauses"),
         (AdaptiveLimit() | Retry(3), "Put the AdaptiveLimit inside"),
-        (Bulkhead(3) | Coalesce(), "holds a place for each who waits for the same call"),
+        (Bulkhead(3) | Coalesce(), "holds a place for each caller that waits for the same call"),
         (Hedge(1.0) | Retry(3), "tries each copy again"),
-        (Policy(*[Bulkhead(3)] * 2), "stands in it twice"),
+        (Policy(*[Bulkhead(3)] * 2), "is in the policy twice"),
     ],
 )
 def test_known_traps_are_warned_of(policy: Policy, words: str, capsys: pytest.CaptureFixture[str]) -> None:

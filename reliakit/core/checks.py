@@ -79,7 +79,7 @@ def shown(value: object) -> str:
     """Return what a message shows of what was given."""
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001 - of a whole number of 5000 digits there is none; the argument is to be named anyway
+    except Exception:  # noqa: BLE001 - a whole number of 5000 digits has none; the argument is named anyway
         return f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

@@ -111,7 +111,7 @@ def refuse_value(fn: object, result: object) -> None:
         ConfigurationError: It cannot be awaited.
     """
     if not inspect.isawaitable(result):  # covers generator-based coroutines, whose class does not show it
-        raise ConfigurationError(f"{name_of(fn)} returned nothing to await: use call for a plain function")
+        raise ConfigurationError(f"{name_of(fn)} returned nothing that can be awaited: use call for a plain function")
 
 
 def name_of(fn: object) -> str:

@@ -275,7 +275,7 @@ class Emitter:
             try:
                 if route.is_deaf_to is None or not route.is_deaf_to(kind, status):
                     return True
-            except Exception:  # noqa: BLE001 - it hears the event then; what it raises there is told and contained
+            except Exception:  # noqa: BLE001 - it then receives the event; what it raises there is logged and contained
                 return True
         return False
 

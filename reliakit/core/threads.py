@@ -126,7 +126,7 @@ def start(thread: threading.Thread) -> None:
     def begin() -> None:
         try:
             thread.start()
-        except BaseException as error:  # noqa: BLE001 - raised by who waits for it
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits for it
             failures.append(error)
         finally:
             begun.set()

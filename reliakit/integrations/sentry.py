@@ -52,7 +52,7 @@ def before_send(masker: Masker | None = None) -> Hook:
     def hook(event: Any, _hint: Any = None) -> Any:
         try:
             return {name: _part(name, part, chosen) for name, part in event.items()}
-        except Exception:  # noqa: BLE001 - the event is told of, nothing of what is in it
+        except Exception:  # noqa: BLE001 - the event is reported without its content
             return _stand_in(event)
 
     return hook

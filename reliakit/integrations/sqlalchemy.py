@@ -223,7 +223,7 @@ class AsyncEnginePool(_EnginePool):
         async def give_back() -> None:
             try:
                 fairy = await task
-            except Exception:  # noqa: BLE001 - there is nothing to give back, and nobody who asks
+            except Exception:  # noqa: BLE001 - there is nothing to give back, and nobody waits
                 return
             await greenlet_spawn(fairy.close)
 

@@ -42,7 +42,7 @@ def mask_event(masker: Masker | None = None) -> Callable[[Any, str, Any], Any]:
             if not isinstance(event, MutableMapping):
                 return chosen.mask(event)  # rendered already
             return _masked({**event}, Walk(chosen, plain=False))
-        except Exception:  # noqa: BLE001 - the event is told of, nothing of what is in it
+        except Exception:  # noqa: BLE001 - the event is reported without its content
             return {"event": FAILED, "level": method}
 
     return process

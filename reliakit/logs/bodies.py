@@ -183,7 +183,7 @@ def _hide_couples(text: str, hide: Hide, rules: KeyRules) -> str:
 
 
 def _found_name(text: str, found: re.Match[str]) -> str:
-    """Return the name without what is left of an escape or an option before it; the user of a URL is no name."""
+    """Return the name without what is left of an escape or an option before it; a URL's user is not a name."""
     start = found.start(1)
     name = found[1]
     if text[start - 1 : start] == "%":

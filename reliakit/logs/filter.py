@@ -56,7 +56,7 @@ class MaskingFilter(logging.Filter):
         """Return the record without its secrets."""
         try:
             masked = self._masked(record)
-        except Exception:  # noqa: BLE001 - the record is told of, nothing of what is in it
+        except Exception:  # noqa: BLE001 - the record is reported without its content
             masked = _stand_in(record)
         if _REPLACES:
             return masked

@@ -47,7 +47,7 @@ class MaskingFormatter(BaseJsonFormatter):
         try:
             walk = Walk(self._masker, plain=True)
             line: str = self.serialize_log_record(self.process_log_record(self._data(record, walk)))
-        except Exception:  # noqa: BLE001 - the record is told of, nothing of what is in it
+        except Exception:  # noqa: BLE001 - the record is reported without its content
             record.__dict__[FOUND] = (0, True)
             return self.jsonify_log_record(self._stand_in(record))
         if walk.found or walk.failed:

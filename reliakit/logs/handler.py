@@ -102,7 +102,7 @@ class LineHandler(logging.Handler):
                 self._written.count(record.levelno)
             else:
                 self.drop("queue full")
-        except Exception as fault:  # noqa: BLE001 - told as an event; the caller is not to suffer from its log
+        except Exception as fault:  # noqa: BLE001 - reported as an event; a log must not hurt its caller
             self.drop(type(fault).__name__)
         self._tell(record)
 
@@ -233,7 +233,7 @@ class _Writer:
                 continue
             try:
                 self._handler.write(line)
-            except Exception as fault:  # noqa: BLE001 - told as an event
+            except Exception as fault:  # noqa: BLE001 - reported as an event
                 self._handler.drop(type(fault).__name__)
             if self._abandoned:
                 return

@@ -105,7 +105,7 @@ class Readings(Generic[F]):
 
     def _forget_names(self) -> None:
         self._names = {name for name, _ in self._last.copy()}
-        # Somebody may have come in between, and have left his name with the set before.
+        # A component that announced itself in between may have left its name with the previous set.
         self._names.update([name for name, _ in self._last.copy()])
 
     def leave(self) -> None:

@@ -98,7 +98,7 @@ def judged(text: str) -> list[Judged]:
                 _take(found.setdefault(slo, Judged(slo)), told.setdefault(slo, {}), sample)
     verdicts = [one for one in found.values() if one.verdict]
     if not verdicts:
-        raise ValueError("these are no metrics of reliakit: no slo_verdict among them")
+        raise ValueError("these are not metrics of reliakit: there is no slo_verdict among them")
     for one in verdicts:
         _settle(one, told[one.objective])
     return verdicts

@@ -284,7 +284,7 @@ class SharedGaugeSeries(_Moving, GaugeSeries):
             self._write(number)
 
     def clear(self) -> None:
-        """Show that nothing is known, until it is set again: files have no room for no number."""
+        """Show NaN until it is set again: files cannot hold the absence of a number."""
         self._write(math.nan)
 
     def _write(self, number: float) -> None:
@@ -295,7 +295,7 @@ class SharedGaugeSeries(_Moving, GaugeSeries):
             row[self._first] = number
 
     def set_function(self, read: Callable[[], float]) -> None:
-        """Ask `read` for the value whenever it is said to have changed."""
+        """Call `read` for the value whenever `refresh` says that it has changed."""
         super().set_function(read)
         self.refresh()
 

@@ -153,8 +153,8 @@ def _shared_too_late(parts: Parts) -> Iterator[str]:
     for limit in (Bulkhead, AdaptiveLimit):
         for outer, inner in _pairs(parts, limit, Coalesce):
             yield (
-                f"{_title(parts[outer])} around {_title(parts[inner])} holds a place for each who waits for the same "
-                "call. Put the Coalesce outside."
+                f"{_title(parts[outer])} around {_title(parts[inner])} holds a place for each caller that waits for "
+                "the same call. Put the Coalesce outside."
             )
 
 
@@ -170,7 +170,7 @@ def _places_held(parts: Parts) -> Iterator[str]:
 def _same_twice(parts: Parts) -> Iterator[str]:
     for one, other in combinations(parts, 2):
         if one is other:
-            yield f"{_title(one)} stands in it twice: each call passes the same object two times."
+            yield f"{_title(one)} is in the policy twice: each call passes through the same object two times."
 
 
 _TRAPS: tuple[Callable[[Parts], Iterator[str]], ...] = (

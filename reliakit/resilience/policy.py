@@ -326,7 +326,7 @@ async def _ainvoke(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         from inspect import isawaitable  # noqa: PLC0415 - knows coroutines made of generators, which are rare
 
         if not isawaitable(pending):
-            raise ConfigurationError(f"{fn!r} returned nothing to await: use call for a plain function")
+            raise ConfigurationError(f"{fn!r} returned nothing that can be awaited: use call for a plain function")
     return await pending
 
 

@@ -182,7 +182,7 @@ class Throttle(Layer):
         if probability > 0 and self._clock.random() < probability:
             self._emitter.emit(CallRejected, reason=OverloadedError.__name__, retry_after=None)
             raise OverloadedError(
-                f"throttle {self.name!r} refused {probability:.0%} of the calls: too few of them are accepted",
+                f"throttle {self.name!r} refused {probability:.0%} of the calls: the server accepts too few of them",
                 name=self.name,
             )
         return begun

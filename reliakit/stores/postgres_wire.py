@@ -160,7 +160,7 @@ class ThreadConnections:
             self._size += 1
         try:
             line = self._connect()
-        except BaseException as error:  # noqa: BLE001 - raised by who waits for it
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits for it
             with self._lock:
                 self._young_until = 0.0
                 self._size -= 1

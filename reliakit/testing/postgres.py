@@ -239,7 +239,7 @@ def _checked_settings(settings: Mapping[str, str | float]) -> dict[str, str]:
     checked: dict[str, str] = {}
     for name, value in settings.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name):
-            raise ConfigurationError(f"settings: {name!r} is no name of a server setting")
+            raise ConfigurationError(f"settings: {name!r} is not the name of a server setting")
         if name.lower() in _OURS:
             raise ConfigurationError(f"settings: {name!r} is decided by EmbeddedPostgres; see port=")
         checked[name] = ("on" if value else "off") if isinstance(value, bool) else str(value)

