@@ -270,6 +270,43 @@ for found in (early, late):
 """
 
 
+BEFORE_A_FORK = """
+import io, os
+from reliakit import CircuitBreaker, Metrics, RateLimiter, configure_logging, get_logger
+
+handle = configure_logging(service="s", level="INFO", stream=io.StringIO())
+metrics, log, breaker, limiter = Metrics(), get_logger("s"), CircuitBreaker("b"), RateLimiter("100/s", name="l")
+
+def work():
+    log.info("told")
+    breaker.call(len, "x")
+    limiter.hit("somebody")
+
+with metrics:
+    for _ in range(5):
+        work()
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            work()
+            metrics.close()
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    print(metrics.render().body.decode())
+handle.close()
+"""
+
+
+def test_what_a_component_counted_before_a_fork_is_counted_by_the_parent_alone(tmp_path):
+    found = samples(run(tmp_path, BEFORE_A_FORK))
+    assert found["reliakit_log_records_total", "info"] == 8
+    assert found["reliakit_circuit_breaker_calls_total", "b", "success"] == 8
+    assert found["reliakit_rate_limit_decisions_total", "allowed", "l"] == 8
+
+
 def test_verdicts_are_those_of_a_process_by_itself(tmp_path, reliakit_dsn):
     among_others, alone = run(tmp_path, JUDGED, reliakit_dsn), run("", JUDGED, reliakit_dsn)
     assert among_others == alone

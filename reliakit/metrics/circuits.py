@@ -58,6 +58,10 @@ class Circuits:
         for state in STATES:
             self._states.labels(name, state).set(1 if state in current else 0)
 
+    def begin_anew(self) -> None:
+        """Leave what came before a fork to the parent."""
+        self._readings.begin_anew()
+
     def leave(self) -> None:
         """Count a last time and stop following."""
         self._readings.leave()

@@ -168,6 +168,12 @@ class Feed:
         self._logs.refresh()
         self._limiters.refresh()
 
+    def begin_anew(self) -> None:
+        """Leave to the parent what its components counted before this process was forked."""
+        self._circuits.begin_anew()
+        self._logs.begin_anew()
+        self._limiters.begin_anew()
+
     def leave(self) -> None:
         """Read a last time what is only read on demand, because nothing more will be heard."""
         self._transactions.leave()

@@ -108,6 +108,12 @@ class Readings(Generic[F]):
         # A component that announced itself in between may have left its name with the previous set.
         self._names.update([name for name, _ in self._last.copy()])
 
+    def begin_anew(self) -> None:
+        """Leave to the parent what it counted before this process was forked, and has not looked at."""
+        self._left.clear()
+        for key in tuple(self._last):
+            self._last[key] = key[1]()
+
     def leave(self) -> None:
         """Count a last time and stop following: what happens from now on is not counted."""
         self.refresh()

@@ -23,7 +23,7 @@ from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.events import NumbersWanted
-from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 from reliakit.core.spine import Emitter, Subscription, subscribe, watch
 from reliakit.metrics.apps import AsgiApp, WsgiApp
 from reliakit.metrics.declare import aliases, declared, is_name
@@ -131,7 +131,12 @@ class Metrics:
         watch(self)
         if self._files is not None:
             atexit.register(_leave, weakref.ref(self))
+            tell_after_fork(self, "_begin_anew")
         shelf.gauge("build_info").labels(__version__, platform.python_version()).set(1)
+
+    def _begin_anew(self) -> None:
+        """Count only what happens from here on: this is a child, whose files begin at 0."""
+        self._feed.begin_anew()
 
     def attach(self) -> Subscription:
         """Count everything that reliakit's components report, until the subscription or this object is closed.
