@@ -5,6 +5,9 @@ with db.advisory_lock("nightly report"):     a connection of its own, idle, hold
 tx.advisory_lock("account 7")                the transaction's connection holds it until the transaction ends
 ```
 
+Behind a pooler that shares sessions (see `pooler`) a transaction that stays open and idle holds the first kind too: a
+lock of the session would be every client's.
+
 The server releases the lock when the connection ends, so a killed process never keeps one. On the other hand, a block
 whose connection died has lost its lock without noticing. It is told so when it ends; `held` tells sooner.
 """
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["AdvisoryLock", "AsyncAdvisoryLock"]
 
 _NOT_AVAILABLE = "55P03"
+# A transaction that holds a lock is idle for as long as the block takes.
+_KEEP = "SET LOCAL idle_in_transaction_session_timeout = 0"
 
 
 class _Lock:
@@ -109,7 +114,7 @@ class _Lock:
             session = work.session
             assert session is not None
             try:
-                return await (self._lock(session, until) if self._waits else self._try(session))
+                return await (self._lock(session, until) if self._waits else self._try(session, until))
             except psycopg.Error:
                 if session.alive or session.fresh or replacements == 0:
                     raise
@@ -120,8 +125,11 @@ class _Lock:
         # The lock outlives the transaction that takes it; that transaction's lock_timeout limits the server's wait
         # even if this process dies meanwhile.
         limit = milliseconds(until - session.clock.monotonic())
-        lock = f"SELECT pg_advisory_lock{self._shared}({self._number})"
-        command = f"BEGIN; SET LOCAL lock_timeout = {limit}; {lock}; COMMIT"
+        begin = f"BEGIN; SET LOCAL lock_timeout = {limit}"
+        if session.pooled:
+            command = f"{begin}; {_KEEP}; SELECT pg_advisory_xact_lock{self._shared}({self._number})"
+        else:
+            command = f"{begin}; SELECT pg_advisory_lock{self._shared}({self._number}); COMMIT"
         answer = await session.command(command.encode("ascii"), until + GRACE / 4)
         if answer.interrupt is not None:
             raise answer.interrupt
@@ -131,8 +139,17 @@ class _Lock:
             raise answer.error
         return True
 
-    async def _try(self, session: Session) -> bool:
+    async def _try(self, session: Session, until: float) -> bool:
         function = f"SELECT pg_try_advisory_lock{self._shared}(%s)"
+        if session.pooled:
+            function = f"SELECT pg_try_advisory_xact_lock{self._shared}(%s)"
+            answer = await session.command(f"BEGIN; {_KEEP}".encode("ascii"), until)
+            if answer.interrupt is not None:
+                raise answer.interrupt
+            if answer.late:
+                return False
+            if answer.error is not None:
+                raise answer.error
         try:
             return bool((await session.query(function.encode("ascii"), (self._number,)))[0][0])
         except TransactionError:  # the server did not answer in time
@@ -141,10 +158,15 @@ class _Lock:
     async def _let_go(self, session: Session) -> BaseException | None:
         """Release what this connection may hold; if that is not certain to work, close it, which releases it too."""
         # An unlock without effect would leave a warning in the server's log, so only a needed one is sent.
-        command = b"" if session.reusable else b"ROLLBACK; "
-        command += b"SELECT pg_advisory_unlock_all()"
+        if session.pooled:
+            if session.reusable:
+                return None
+            command, expected = b"ROLLBACK", b"ROLLBACK"
+        else:
+            command = b"" if session.reusable else b"ROLLBACK; "
+            command, expected = command + b"SELECT pg_advisory_unlock_all()", b"SELECT 1"
         answer = await session.command(command, session.clock.monotonic() + 2 * GRACE, 2 * GRACE)
-        if answer.tag != b"SELECT 1":  # it failed, or was interrupted before it was sent
+        if answer.tag != expected:  # it failed, or was interrupted before it was sent
             session.broken = True
         return answer.interrupt
 

@@ -247,7 +247,7 @@ class AsyncDatabase(DatabaseBase):
         """Return a block that holds a lock shared by all processes: `async with db.advisory_lock("report"): ...`.
 
         A connection of its own holds the lock until the block ends, however it ends; the server releases it if the
-        connection dies. The lock is not re-entrant. A pooler in between must work in session mode.
+        connection dies. The lock is not re-entrant. Behind a pooler, an open transaction holds it.
 
         Args:
             key: A whole number of 64 bits, or a text, of which 64 bits of its BLAKE2b digest are locked.

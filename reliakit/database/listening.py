@@ -1,7 +1,8 @@
 """LISTEN on a connection of its own: woken by a NOTIFY, waits no longer than asked, at worst hears nothing.
 
 Its user looks for work every now and then anyway, so a connection that fails only makes that look late. It is opened
-again after growing pauses; meanwhile the time between two looks is slept.
+again after growing pauses; meanwhile the time between two looks is slept. Behind a pooler that shares sessions it does
+not listen at all: LISTEN would stay in a session of other clients, and they would be sent what they never asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from psycopg import generators, pq
 
 from reliakit.core.backoff import Backoff
 from reliakit.database.driver import INTERVAL, WaitTimeout
+from reliakit.database.pooler import THERE, question
 
 if TYPE_CHECKING:
     from reliakit.core.clock import Clock
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Ear"]
 
-# Seconds that connecting, and then LISTEN, may each take: the look for work may come late by as much.
+# Seconds that connecting, the question for a pooler, and LISTEN may each take: the look for work may come late by as
+# much.
 _PATIENCE = 2.0
 _PAUSES = Backoff(base=0.5, cap=30.0, jitter=0.5)
 
@@ -44,7 +47,7 @@ class Ear:
         self._not_before = clock.monotonic()
 
     async def open(self) -> None:
-        """Listen, unless it does already or has just failed to. At most 2 * 2 s; if that fails, it stays deaf."""
+        """Listen, unless it does already or has just failed to. At most 3 * 2 s; if that fails, it stays deaf."""
         if self._connection is not None or self._clock.monotonic() < self._not_before:
             return
         try:
@@ -52,11 +55,11 @@ class Ear:
             if connection is None:
                 self._not_before = float("inf")  # the pool does not say how it connects
                 return
-            connection.pgconn.send_query(self._command)
-            exchange = generators.execute(connection.pgconn)
-            results = await self._io.wait(exchange, connection.pgconn.socket, INTERVAL, _PATIENCE)
-            if results[-1].status != pq.ExecStatus.COMMAND_OK:
-                raise psycopg.errors.error_from_result(results[-1])
+            if await self._ask(connection.pgconn, question(connection.pgconn)) == THERE:
+                self.close()
+                self._not_before = float("inf")
+                return
+            await self._ask(connection.pgconn, self._command)
         except psycopg.Error:
             # Not reported here: the next look for work meets the same server, and reports it.
             self._failed()
@@ -80,6 +83,15 @@ class Ear:
             self._failed()  # as above
             return False
         return True
+
+    async def _ask(self, pgconn: Any, command: bytes) -> bytes | None:
+        """Run a command and return its tag."""
+        pgconn.send_query(command)
+        results = await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, _PATIENCE)
+        if results[-1].status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(results[-1])
+        tag: bytes | None = results[-1].command_status
+        return tag
 
     def close(self) -> None:
         """Close the connection. Closing twice is harmless."""

@@ -83,10 +83,12 @@ class Session:
         "owned",
         "pgconn",
         "poll",
+        "pooled",
         "returning",
         "seconds",
         "shared",
         "statements",
+        "threshold",
         "until",
     )
 
@@ -109,6 +111,8 @@ class Session:
         self.disowned: bool = False  # whether it belongs to the parent process, and this is a child
         self.returning: list[Any] = []  # what brings it back to its pool, once that has begun
         self._manual = False
+        self.pooled: bool = False  # the server's sessions are shared with others, see `pooler`
+        self.threshold: int | None = None  # a borrowed connection's own `prepare_threshold`, where that was changed
         self.poll: select.poll | None = None
         self.cursor: Any = None  # a cursor that is reused, see `lend_cursor`
         self.reset(self.born, 0.0)
@@ -142,6 +146,8 @@ class Session:
     async def release(self) -> None:
         """Hand the connection back as it was."""
         self.connection.__dict__.pop("wait", None)
+        if self.threshold is not None:
+            self.connection.prepare_threshold = self.threshold
         if self._manual and self.pgconn.transaction_status == _IDLE:
             await self._io.autocommit(self.connection, value=False)
 

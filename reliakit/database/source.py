@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
+from reliakit.database import pooler
 from reliakit.database.session import Session
 
 if TYPE_CHECKING:
@@ -28,9 +30,12 @@ class Source:
         self.pool = pool
         self.row_factory = row_factory
         self._opened_pool = False
+        # What is known of borrowed connections: whether a pooler shares the server's sessions among them.
+        self._pooled: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     async def obtain(self, slot: Slot, seconds: float, clock: Clock, name: str) -> Session:
         """Open a connection within about `seconds`, put its session into the slot, and return it."""
+        until = clock.monotonic() + seconds
         session = Session(self.io, clock, name, pool=self.pool)
         slot.session = session  # before it has a connection, which a Ctrl-C in between would otherwise lose
         try:
@@ -43,7 +48,25 @@ class Source:
                 slot.session = None
             raise
         await session.adopt()
+        await self._look_for_pooler(slot, session, until)
         return session
+
+    async def _look_for_pooler(self, slot: Slot, session: Session, until: float) -> None:
+        """Find out, once for each connection, whether a pooler shares the server's sessions."""
+        known = None if session.owned else self._pooled.get(session.connection)
+        if known is None:
+            try:
+                answered = await pooler.look(session, until)
+            except BaseException:
+                slot.session = None
+                session.let_go()
+                raise
+            if answered and not session.owned:
+                self._pooled[session.connection] = session.pooled
+        else:
+            session.pooled = known
+        if session.pooled:
+            pooler.prepare_nothing(session)
 
     async def connect_apart(self, seconds: float) -> Any:
         """Open a connection that is not part of any pool; return None if the pool does not say how."""

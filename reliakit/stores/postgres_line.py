@@ -92,6 +92,11 @@ class Line:
         """Whether the server awaits the next statement."""
         return bool(self._pg.transaction_status == _IDLE)
 
+    @property
+    def pid(self) -> int:
+        """The number of the server's process, or one that a pooler has made up."""
+        return int(self._pg.backend_pid)
+
     def is_lost(self, error: BaseException) -> bool:
         """Return whether the connection died of old age; one whose server merely takes too long did not."""
         return self.answers > 0 and (isinstance(error, _ENDED) or bool(self._pg.status != _HOLDS))

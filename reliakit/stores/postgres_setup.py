@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Setup"]
 
-# A statement sees what others have just committed, and does not wait for longer than the store does.
+# A statement sees what others have just committed, and does not wait for longer than the store does. Behind a pooler,
+# which gives its clients process ids of its own making, nothing is set: other clients use the session next, and a crash
+# of the server would lose what they were told is committed.
 _SESSION = (
-    "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; "
-    "SET synchronous_commit = off; SET statement_timeout = {milliseconds}; SET lock_timeout = 0; "
+    "SELECT set_config(name, value, false) FROM (VALUES ('default_transaction_isolation', 'read committed'), "
+    "('default_transaction_read_only', 'off'), ('synchronous_commit', 'off'), ('lock_timeout', '0'), "
+    "('statement_timeout', '{milliseconds}')) AS setting (name, value) WHERE pg_backend_pid() = %d; "
 )
 # Reading any table makes the server notice what others have created; to_regclass alone may use an outdated cache.
 _IS_MISSING = "SELECT to_regclass('{table}') IS NULL OR to_regproc('{last}') IS NULL FROM pg_catalog.pg_class LIMIT 1"
@@ -65,18 +68,20 @@ class Setup:
 
     def ready(self, line: Line, until: float) -> None:
         """Make a new connection of the store's own ready."""
+        session = self._session % line.pid
         if self._is_there:
-            line.ask(self._session, until)
-        elif line.ask(self._session + self._question, until) == _NO:
+            line.ask(session, until)
+        elif line.ask(session + self._question, until) == _NO:
             self._is_there = True
         else:
             self.make(line, until)
 
     async def aready(self, line: Line) -> None:
         """Make a new connection of the store's own ready; the twin of `ready` for tasks."""
+        session = self._session % line.pid
         if self._is_there:
-            await line.aask(self._session)
-        elif await line.aask(self._session + self._question) == _NO:
+            await line.aask(session)
+        elif await line.aask(session + self._question) == _NO:
             self._is_there = True
         else:
             await self.amake(line)
