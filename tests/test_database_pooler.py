@@ -14,6 +14,7 @@ from pooler import Pooler
 from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.errors import TransactionTimeoutError
 from reliakit.database import AsyncDatabase, Database, Outbox
+from reliakit.database import driver as cancelling
 from reliakit.database.pooler import question
 from reliakit.ratelimit import RateLimiter
 from reliakit.stores import PostgresStore
@@ -143,3 +144,37 @@ def test_a_store_without_a_pooler_does_not_wait_for_the_disk(reliakit_dsn: str) 
         until = SYSTEM_CLOCK.monotonic() + 10.0
         assert line.ask("SHOW synchronous_commit", until) == b"off"
         assert line.ask("SHOW statement_timeout", until) == b"1s"
+
+
+@pytest.mark.anyio
+async def test_a_request_to_cancel_is_not_hung_up_on_when_its_task_is_cancelled_again(
+    reliakit_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def request(connection: object, seconds: float) -> bool:
+        begun.set()
+        try:
+            await may_end.wait()
+        finally:
+            ended.set_result(may_end.is_set())
+        return True
+
+    monkeypatch.setattr(cancelling, "cancel_async", request)
+    async with AsyncDatabase(reliakit_dsn) as db:
+
+        async def sleep() -> None:
+            async with db.transaction() as tx:
+                await tx.execute("SELECT pg_sleep(60)")
+
+        task = asyncio.create_task(sleep())
+        while not await db.fetch_value("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"):
+            pass
+        task.cancel()
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        may_end.set()
+        assert await ended

@@ -1,8 +1,8 @@
 """LISTEN on a connection of its own: woken by a NOTIFY, waits no longer than asked, at worst hears nothing.
 
 Its user looks for work every now and then anyway, so a connection that fails only makes that look late. It is opened
-again after growing pauses; meanwhile the time between two looks is slept. Behind a pooler that shares sessions it does
-not listen at all: LISTEN would stay in a session of other clients, and they would be sent what they never asked for.
+again after growing pauses; meanwhile the time between two looks is slept. Behind a pooler that shares sessions it
+does not listen at all: LISTEN would stay in a session of other clients, who would be sent what they never asked for.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ client C ──┘            └── (no more)
 ```
 
 Behind one, a client's next transaction may run in a session in which another client has left something: a setting, a
-lock, a LISTEN, or a prepared statement. Psycopg numbers prepared statements, so the one under a given name may be another
-client's, and would run without an error.
+lock, a LISTEN, or a prepared statement. Psycopg numbers prepared statements, so the one under a given name may be
+another client's, and would run without an error.
 
-A pooler has to tell its clients' cancel requests apart, so it makes up the process ids that it gives them. A pooler that
-keeps a session for as long as its client stays (PgBouncer's `pool_mode = session`) cannot be told from the others.
+A pooler has to tell its clients' cancel requests apart, so it makes up the process ids that it gives them. A pooler
+that keeps a session while its client stays (PgBouncer's `pool_mode = session`) cannot be told from the others.
 """
 
 from __future__ import annotations

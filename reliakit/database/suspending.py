@@ -100,8 +100,14 @@ class SuspendingIo:
             raise
 
     async def cancel(self, connection: Any, seconds: float) -> bool:
-        """Suspend until the request is through, for at most `seconds`, see `Io`."""
-        return await driver.cancel_async(connection, seconds)
+        """Suspend until the request is through, for at most `seconds`, see `Io`.
+
+        A request that was begun is completed even if this task is cancelled again: PgBouncer 1.18 terminates, with
+        all its connections, if a client disconnects in the middle of one.
+        """
+        task = asyncio.create_task(driver.cancel_async(connection, seconds))
+        self._keep(task)
+        return await asyncio.shield(task)
 
     async def borrow(self, pool: Any, seconds: float) -> Connection:
         """Suspend until the pool has a connection; one that comes after a cancellation goes back by itself."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Setup"]
 
 # A statement sees what others have just committed, and does not wait for longer than the store does. Behind a pooler,
-# which gives its clients process ids of its own making, nothing is set: other clients use the session next, and a crash
-# of the server would lose what they were told is committed.
+# which makes up the process ids that it gives its clients, nothing is set: other clients use the session next, and a
+# crash of the server would lose what they were told is committed.
 _SESSION = (
     "SELECT set_config(name, value, false) FROM (VALUES ('default_transaction_isolation', 'read committed'), "
     "('default_transaction_read_only', 'off'), ('synchronous_commit', 'off'), ('lock_timeout', '0'), "
