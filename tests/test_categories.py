@@ -117,6 +117,21 @@ def test_the_sqlstate_decides(kind: type[psycopg.Error], sqlstate: str, category
     assert (found.sqlstate, found.category, found.retry) == (sqlstate, category, retry)
 
 
+def test_what_a_pooler_ends_a_connection_with_is_no_fault_of_the_program() -> None:
+    severity, everywhere = psycopg.pq.DiagnosticField.SEVERITY, psycopg.pq.DiagnosticField.SEVERITY_NONLOCALIZED
+    ended = pg.ProtocolViolation("server conn crashed?", info={severity: b"FATAL"})  # as PgBouncer has it
+    said = pg.ProtocolViolation("invalid message format", info={severity: b"FATAL", everywhere: b"FATAL"})
+    refused = pg.ProtocolViolation("bind message supplies 0 parameters", info={severity: b"ERROR"})
+    wrapped = RuntimeError("of SQLAlchemy")
+    wrapped.orig = ended  # type: ignore[attr-defined]
+    assert [(found.category, found.retry, found.sqlstate) for found in map(classify, (ended, wrapped))] == [
+        ("dependency", "reconnect", "08P01")
+    ] * 2
+    assert [(found.category, found.retry) for found in map(classify, (said, refused))] == [
+        ("programming", "never")
+    ] * 2
+
+
 def test_every_class_of_sqlstates_that_psycopg_knows_is_in_the_table() -> None:
     known = {kind.sqlstate[:2] for kind in vars(pg).values() if isinstance(getattr(kind, "sqlstate", None), str)}
     assert len(known) > 35

@@ -23,6 +23,8 @@ _KNOWN = "__reliakit_class__"
 # Packages whose errors carry a gRPC status, and packages whose errors carry the error that caused them.
 _GRPC = frozenset({"grpc", "grpclib"})
 _WRAPPERS = frozenset({"urllib", "urllib3"})
+# A server says so of a fault of its client; PgBouncer of whatever it ends a connection for.
+_PROTOCOL = "08P01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ def _django_cause(error: BaseException) -> BaseException | None:
 
 def _kind(error: BaseException, sqlstate: str | None) -> Kind:
     if sqlstate is not None:
+        if sqlstate == _PROTOCOL and _is_from_pooler(error):
+            sqlstate = sqlstate[:2]
         return kinds.SQLSTATES.get(sqlstate) or kinds.SQLSTATES.get(sqlstate[:2]) or kinds.UNKNOWN
     if isinstance(error, BaseExceptionGroup):
         found = {_kind(leaf, sqlstate_of(leaf)) for leaf in _leaves(cast("_Group", error))}
@@ -102,6 +106,15 @@ def _kind(error: BaseException, sqlstate: str | None) -> Kind:
     if status is not None:
         return _status_kind(status)
     return _told_kind(error) or _type_kind(error) or _wrapped_kind(error, "orig") or kinds.UNKNOWN
+
+
+def _is_from_pooler(error: BaseException) -> bool:
+    """Return whether it was said by what stands in front of the server, which leaves out what each server tells."""
+    for holder in (error, attribute(error, "orig"), _django_cause(error)):
+        told = attribute(holder, "diag")
+        if attribute(told, "severity") == "FATAL":
+            return attribute(told, "severity_nonlocalized") is None
+    return False
 
 
 def _leaves(group: _Group) -> list[BaseException]:
