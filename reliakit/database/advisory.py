@@ -187,7 +187,7 @@ class _Lock:
     def _tell_lost(self, error: BaseException | None) -> None:
         lost = (
             f"the advisory lock {self._key!r} was lost before its block ended, because its connection was: "
-            "somebody else may have had it meanwhile"
+            "another holder may have had it meanwhile"
         )
         if error is not None:
             error.add_note(f"reliakit: {lost}")

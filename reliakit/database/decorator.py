@@ -118,7 +118,7 @@ def _decorator(
         if colour in ("generator", "async generator"):
             raise ConfigurationError(
                 f"transactional takes functions, and {operation_of(fn)} is {colour}: its transaction would stay open "
-                "as long as nobody asks for the next value; open a block inside it instead"
+                "until the next value is asked for; open a block inside it instead"
             )
         if asynchronous is not None and asynchronous != (colour == "async"):
             raise _wrong_colour(fn, colour)

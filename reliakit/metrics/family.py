@@ -264,7 +264,7 @@ class Gauge(Family[GaugeSeries]):
 
 
 class Histogram(Family[HistogramSeries]):
-    """A distribution of measurements over buckets. `labels(...)` returns a series; without labels, observe on it."""
+    """Measurements counted in buckets. `labels(...)` returns a bound series; without labels, observe here."""
 
     _kind = HistogramSeries
 

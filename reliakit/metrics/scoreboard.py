@@ -90,7 +90,7 @@ class Scoreboard:
         if math.isfinite(term.bound) and isinstance(family, Histogram) and term.bound not in family.bounds:
             raise ConfigurationError(
                 f"metric {family.name} has no bucket bound {term.bound}: declare it with objectives=[{term.bound}],"
-                " or where it is one of reliakit's own give the objective to Metrics(objectives=[...])"
+                " or, if it is one of reliakit's own, give the objective to Metrics(objectives=[...])"
             )
         self._found[term, span] = self._tally(family, term, span)
 

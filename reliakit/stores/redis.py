@@ -220,7 +220,7 @@ class RedisStore(RemoteStore):
         if type(error).__name__ not in {"MovedError", "AskError"}:
             return super()._failed(error)
         return ConfigurationError(
-            f"{self!r} has the address of one node of a cluster, where not all keys are ({error}): give it a client "
+            f"{self!r} has the address of one node of a cluster, which has not all keys ({error}): give it a client "
             "of the cluster, such as redis.RedisCluster.from_url(...) or, for tasks, redis.asyncio.RedisCluster"
         )
 

@@ -270,7 +270,7 @@ class _Sandbox:
             raise ConfigurationError("a rolled_back() is for one block: call it again for the next one")
         if engine.checkouts is not checkouts or checkouts.held():
             raise TransactionUsageError(
-                f"{engine.name}: rolled_back() begins where no transaction runs: end them, and do not nest it",
+                f"{engine.name}: rolled_back() must begin outside of transactions: end them, and do not nest it",
                 name=engine.name,
             )
         now = engine.clock.monotonic()
