@@ -363,7 +363,7 @@ def test_a_transaction_that_still_runs_at_the_end_is_told_with_its_line(db: Data
 
 def test_it_begins_where_nothing_runs_and_is_for_one_block(db: Database) -> None:
     with db.transaction():
-        with pytest.raises(TransactionUsageError, match="no transaction runs"), rolled_back(db):
+        with pytest.raises(TransactionUsageError, match="must begin outside of transactions"), rolled_back(db):
             pass
     with rolled_back(db):
         with pytest.raises(TransactionUsageError, match="nest"), rolled_back(db):
