@@ -158,7 +158,11 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
-        """The psycopg connection, see `_Handle.connection`; a BEGIN that was held back is sent first."""
+        """The psycopg connection, for cursors, COPY and whatever else psycopg offers.
+
+        Statements on it have the transaction's deadline too; a BEGIN that was held back is sent first. Do not commit
+        or roll back on it, and do not use it after the block. Raises as `execute`.
+        """
         session = self.session()
         if session.held is not None:
             run_blocking(session.held.begin(session))
