@@ -31,6 +31,7 @@ from reliakit.database import (
     TransactionRetry,
     transactional,
 )
+from reliakit.logs import Masker
 
 if TYPE_CHECKING:
     from reliakit.testing import RecordingListener
@@ -351,6 +352,18 @@ def test_mandatory_and_never_refuse_what_they_forbid(db: Database) -> None:
         with pytest.raises(TransactionUsageError, match="NEVER"), db.transaction(propagation=Propagation.NEVER):
             pass
     assert db.stats().in_use == 0
+
+
+@pytest.mark.parametrize("name", ["auth", "token", "secrets", "credentials"])
+def test_the_log_shows_the_errors_of_a_database_named_like_a_secret(name: str) -> None:
+    with (
+        pytest.raises(TransactionUsageError) as caught,
+        Database("", min_size=0, name=name).transaction(propagation=Propagation.MANDATORY),
+    ):
+        pass
+    message = str(caught.value)
+    assert message.startswith(f"[{name}] ")
+    assert Masker().mask_text(message) == message
 
 
 @pytest.mark.parametrize("propagation", [Propagation.SUPPORTS, Propagation.NEVER])

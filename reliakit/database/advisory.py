@@ -192,12 +192,12 @@ class _Lock:
         if error is not None:
             error.add_note(f"reliakit: {lost}")
             return
-        raise TransactionError(f"{self._engine.name}: {lost}", name=self._engine.name)
+        raise TransactionError(f"[{self._engine.name}] {lost}", name=self._engine.name)
 
     def _not_free(self, seconds: float) -> TransactionTimeoutError:
         waited = f"within {seconds:g} s" if self._waits else "at once"
         return TransactionTimeoutError(
-            f"{self._engine.name}: the advisory lock {self._key!r} was not free {waited}",
+            f"[{self._engine.name}] the advisory lock {self._key!r} was not free {waited}",
             name=self._engine.name,
             seconds=seconds if self._waits else 0.0,
         )

@@ -159,7 +159,7 @@ class DatabaseBase:
         running = self._engine.running()
         if running is None:
             raise TransactionUsageError(
-                f"{self._name}: no transaction runs here; open one with transaction(), run() or @transactional()",
+                f"[{self._name}] no transaction runs here; open one with transaction(), run() or @transactional()",
                 name=self._name,
             )
         running.session()  # raises if the caller may not use it any more

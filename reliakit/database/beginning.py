@@ -54,7 +54,7 @@ async def begin(engine: Engine, step: Step, options: TransactionOptions, attempt
     try:
         if seconds <= 0:  # a fast server might answer BEGIN all the same
             raise TransactionTimeoutError(
-                f"{engine.name}: no time is left to begin a transaction", name=engine.name, seconds=seconds
+                f"[{engine.name}] no time is left to begin a transaction", name=engine.name, seconds=seconds
             )
         trial = engine.replicas.trial(work) if work.options.read_only else None
         if trial is None or not await _begin_on_replica(engine, work, trial, attempt.until, seconds):

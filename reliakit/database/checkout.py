@@ -304,7 +304,7 @@ class Checkouts:
     def _usable(self) -> Gate:
         if self.is_parents:
             raise TransactionUsageError(
-                f"{self.name}: this process was forked after the database was opened, and connections cannot be "
+                f"[{self.name}] this process was forked after the database was opened, and connections cannot be "
                 "shared with the parent: open the database after the fork, or close() and open() it in the child",
                 name=self.name,
             )
@@ -428,20 +428,20 @@ class Checkouts:
 
     def _no_time(self, seconds: float) -> TransactionTimeoutError:
         return TransactionTimeoutError(
-            f"{self.name}: no time is left to begin a transaction", name=self.name, seconds=seconds
+            f"[{self.name}] no time is left to begin a transaction", name=self.name, seconds=seconds
         )
 
     def _not_connected(self, seconds: float) -> TransactionTimeoutError:
         origin = "the server" if self.source.pool is None else "its pool"
         return TransactionTimeoutError(
-            f"{self.name}: {origin} gave no connection in {seconds:g} s", name=self.name, seconds=seconds
+            f"[{self.name}] {origin} gave no connection in {seconds:g} s", name=self.name, seconds=seconds
         )
 
     def _no_connection(self, seconds: float) -> TransactionTimeoutError:
         held = self.gate.held()
         oldest = f", the oldest taken at {held[0].line}" if held else ""
         return TransactionTimeoutError(
-            f"{self.name}: no connection came free in {seconds:g} s; {len(held)} of {self.size} are in use{oldest}",
+            f"[{self.name}] no connection came free in {seconds:g} s; {len(held)} of {self.size} are in use{oldest}",
             name=self.name,
             seconds=seconds,
         )

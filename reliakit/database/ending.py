@@ -54,7 +54,7 @@ def objection_to_commit(work: Work, transaction: Handle, session: Session) -> Ba
         return session.over()
     if session.ended:
         return TransactionUsageError(
-            f"{session.name}: the code inside this block ran COMMIT or ROLLBACK itself, so what came before is out "
+            f"[{session.name}] the code inside this block ran COMMIT or ROLLBACK itself, so what came before is out "
             "of the block's hands and what came after was in no transaction: leave both to the block",
             name=session.name,
         )
@@ -70,7 +70,7 @@ def objection_to_bare(session: Session) -> TransactionUsageError | None:
     if not session.left_open:
         return None
     return TransactionUsageError(
-        f"{session.name}: the code inside this block left a transaction, a COPY or a pipeline of its own open, and "
+        f"[{session.name}] the code inside this block left a transaction, a COPY or a pipeline of its own open, and "
         "what it did there was rolled back: end it in the block, or use propagation=REQUIRED",
         name=session.name,
     )
@@ -150,7 +150,7 @@ def with_verdict(interrupt: BaseException, work: Work, error: BaseException | No
 
 def _unknown(work: Work, cause: BaseException | None) -> CommitUnknownError:
     unknown = CommitUnknownError(
-        f"{work.checkouts.name}: COMMIT was sent and its answer never came, so {work.operation!r} happened wholly "
+        f"[{work.checkouts.name}] COMMIT was sent and its answer never came, so {work.operation!r} happened wholly "
         "or not at all: look before trying it again",
         name=work.checkouts.name,
         attempts=work.attempt.number,
@@ -175,8 +175,8 @@ def rolled_back(work: Work, session: Session, why: str) -> TransactionRolledBack
     """Return the error for a transaction that reached its end and could not commit."""
     state = f" (SQLSTATE {session.failed})" if session.failed else ""
     return TransactionRolledBackError(
-        f"{session.name}: {work.operation!r} reached its end and was rolled back, because {why}{state} and the error "
-        "was swallowed: let it leave the block, or put what may fail into a block with propagation=NESTED",
+        f"[{session.name}] {work.operation!r} reached its end and was rolled back, because {why}{state} and the "
+        "error was swallowed: let it leave the block, or put what may fail into a block with propagation=NESTED",
         name=session.name,
         attempts=work.attempt.number,
     )

@@ -233,7 +233,7 @@ class Engine:
         if work.session is not None:
             return work.session.timed_out()
         return TransactionTimeoutError(
-            f"{self.name}: the transaction's time was spent while it looked for a connection", name=self.name
+            f"[{self.name}] the transaction's time was spent while it looked for a connection", name=self.name
         )
 
     async def _leave_outermost(
@@ -289,7 +289,7 @@ class Engine:
     def _objection(self, work: Work, transaction: Handle, session: Session) -> BaseException | None:
         if work.owner is not owner_here():
             return TransactionUsageError(
-                f"{self.name}: a transaction of {work.owner!r} was left elsewhere, so it was rolled back",
+                f"[{self.name}] a transaction of {work.owner!r} was left elsewhere, so it was rolled back",
                 name=self.name,
             )
         if work.bare:
@@ -303,7 +303,7 @@ class Engine:
         transaction.finished = True
         if error is None:
             error = TransactionRolledBackError(
-                f"{self.name}: {work.operation!r} lost its connection before it began, and the error was swallowed",
+                f"[{self.name}] {work.operation!r} lost its connection before it began, and the error was swallowed",
                 name=self.name,
                 attempts=work.attempt.number,
             )
@@ -368,7 +368,7 @@ class Engine:
 
     def _inherited(self, transaction: Handle) -> TransactionUsageError:
         return TransactionUsageError(
-            f"{self.name}: this code inherited a transaction of {transaction.work.owner!r}, and a connection cannot "
+            f"[{self.name}] this code inherited a transaction of {transaction.work.owner!r}, and a connection cannot "
             "be shared: finish that transaction first, or use propagation=REQUIRES_NEW here",
             name=self.name,
         )

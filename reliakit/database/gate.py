@@ -390,8 +390,8 @@ class Gate:
         waiting.add(id(lease.owner))
         if all(id(slot.owner) in waiting for slot in self._slots if slot.holder):
             raise TransactionUsageError(
-                f"{self._name}: all {len(self._slots)} connections are held by code that waits for another one, this "
-                "code included, so none could go on: raise max_size, or do not nest (REQUIRES_NEW inside a "
+                f"[{self._name}] all {len(self._slots)} connections are held by code that waits for another one, "
+                "this code included, so none could go on: raise max_size, or do not nest (REQUIRES_NEW inside a "
                 "transaction needs a second connection)",
                 name=self._name,
             )

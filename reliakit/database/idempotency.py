@@ -159,13 +159,13 @@ def _is_encodable(text: str) -> bool:
 def _recalled(name: str, key: str, operation: str, known: str, result: str | None) -> Any:
     if known != operation:
         raise TransactionUsageError(
-            f"{name}: the idempotency key {key!r} was used for {known!r} and cannot stand for {operation!r} too: put "
-            "what the call does into the key, or name both with operation=",
+            f"[{name}] the idempotency key {key!r} was used for {known!r} and cannot stand for {operation!r} too: "
+            "put what the call does into the key, or name both with operation=",
             name=name,
         )
     if result is None:
         raise TransactionUsageError(
-            f"{name}: the idempotency key {key!r} belongs to a call without a result: one that still runs in this "
+            f"[{name}] the idempotency key {key!r} belongs to a call without a result: one that still runs in this "
             "very transaction, or one whose code ran COMMIT by itself",
             name=name,
         )
@@ -177,7 +177,7 @@ def _as_json(name: str, operation: str, value: object) -> str:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise TransactionUsageError(
-            f"{name}: {operation!r} has an idempotency_key, so its result is kept as JSON, and "
+            f"[{name}] {operation!r} has an idempotency_key, so its result is kept as JSON, and "
             f"{type(value).__name__} is not JSON ({error}); it was rolled back: return a JSON value, such as an id",
             name=name,
         ) from error

@@ -82,12 +82,12 @@ def step(propagation: Propagation, inside: Inside, name: str = "") -> Step:
     if inside == "transaction":
         if propagation is Propagation.NEVER:
             raise TransactionUsageError(
-                f"{name}: propagation NEVER, but a transaction runs here: call this outside of it", name=name
+                f"[{name}] propagation NEVER, but a transaction runs here: call this outside of it", name=name
             )
         return Step.SAVEPOINT if propagation is Propagation.NESTED else Step.JOIN
     if propagation is Propagation.MANDATORY:
         raise TransactionUsageError(
-            f"{name}: propagation MANDATORY, but no transaction runs here: open one around this call", name=name
+            f"[{name}] propagation MANDATORY, but no transaction runs here: open one around this call", name=name
         )
     if propagation in (Propagation.SUPPORTS, Propagation.NEVER):
         return Step.JOIN if inside == "statements" else Step.BARE

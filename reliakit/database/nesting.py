@@ -65,7 +65,7 @@ async def join(engine: Engine, step: Step, options: TransactionOptions, outer: H
             options, isolation=work.isolation, read_only=work.options.read_only, deferrable=work.options.deferrable
         )
     if objection is not None:
-        raise TransactionUsageError(f"{engine.name}: {objection}", name=engine.name, attempts=work.attempt.number)
+        raise TransactionUsageError(f"[{engine.name}] {objection}", name=engine.name, attempts=work.attempt.number)
     entered = Entered.by(step, outer, work)
     entered.until, entered.seconds = session.until, session.seconds
     entered.lock_timeout = work.lock_timeout

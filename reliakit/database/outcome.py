@@ -37,7 +37,7 @@ async def outcome_of(engine: Engine, transaction_id: str | None) -> TransactionO
         return cast("TransactionOutcome | None", await engine.own(_OPTIONS, ask))
     except errors.InvalidParameterValue:
         raise ConfigurationError(
-            f"{engine.name}: the server has not given out the transaction id {checked} yet: it is another server's, "
+            f"[{engine.name}] the server has not given out the transaction id {checked} yet: it is another server's, "
             "or this one was restored from a backup that is older"
         ) from None
 

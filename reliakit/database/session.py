@@ -367,19 +367,19 @@ class Session:
                 "this transaction is over (was COMMIT or ROLLBACK run inside its block?), so nothing more can be "
                 "done in it: leave both to the block"
             )
-        return TransactionUsageError(f"{self.name}: {said}", name=self.name)
+        return TransactionUsageError(f"[{self.name}] {said}", name=self.name)
 
     def timed_out(self) -> TransactionTimeoutError:
         """Return the error for a spent budget."""
         return TransactionTimeoutError(
-            f"{self.name}: the transaction's time of {self.seconds:g} s is spent; it was rolled back",
+            f"[{self.name}] the transaction's time of {self.seconds:g} s is spent; it was rolled back",
             name=self.name,
             seconds=self.seconds,
         )
 
     def _unknown(self) -> CommitUnknownError:
         return CommitUnknownError(
-            f"{self.name}: a statement outside of a transaction was cut, and what became of it is not known",
+            f"[{self.name}] a statement outside of a transaction was cut, and what became of it is not known",
             name=self.name,
         )
 

@@ -50,7 +50,7 @@ async def ensure(engine: Engine, table: str, ddl: str, until: float | None = Non
             await engine.own(_OPTIONS, create, until)  # another process's migration was first, so it exists now
     except _FORBIDDEN as error:
         raise ConfigurationError(
-            f"{engine.name}: the table {table} is missing and this user may not create it ({error.sqlstate}); have "
+            f"[{engine.name}] the table {table} is missing and this user may not create it ({error.sqlstate}); have "
             f"it made by a migration:\n{ddl}"
         ) from error
     return not joins and engine.checkouts.source.lasting

@@ -97,7 +97,7 @@ class _Handle(Generic[ConnectionT]):
         number = locking.number_of(key)
         if self.is_bare:
             raise TransactionUsageError(
-                f"{self._name}: no transaction runs here that could hold a lock: use the database's advisory_lock",
+                f"[{self._name}] no transaction runs here that could hold a lock: use the database's advisory_lock",
                 name=self._name,
             )
         return locking.in_transaction(shared=shared), (number,)
@@ -116,7 +116,7 @@ class _Handle(Generic[ConnectionT]):
         self.session()
         colour = guard.colour_of(fn, by="a hook")
         if colour not in self._colours():
-            raise ConfigurationError(f"{self._name}: a hook must be a plain function here, got one that is {colour}")
+            raise ConfigurationError(f"[{self._name}] a hook must be a plain function here, got one that is {colour}")
         self.work.add_hook(fn, committed=committed)
 
     @staticmethod
@@ -128,10 +128,10 @@ class _Handle(Generic[ConnectionT]):
         work = self.work
         session = work.session
         if session is None or self.finished:
-            raise TransactionUsageError(f"{self._name}: this transaction is over", name=self._name)
+            raise TransactionUsageError(f"[{self._name}] this transaction is over", name=self._name)
         if work.owner is not owner_here():
             raise TransactionUsageError(
-                f"{self._name}: this transaction belongs to {work.owner!r}; another thread or task cannot use it "
+                f"[{self._name}] this transaction belongs to {work.owner!r}; another thread or task cannot use it "
                 "(asyncio.wait_for and gather make tasks: use asyncio.timeout, or a transaction in each task)",
                 name=self._name,
             )

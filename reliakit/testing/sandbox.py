@@ -239,7 +239,7 @@ class _OneConnection(Source):
         """Put the one session into the slot."""
         if not self.session.reusable:
             raise TransactionUsageError(
-                f"{name}: the transaction around this test is gone, because its connection was lost or the code ran "
+                f"[{name}] the transaction around this test is gone, because its connection was lost or the code ran "
                 "COMMIT or ROLLBACK itself; what the test wrote went with it, and nothing more can be done in it",
                 name=name,
             )
@@ -270,7 +270,7 @@ class _Sandbox:
             raise ConfigurationError("a rolled_back() is for one block: call it again for the next one")
         if engine.checkouts is not checkouts or checkouts.held():
             raise TransactionUsageError(
-                f"{engine.name}: rolled_back() must begin outside of transactions: end them, and do not nest it",
+                f"[{engine.name}] rolled_back() must begin outside of transactions: end them, and do not nest it",
                 name=engine.name,
             )
         now = engine.clock.monotonic()
@@ -330,7 +330,7 @@ class _Sandbox:
             wrong = "the code ran COMMIT or ROLLBACK itself, so what it wrote may have stayed in the database"
         else:
             return None
-        return TransactionUsageError(f"{engine.name}: at the end of rolled_back(), {wrong}", name=engine.name)
+        return TransactionUsageError(f"[{engine.name}] at the end of rolled_back(), {wrong}", name=engine.name)
 
     async def _roll_back(self, work: Work) -> None:
         engine, outer = self._engine, work.session
