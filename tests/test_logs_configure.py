@@ -13,7 +13,7 @@ import warnings
 import pytest
 
 from reliakit.core.errors import ConfigurationError
-from reliakit.core.events import LogDropped, SecretsMasked
+from reliakit.core.events import LogDropped, LogPresent, SecretsMasked
 from reliakit.core.spine import subscribe
 from reliakit.logs import Masker, configure_logging, get_logger
 
@@ -216,6 +216,26 @@ def test_a_full_queue_drops_counts_and_tells_and_never_waits():
     assert handle.dropped == len(dropped) == 100 - len(records(stream))
     assert 85 <= handle.dropped <= 90
     assert set(dropped) == {"queue full"}
+
+
+class FullDisk(io.StringIO):
+    def write(self, text):
+        if "refused" in text:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_a_line_that_could_not_be_written_counts_as_dropped_only(queue):
+    logs = []
+    with subscribe(lambda event: logs.append(event.read), LogPresent):
+        before = logs.copy()
+        with configure_logging(service="svc", level="INFO", stream=FullDisk(), queue=queue) as handle:
+            log.info("written")
+            log.error("refused")
+            log.error("written too")
+        figures = next(read for read in logs if read not in before)()
+    assert (figures.info, figures.error, handle.dropped) == (1, 1, 1)
 
 
 def test_a_queue_starts_no_thread_before_the_first_line():

@@ -380,7 +380,7 @@ def test_what_waits_in_the_queue_is_masked_already(monkeypatch):
         seen = []
         writer = handle._handler._writer
         put = writer.put
-        monkeypatch.setattr(writer, "put", lambda line: (seen.append(line), put(line))[1])
+        monkeypatch.setattr(writer, "put", lambda line, level: (seen.append(line), put(line, level))[1])
         log.info(NAMED, password=SECRET)
     assert len(seen) == 1
     assert SECRET not in seen[0]

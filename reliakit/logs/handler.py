@@ -96,19 +96,17 @@ class LineHandler(logging.Handler):
         try:
             line = self.format(record)
             if self._writer is None or not self._writer.is_ready():
-                self.write(line)
-                self._written.count(record.levelno)
-            elif self._writer.put(line):
-                self._written.count(record.levelno)
-            else:
+                self.write(line, record.levelno)
+            elif not self._writer.put(line, record.levelno):
                 self.drop("queue full")
         except Exception as fault:  # noqa: BLE001 - reported as an event; a log must not hurt its caller
             self.drop(type(fault).__name__)
         self._tell(record)
 
-    def write(self, line: str) -> None:
-        """Put one line on the stream in one piece."""
+    def write(self, line: str, level: int) -> None:
+        """Put one line on the stream in one piece, and count it as a record of this level."""
         self._output.write(line)
+        self._written.count(level)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - the standard library's name
         """Count a record that could not be written. Nothing of it is printed."""
@@ -195,18 +193,18 @@ class _Writer:
         self._pid = 0  # the process in which the thread certainly runs
         self._begun_in = 0
         self._ident = 0
-        self._queue: queue.SimpleQueue[str | Bell | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, int] | Bell | None] = queue.SimpleQueue()
         self._errand: Errand | None = None
 
     def is_ready(self) -> bool:
         """Return whether a thread writes; false after `close` and when the interpreter ends."""
         return not self._closed and (self._pid == os.getpid() or self._start())
 
-    def put(self, line: str) -> bool:
-        """Queue a line; return False if the queue is full."""
+    def put(self, line: str, level: int) -> bool:
+        """Queue a line of a record of this level; return False if the queue is full."""
         if self._queue.qsize() >= self._size:
             return False
-        self._queue.put(line)
+        self._queue.put((line, level))
         return True
 
     def _start(self) -> bool:
@@ -225,14 +223,14 @@ class _Writer:
             self._pid = os.getpid()
             return True
 
-    def _run(self, lines: queue.SimpleQueue[str | Bell | None]) -> None:
+    def _run(self, lines: queue.SimpleQueue[tuple[str, int] | Bell | None]) -> None:
         self._ident = threading.get_ident()
         while (line := lines.get()) is not None:
             if isinstance(line, Bell):
                 line.set()
                 continue
             try:
-                self._handler.write(line)
+                self._handler.write(*line)
             except Exception as fault:  # noqa: BLE001 - reported as an event
                 self._handler.drop(type(fault).__name__)
             if self._abandoned:
