@@ -11,9 +11,9 @@ other: each decision finds less left than the one before.
 
 aiolimiter does less than the others, so it is the one that is not three times slower. Its limiter is for one key and
 one event loop: it keeps no keys, takes no lock, as threads may not use it, and comes to no decision: `acquire`
-returns nothing once there is room. The floors show what a limiter in Python can come to at best: an `async def` that
-returns a constant, and functions that take a lock, read the clock, write to a dictionary and return a tuple made
-beforehand. On Python 3.11 even they are no more than two and a half times faster than aiolimiter.
+returns nothing once there is room. The floors show what the parts cost: an `async def` that returns a constant, and
+functions that take a lock, read the clock, write to a dictionary and return a tuple made beforehand. On Python 3.11
+the latter are two and a half times faster than aiolimiter.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def ours_awaited(amount: int, per: int) -> Hit:
     return RateLimiter(Limit(amount, per=per), store=MemoryStore(max_keys=10 * MANY)).ahit
 
 
-# What any limiter for many keys, threads and tasks does in any case.
+# What a limiter for many keys, threads and tasks does, if it takes a lock for each decision.
 
 
 def floor() -> Hit:

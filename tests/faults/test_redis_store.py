@@ -48,6 +48,11 @@ def left(store: RedisStore, plan: Plan = TEN) -> int:
     return store.apply(Op.PEEK, plan, "k", 1).remaining
 
 
+def through(proxy: FaultProxy, server: EmbeddedRedis) -> str:
+    """Return the server's address by way of the proxy."""
+    return server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+
+
 def limiter_of(store: RedisStore, clock: ManualClock | None = None, **settings: Any) -> RateLimiter:
     time = {} if clock is None else {"clock": clock}
     return RateLimiter("10/h", name="search", store=store, **time, **settings)
@@ -131,7 +136,7 @@ def test_a_connection_to_a_server_that_became_a_replica_is_given_up(
     server: EmbeddedRedis, fault_proxy: Any, colour: str
 ) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
-    store = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"), timeout=30.0)
+    store = RedisStore(through(proxy, server), timeout=30.0)
 
     async def decide() -> None:
         async def hit() -> int:
@@ -160,7 +165,7 @@ def test_while_the_server_is_away_others_decide_and_its_return_is_noticed(
 ) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
     clock, heard = ManualClock(), RecordingListener()
-    store = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"), timeout=30.0)
+    store = RedisStore(through(proxy, server), timeout=30.0)
     limiter = limiter_of(store, clock, store_timeout=0.5, listeners=[heard], on_store_error="closed")
     left(store)  # connects, however long that takes here
     assert limiter.hit("k").allowed
@@ -219,7 +224,7 @@ def test_a_thread_s_decision_keeps_to_its_deadline(store: RedisStore, server: Em
 
 def test_tasks_of_one_tick_share_a_round_trip(server: EmbeddedRedis, fault_proxy: Any) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
-    store = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"))
+    store = RedisStore(through(proxy, server))
 
     async def decide() -> int:
         await store.aapply(Op.HIT, TEN, "k", 1)
@@ -232,7 +237,7 @@ def test_tasks_of_one_tick_share_a_round_trip(server: EmbeddedRedis, fault_proxy
 
 def test_tasks_that_come_while_it_connects_wait_for_that_connection(server: EmbeddedRedis, fault_proxy: Any) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
-    store = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"), timeout=30.0)
+    store = RedisStore(through(proxy, server), timeout=30.0)
 
     async def decide() -> int:
         first = [asyncio.create_task(store.aapply(Op.HIT, TEN, "k", 1)) for _ in range(20)]
@@ -251,7 +256,7 @@ def test_a_connection_that_was_reset_is_replaced(
     server: EmbeddedRedis, fault_proxy: Any, colour: str, is_used: bool, is_noticed: bool
 ) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
-    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+    address = through(proxy, server)
 
     async def in_a_task() -> int:
         async with RedisStore(address, timeout=30.0) as store:
@@ -279,7 +284,7 @@ def test_what_was_answered_before_a_connection_was_lost_stands_and_the_rest_is_n
     server: EmbeddedRedis, fault_proxy: Any, how: Any
 ) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
-    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+    address = through(proxy, server)
 
     async def decide() -> list[Any]:
         async with RedisStore(address, timeout=30.0 if how == "reset" else 0.5) as store:
@@ -302,7 +307,7 @@ def test_a_connection_that_is_lost_after_it_asked_for_the_script_is_not_asked_ag
     server: EmbeddedRedis, fault_proxy: Any, colour: str
 ) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
-    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+    address = through(proxy, server)
 
     async def decide() -> None:
         async with RedisStore(address, timeout=30.0) as store:
@@ -323,7 +328,7 @@ def test_a_connection_that_is_lost_after_it_asked_for_the_script_is_not_asked_ag
 
 def test_opened_early_it_has_a_connection(server: EmbeddedRedis, fault_proxy: Any) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
-    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+    address = through(proxy, server)
 
     async def in_a_task() -> None:
         async with RedisStore(address) as store:
@@ -346,7 +351,7 @@ def test_a_service_starts_while_its_store_is_down_but_not_with_a_closed_one(
 ) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
     proxy.refuse()
-    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}")
+    address = through(proxy, server)
 
     async def in_a_task(store: RedisStore) -> bool:
         async with store:
@@ -597,7 +602,7 @@ def test_a_lease_spares_round_trips_and_what_is_left_goes_back(
     server: EmbeddedRedis, colour: str, fault_proxy: Any
 ) -> None:
     proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
-    leasing = RedisStore(server.tcp_url.replace(f":{server.port}", f":{proxy.port}"), lease=4)
+    leasing = RedisStore(through(proxy, server), lease=4)
     plain = RedisStore(server.url)
     with asyncio.Runner() as runner:
 
