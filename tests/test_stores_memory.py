@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from garbage import CollectingCost, CollectingKey, abandon, held_elsewhere, in_time
 from hypothesis import given
 from hypothesis import strategies as st
+from interloper import Interloper
 
 from reliakit import SYSTEM_CLOCK, ConfigurationError, Limit, RateLimiter
 from reliakit.stores import MemoryStore
@@ -490,29 +491,6 @@ def test_garbage_that_spends_is_collected_inside_a_decision() -> None:
     abandon(spender)
     assert in_time(lambda: store.apply(Op.HIT, PLAN, "k", CollectingCost(1))).remaining == 2
     assert store.apply(Op.PEEK, PLAN, "k", 1).remaining == 2
-
-
-class Interloper:
-    """Steps in at one of the places where Python may handle a signal or collect garbage: at a call, or after one."""
-
-    def __init__(self, step: Callable[[], object], at: int) -> None:
-        self.step = step
-        self.left = at
-
-    def __call__(self, *event: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            sys.setprofile(None)
-            self.step()
-
-    def during(self, step: Callable[[], object]) -> bool:
-        """Return whether there was such a place."""
-        sys.setprofile(self)
-        try:
-            step()
-        finally:
-            sys.setprofile(None)
-        return self.left < 0
 
 
 def store_with_old_keys(plan: Plan, *, turned: bool) -> MemoryStore:

@@ -294,6 +294,7 @@ class RateLimiter:
         """Remember whether anybody listens to decisions; see `reliakit.core.spine.watch`."""
         self._heard = self._emitter.hears(LimitDecided)
         self._hears_denials = self._emitter.hears(LimitDenied)
+        self._tally.report_all(self._hears_denials)
         self._is_short = self._is_asked_in_memory and not self._heard and not self._shadow
         self._emitter.introduce(LimiterPresent, read=self._tally.read)
 
@@ -303,7 +304,8 @@ class RateLimiter:
 
     def _begin(self, _: str) -> None:
         """Send the first hit the long way, which settles the store's clock; later hits take the short way."""
-        terms = Terms(Decision, self._shown, self._tally.admitted, self._denied)
+        tally = self._tally
+        terms = Terms(Decision, self._shown, tally.admitted, self._denials, tally, self._report)
         self._spend = cast("MemoryStore", self._store).spender(self._plan, terms)
 
     def _check(self, key: object, cost: object) -> None:
@@ -372,19 +374,18 @@ class RateLimiter:
         if decision.degraded:
             next(self._tally.degraded)
         if not answer.admitted:
-            self._denied(key, cost, answer.wait, decision.degraded)
+            number = next(self._denials)
+            if number >= self._tally.due:
+                self._report(number, key, cost, answer.wait, decision.degraded)
         else:
             next(self._tally.admitted)
             if self._heard:
                 self._tell(LimitDecided, key, cost, 0, degraded=decision.degraded)
         return decision
 
-    def _denied(self, key: str, cost: int, wait: int, degraded: bool) -> None:
-        """Count and report a denial. No defaults and no keyword arguments: they would make it a tenth slower."""
-        tally = self._tally
-        number = next(self._denials)
-        if number >= tally.due:
-            tally.note(key, number)
+    def _report(self, number: int, key: str, cost: int, wait: int, degraded: bool) -> None:
+        """Note a denial whose number has come to the tally's `due`, and tell whoever listens."""
+        self._tally.note(key, number)
         if self._hears_denials:
             self._tell(LimitDenied, key, cost, wait, degraded=degraded)
 

@@ -60,7 +60,7 @@ class Tally:
         denied: Counts those that denied.
         shadow_denied: Counts those that would have denied without shadow mode.
         degraded: Counts those that a stand-in made.
-        due: The key of a denial is noted if the denial's number has come to this.
+        due: A denial has to be noted if its number has come to this.
     """
 
     __slots__ = (
@@ -70,6 +70,8 @@ class Tally:
         "_noted",
         "_owner",
         "_reads",
+        "_reports_all",
+        "_sampled",
         "_state",
         "admitted",
         "degraded",
@@ -85,6 +87,8 @@ class Tally:
         self.shadow_denied: count[int] = count()
         self.degraded: count[int] = count()
         self.due: int = 0
+        self._reports_all = False
+        self._sampled = 0
         self._noted = 0
         self._state = 1
         self._reads = 0
@@ -93,11 +97,19 @@ class Tally:
         self._lock = threading.RLock()
         renew_locks_after_fork(self, "_lock")
 
+    def report_all(self, reports_all: bool) -> None:
+        """Have `due` come for each denial, or only for those whose keys are counted."""
+        with self._lock:
+            self._reports_all = reports_all
+            self.due = 0 if reports_all else self._sampled
+
     def note(self, key: str, number: int) -> None:
-        """Remember the key of a denial; to be called for the denials whose number has come to `due`."""
+        """Remember the key of a denial whose number has come to `due`, if it is among those that are counted."""
+        if number < self._sampled:
+            return
         key = short(key)
         with self._lock:
-            if number < self.due:  # another thread's denial stands for this one, too
+            if number < self._sampled:  # another thread's denial stands for this one, too
                 return
             weight = 1
             if self._noted < _ALL_UP_TO:
@@ -106,7 +118,8 @@ class Tally:
                 weight = _ONE_IN
                 # Never the same distance: keys that take turns would be missed, or taken for all of them.
                 self._state = (self._state * _STEP + _OFFSET) % 2**31
-                self.due = number + 1 + (self._state >> 12) % (2 * _ONE_IN - 1)
+                self._sampled = number + 1 + (self._state >> 12) % (2 * _ONE_IN - 1)
+                self.due = 0 if self._reports_all else self._sampled
             self._keys[key] = self._keys.get(key, 0) + weight
             if len(self._keys) > 4 * _KEPT:
                 self._keys = dict(nlargest(_KEPT, list(self._keys.items()), key=itemgetter(1)))

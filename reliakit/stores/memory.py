@@ -12,16 +12,16 @@ outsider cannot choose which keys share a state.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock, nanoseconds_of
 from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.lanes import GIL
 from reliakit.stores.algorithms import Machine, OneGcra, machine_for
 from reliakit.stores.attempts import AttemptOp, Failures, States, decide
 from reliakit.stores.counters import Gcra
@@ -44,6 +44,15 @@ _SHARED_STATES = 2**16
 _new: Callable[..., Any] = cast("Any", tuple).__new__
 
 
+class Noted(Protocol):
+    """Knows which denials must be reported."""
+
+    @property
+    def due(self) -> int:
+        """The number of the next one."""
+        ...
+
+
 class Terms(NamedTuple, Generic[T]):
     """How a spender answers and counts.
 
@@ -52,17 +61,21 @@ class Terms(NamedTuple, Generic[T]):
             and rule.
         shown: For each rule of the plan, what a decision shows as rule and as limit.
         admitted: Counts what was admitted.
-        denied: Called for what was not: a callable(key, cost, nanoseconds to wait, whether a stand-in decided).
+        denied: Counts what was denied.
+        noted: Says which denials must be reported: those with a number, counted from 0, of at least `noted.due`.
+        report: Called for these: a callable(number, key, cost, nanoseconds to wait, whether a stand-in decided).
     """
 
     kind: type[T]
     shown: tuple[tuple[object, int], ...]
     admitted: count[int]
-    denied: Callable[[str, int, int, bool], None]
+    denied: count[int]
+    noted: Noted
+    report: Callable[[int, str, int, int, bool], None]
 
 
 class MemoryStore:
-    """Keep the state of keys in this process. Safe from any mix of threads and tasks; a decision takes about 1 us.
+    """Keep the state of keys in this process. Safe from any mix of threads and tasks.
 
     Args:
         max_keys: How many keys have a state of their own. Beyond that, new keys share 65 536 states by their hash
@@ -94,7 +107,7 @@ class MemoryStore:
         state = shelf.young.get(key)
         if state is not None and op is _HIT and now < shelf.due:
             answer, after = machine.hit(state, now, cost, patience)
-            if after is state or self._swap(shelf, key, state, after):
+            if after is state or (GIL and shelf.put(key, state, after)):
                 return answer
         with self._lock:
             if now >= shelf.due:
@@ -109,9 +122,10 @@ class MemoryStore:
     def spender(self, plan: Plan, terms: Terms[T]) -> Spender[T]:
         """Return a function that spends 1 for a key by the short way: `apply` with its lookups done beforehand.
 
-        It decides for keys that are found at once, and takes the lock only to write: states are immutable, so the
-        computation comes before, and `apply` does it anew if another thread was faster. A denial writes nothing and
-        takes no lock.
+        It decides for keys that are found at once, and takes no lock: states are immutable, so the computation comes
+        first, and `apply` does it anew if another thread was faster. Comparing and writing are one step, as CPython
+        switches threads, runs signal handlers and collects garbage only at calls and backward jumps. Without the GIL
+        it decides for no key.
 
         Args:
             plan: The limiter's rules.
@@ -121,15 +135,18 @@ class MemoryStore:
             A callable(key) that returns the decision, or None for what `apply` must decide. Any object may be given
             as the key.
         """
+        if not GIL:
+            return _decide_nothing
         machine, shelf = self._plans.get(plan.space) or self._plan(plan)
         if isinstance(machine, OneGcra) and machine.scale == 1:
             return self._gcra_spender(machine, shelf, terms)
-        fit, defer, clock, swap = machine.fit, machine.defer, self._now, self._swap
-        kind, shown, admitted, denied = terms
+        fit, defer, clock = machine.fit, machine.defer, self._now
+        kind, shown, admitted, denied, noted, report = terms
 
         def spend(key: str) -> T | None:
+            young = shelf.young
             try:
-                state = shelf.young[key]
+                state = young[key]
             except (KeyError, TypeError):
                 return None
             now = clock()
@@ -139,9 +156,15 @@ class MemoryStore:
             limit, amount = shown[binding]
             decision: T = _new(kind, (is_admitted, amount, left, wait / 1e9, reset / 1e9, False, limit))
             if not is_admitted:
-                denied(key, 1, wait, False)
+                number = next(denied)
+                if number >= noted.due:
+                    report(number, key, 1, wait, False)
                 return decision
-            if not swap(shelf, key, state, after):
+            try:  # no call from here to the writing
+                if young[key] is not state:
+                    return None
+                young[key] = after
+            except KeyError:
                 return None
             next(admitted)
             return decision
@@ -151,14 +174,15 @@ class MemoryStore:
     def _gcra_spender(self, machine: OneGcra, shelf: Shelf, terms: Terms[T]) -> Spender[T]:
         """Do the computations of `OneGcra` in place where nothing needs rounding, in half the time."""
         increment, most = machine.increment, machine.tolerance - machine.increment
-        clock, swap = self._now, self._swap
-        kind, ((limit, amount),), admitted, denied = terms
+        clock = self._now
+        kind, ((limit, amount),), admitted, denied, noted, report = terms
         # The answer to all keys with nothing spent, the commonest decision.
         first: T = _new(kind, (True, amount, most // increment, 0.0, increment / 1e9, False, limit))
 
         def spend(key: str) -> T | None:
+            young = shelf.young
             try:
-                arrival = shelf.young[key]
+                arrival = young[key]
             except (KeyError, TypeError):
                 return None
             now = clock()
@@ -170,13 +194,19 @@ class MemoryStore:
                 backlog = arrival - now
                 if backlog > most:
                     wait = backlog - most
-                    denied(key, 1, wait, False)
+                    number = next(denied)
+                    if number >= noted.due:
+                        report(number, key, 1, wait, False)
                     refusal: T = _new(kind, (False, amount, 0, wait / 1e9, backlog / 1e9, False, limit))
                     return refusal
                 after = arrival + increment
                 left, reset = (most - backlog) // increment, (backlog + increment) / 1e9
                 decision = _new(kind, (True, amount, left, 0.0, reset, False, limit))
-            if not swap(shelf, key, arrival, after):
+            try:  # no call from here to the writing
+                if young[key] is not arrival:
+                    return None
+                young[key] = after
+            except KeyError:
                 return None
             next(admitted)
             return decision
@@ -242,27 +272,6 @@ class MemoryStore:
         with self._lock:
             return sum([shelf.own + shelf.shared for shelf in list(self._shelves.values())])
 
-    def _swap(self, shelf: Shelf, key: str, known: object, state: object) -> bool:
-        """Write a state if `known` still is the key's state, and return whether it is.
-
-        Nothing is called between checking and writing, so no finaliser and no signal handler can run there and spend
-        or give back on this very thread.
-        """
-        lock = self._lock
-        try:  # does what `with` does, in 70 of the 500 ns of a decision instead of 150
-            lock.acquire()
-            young = shelf.young
-            is_mine = key in young and young[key] is known
-            if is_mine:
-                young[key] = state
-        except BaseException:
-            # A signal handler has raised. If it did so while this thread waited, there is nothing to release.
-            with contextlib.suppress(RuntimeError):
-                lock.release()
-            raise
-        lock.release()
-        return is_mine
-
     def _plan(self, plan: Plan) -> tuple[Machine, Shelf]:
         machine = machine_for(plan.rules)
         lifetime = max(rule.period * max(2, -(-rule.burst // rule.limit)) for rule in plan.rules)
@@ -317,6 +326,10 @@ class MemoryStore:
 
     def __repr__(self) -> str:
         return f"<MemoryStore {len(self)} keys, max_keys={self._max_keys}>"
+
+
+def _decide_nothing(_: str) -> None:
+    """Leave each key to `apply`."""
 
 
 def _expiry(state: Failures) -> int:

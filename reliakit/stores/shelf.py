@@ -23,10 +23,11 @@ _DRAINED = 4
 
 
 class Shelf:
-    """States by place. Its store's lock is held around every call.
+    """States by place. Its store's lock is held around every call but `put`, which needs none under the GIL.
 
     The lock is re-entrant: wherever anything is called, a signal's handler or a finaliser may decide in this very
-    thread, about this very key. So from the look at what is known to the last writing nothing is called.
+    thread, about this very key, and under the GIL another thread may write without the lock. So from the look at what
+    is known to the last writing nothing is called.
 
     Args:
         full: Says of a state from which instant on it may be forgotten.
