@@ -39,7 +39,7 @@ FILLED: list[errors.ReliakitError] = [
     errors.RejectedError("m", name="n", retry_after=1.5),
     errors.CircuitOpenError("m", name="n", retry_after=1.5),
     errors.RateLimitedError("m", name="n", retry_after=1.5, decision=("d",)),
-    errors.LoginBlockedError("m", name="n", retry_after=1.5, decision=("d",)),
+    errors.LoginBlockedError("m", name="n", retry_after=1.5, decision=("d",), reason="invalid_token"),
     errors.BulkheadFullError("m", name="n", retry_after=1.5),
     errors.OverloadedError("m", name="n", retry_after=1.5),
     errors.RetryBudgetExceededError("m", name="n", retry_after=1.5),

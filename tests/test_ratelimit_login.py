@@ -355,7 +355,13 @@ def test_a_wrong_password_is_told_with_the_account_masked(clock: ManualClock) ->
     *failed, limited = heard.of(SecurityNoticed)
     assert [(event.event, event.source, event.service) for event in failed] == [("failed_login", OFFICE, "auth")] * 5
     assert (limited.event, limited.source, limited.name) == ("rate_limit", OFFICE, "login")
-    assert limited.fields == {"guard": "login", "blocked_by": "pair", "retry_after": 1.0, "degraded": False}
+    assert limited.fields == {
+        "guard": "login",
+        "reason": "failed_login",
+        "blocked_by": "pair",
+        "retry_after": 1.0,
+        "degraded": False,
+    }
     assert failed[-1].fields["account"] == "a***"
     assert failed[-1].fields["failures"] == 5
     assert len({event.fields["account_tag"] for event in failed}) == 1
@@ -381,7 +387,13 @@ def test_tokens_that_are_not_valid_are_counted_by_source(clock: ManualClock) -> 
     with pytest.raises(LoginBlockedError) as refused:
         guard.token_failed(source=OFFICE)
     assert refused.value.retry_after == 1.0
-    assert [event.event for event in heard.of(SecurityNoticed)] == ["invalid_token"] * 6 + ["rate_limit"]
+    *failed, limited = heard.of(SecurityNoticed)
+    assert [event.event for event in failed] == ["invalid_token"] * 6
+    # What is told of a refusal is about tokens, which have no account.
+    assert limited.event == "rate_limit"
+    assert (limited.fields["reason"], limited.fields["blocked_by"]) == ("invalid_token", "source")
+    assert refused.value.reason == "invalid_token"
+    assert "invalid tokens" in str(refused.value)
     guard.token_failed(source=HOME)
     assert fail(guard) == 1  # logins have counts of their own
     for _ in range(200):
@@ -536,4 +548,4 @@ def test_a_refusal_survives_a_pickle(guard: LoginGuard) -> None:
     with pytest.raises(LoginBlockedError) as refused:
         fail(guard)
     copy = pickle.loads(pickle.dumps(refused.value))
-    assert (copy.retry_after, copy.decision) == (1.0, refused.value.decision)
+    assert (copy.retry_after, copy.decision, copy.reason) == (1.0, refused.value.decision, "failed_login")

@@ -92,6 +92,25 @@ def test_each_kind_of_error_has_its_status_and_leaks_nothing(error, status):
 
 
 @pytest.mark.parametrize(
+    ("error", "code", "detail"),
+    [
+        (LoginBlockedError(retry_after=1.0), "login_blocked", "Too many failed logins; try again later."),
+        (LoginBlockedError(), "login_blocked", "Too many failed logins; the account must be unlocked first."),
+        (
+            LoginBlockedError(retry_after=1.0, reason="invalid_token"),
+            "tokens_blocked",
+            "Too many invalid tokens; try again later.",
+        ),
+    ],
+    ids=["logins", "stopped", "tokens"],
+)
+def test_who_is_blocked_is_told_what_there_was_too_much_of(error, code, detail):
+    response = problem(error)
+    assert (response.status, response.body["code"], response.body["detail"]) == (429, code, detail)
+    assert response.headers.get("Retry-After") == (None if error.retry_after is None else "1")
+
+
+@pytest.mark.parametrize(
     ("error", "status", "detail"),
     [
         (starlette.exceptions.HTTPException(404, "no such person"), 404, "no such person"),

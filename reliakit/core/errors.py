@@ -28,7 +28,7 @@ The caller's own exceptions, psycopg's included, pass through unchanged. Every e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -104,7 +104,23 @@ class RateLimitedError(RejectedError):
 
 
 class LoginBlockedError(RateLimitedError):
-    """Too many failed attempts to log in to this account or from this source; the password was not looked at."""
+    """Too many failed attempts to log in to this account or from this source; the password was not looked at.
+
+    Attributes:
+        reason: What there was too much of: "failed_login", or "invalid_token" for a source of invalid tokens.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        name: str = "",
+        retry_after: float | None = None,
+        decision: object = None,
+        reason: Literal["failed_login", "invalid_token"] = "failed_login",
+    ) -> None:
+        super().__init__(message, name=name, retry_after=retry_after, decision=decision)
+        self.reason: Literal["failed_login", "invalid_token"] = reason
 
 
 class BulkheadFullError(RejectedError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from reliakit.core.errors import LoginBlockedError
 from reliakit.core.events import SecurityNoticed
@@ -25,15 +25,23 @@ class Attempts:
     Args:
         store: A store that cannot fail, or a guarded one.
         rules: The rules.
+        counted: What counts as a failure, as events call it. A token has no account: it is its source that fails.
         emitter: Emits the guard's events.
         service: The service's name, for events.
     """
 
     def __init__(
-        self, store: AttemptStore | GuardedStore, rules: AttemptRules, emitter: Emitter, service: str | None
+        self,
+        store: AttemptStore | GuardedStore,
+        rules: AttemptRules,
+        *,
+        counted: Literal["failed_login", "invalid_token"],
+        emitter: Emitter,
+        service: str | None,
     ) -> None:
         self._store = store
         self._rules = rules
+        self._counted: Literal["failed_login", "invalid_token"] = counted
         self._emitter = emitter
         self._service = service
 
@@ -82,9 +90,11 @@ class Attempts:
         degraded = isinstance(answer, StandInAttempt)
         wait = wait_of(answer)
         if self._emitter.hears(SecurityNoticed):
+            binding = "source" if answer.binding and self._counted == "invalid_token" else answer.binding
             fields = {
                 "guard": self.name,
-                "blocked_by": answer.binding or None,
+                "reason": self._counted,
+                "blocked_by": binding or None,
                 "retry_after": wait,
                 "degraded": degraded,
             }
@@ -93,12 +103,12 @@ class Attempts:
             )
         raise self._refusal(wait, degraded=degraded)
 
-    def failed(self, event: str, source: str, fields: dict[str, object]) -> None:
+    def failed(self, source: str, **fields: object) -> None:
         """Tell listeners of a failure."""
         if self._emitter.hears(SecurityNoticed):
             self._emitter.emit(
                 SecurityNoticed,
-                event=event,
+                event=self._counted,
                 source=source,
                 service=self._service,
                 fields={"guard": self.name, **fields},
@@ -107,12 +117,12 @@ class Attempts:
     def failed_login(self, source: str, account: str, key: str | None, failures: int) -> None:
         """Tell listeners of a wrong password. Of the account they get its first letter and a tag, never the name."""
         # The tag is part of an HMAC: it tells accounts apart in the log without naming any.
-        tag = (key or "")[:12]
-        self.failed("failed_login", source, {"account": hidden(account), "account_tag": tag, "failures": failures})
+        self.failed(source, account=hidden(account), account_tag=(key or "")[:12], failures=failures)
 
     def _refusal(self, wait: float | None, *, degraded: bool) -> LoginBlockedError:
         when = "after a reset" if wait is None else f"in {wait:.3g} s"
-        why = "cannot reach its store" if degraded else "has seen too many failures"
+        many = "invalid tokens" if self._counted == "invalid_token" else "failures"
+        why = "cannot reach its store" if degraded else f"has seen too many {many}"
         seconds = 0.0 if wait is None else wait
         return LoginBlockedError(
             f"login guard {self.name!r} {why}: the next attempt can be made {when}",
@@ -126,6 +136,7 @@ class Attempts:
                 reset_after=seconds,
                 degraded=degraded,
             ),
+            reason=self._counted,
         )
 
     def __repr__(self) -> str:

@@ -257,9 +257,10 @@ class LoginGuard:
                 emitter=emitter,
                 clock=clock,
             )
-        self._logins = Attempts(asked, rules, emitter, service)
+        self._logins = Attempts(asked, rules, counted="failed_login", emitter=emitter, service=service)
         # A source is never stopped for good: other users may share its address.
-        self._tokens = Attempts(asked, replace(rules, space=f"{rules.space} tokens", stop=_NEVER), emitter, service)
+        of_tokens = replace(rules, space=f"{rules.space} tokens", stop=_NEVER)
+        self._tokens = Attempts(asked, of_tokens, counted="invalid_token", emitter=emitter, service=service)
 
     def attempt(self, *, account: str, source: str, device: str | None = None) -> LoginAttempt:
         """Return an attempt, to be used as a `with` or `async with` block that raises if the attempt is refused.
@@ -289,12 +290,12 @@ class LoginGuard:
         Raises:
             LoginBlockedError: Too many invalid tokens came from there.
         """
-        self._tokens.failed("invalid_token", source, {})
+        self._tokens.failed(source)
         self._tokens.passed(self._tokens.ask(AttemptOp.RESERVE, self._names.token(source)), source)
 
     async def atoken_failed(self, *, source: str) -> None:
         """Count an invalid token; the twin of `token_failed` for tasks."""
-        self._tokens.failed("invalid_token", source, {})
+        self._tokens.failed(source)
         self._tokens.passed(await self._tokens.aask(AttemptOp.RESERVE, self._names.token(source)), source)
 
     def status(

@@ -75,6 +75,9 @@ _UNAVAILABLE = _Answer(503, "unavailable", "The service cannot answer right now;
 _OVERLOADED = _Answer(503, "overloaded", "The service is busy; try again later.")
 _TIMEOUT = _Answer(504, "deadline_exceeded", "The request took too long and was stopped.")
 _LIMITED = _Answer(429, "rate_limited", "Too many requests; try again later.", _IANA + "quota-exceeded")
+_BLOCKED = _LIMITED._replace(code="login_blocked", detail="Too many failed logins; try again later.")
+_STOPPED = _BLOCKED._replace(detail="Too many failed logins; the account must be unlocked first.")
+_TOKENS = _LIMITED._replace(code="tokens_blocked", detail="Too many invalid tokens; try again later.")
 _REDUCED = _Answer(503, "unavailable", _UNAVAILABLE.detail, _IANA + "temporary-reduced-capacity")
 TOO_LARGE = _Answer(413, "body_too_large", "The body of the request is larger than this service accepts.")
 ORIGIN_REFUSED = _Answer(403, "origin_not_allowed", "This origin may not call the service from a browser.")
@@ -82,9 +85,6 @@ ORIGIN_REFUSED = _Answer(403, "origin_not_allowed", "This origin may not call th
 # Nearest class first: the first match along the error's own method resolution order decides.
 _ANSWERS: dict[type[BaseException], _Answer] = {
     errors.ValidationError: _Answer(422, "validation_failed", "The request does not fit what this service accepts."),
-    errors.LoginBlockedError: _LIMITED._replace(
-        code="login_blocked", detail="Too many failed logins; try again later."
-    ),
     errors.RateLimitedError: _LIMITED,
     errors.OverloadedError: _OVERLOADED,
     errors.BulkheadFullError: _OVERLOADED,
@@ -187,6 +187,8 @@ def retry_after(seconds: float | None) -> int | None:
 def _answer(error: BaseException) -> _Answer:
     if isinstance(error, errors.RateLimitedError) and getattr(error.decision, "degraded", False):
         return _REDUCED
+    if isinstance(error, errors.LoginBlockedError):
+        return _blocked(error)
     for cls in type(error).__mro__:
         answer = _ANSWERS.get(cls)
         if answer is not None:
@@ -196,6 +198,12 @@ def _answer(error: BaseException) -> _Answer:
     if isinstance(error, errors.ReliakitError) or not _is_from_database(error):
         return _INTERNAL
     return _DATABASE.get(classify(error).category, _INTERNAL)
+
+
+def _blocked(error: errors.LoginBlockedError) -> _Answer:
+    if error.reason == "invalid_token":
+        return _TOKENS
+    return _STOPPED if error.retry_after is None else _BLOCKED
 
 
 def _title(status: int) -> str:

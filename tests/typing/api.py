@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import AsyncIterator, Generator
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from psycopg_pool import AsyncConnectionPool, ConnectionPool  # noqa: TC002 - judged, never run
 from sqlalchemy.engine import Connection, Engine
@@ -364,6 +364,7 @@ def errors(error: Exception) -> None:
         raise error
     except LoginBlockedError as blocked:
         assert_type(blocked.decision, object)
+        assert_type(blocked.reason, Literal["failed_login", "invalid_token"])
     except RateLimitedError as limited_error:
         assert_type(limited_error.retry_after, float | None)
     except (CircuitOpenError, BulkheadFullError, OverloadedError, RetryBudgetExceededError) as rejected:
