@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from reliakit.core.errors import ConfigurationError
@@ -29,19 +30,20 @@ class Link:
 
     Args:
         service: What is supervised, for messages.
-        program: The program of the supervising process, as arguments of an isolated interpreter; our process id is
-            added to them.
+        supervisor: The module whose `main()` the supervising process runs; it needs the standard library only.
     """
 
-    def __init__(self, service: str, program: list[str]) -> None:
+    def __init__(self, service: str, supervisor: str) -> None:
         self.service = service
         self.owner = os.getpid()
         self.folder: str | None = None
         self._lock = threading.Lock()
         self._request = 0
         self._received = b""
+        # An isolated interpreter finds this package only if it is told where it is.
+        program = f"import sys; sys.path.append(sys.argv.pop(1)); from {supervisor} import main; main()"
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", *program, str(self.owner)],
+            [sys.executable, "-I", "-S", "-c", program, str(Path(__file__).parents[2]), str(self.owner)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

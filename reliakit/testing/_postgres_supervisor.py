@@ -1,14 +1,10 @@
-"""The small process that owns an embedded PostgreSQL, so that no death of the program under test can orphan it.
+"""What the supervising process does for an embedded PostgreSQL: initdb, start, crash, end.
 
 ```
-program ── pipe ──> this process ──> initdb, postgres
-                         └──> one temporary folder
+<folder>/        server.log
+├─ run/          the socket, and data/ with the database; the server's
+└─ install-0/    a copy of the programs, where the server's user could not read them
 ```
-
-It is run as a file by an isolated interpreter (`python -I -S`), hence standard library only and all in one place.
-It obeys one JSON request a line and answers each. When the pipe ends, its owner is gone or it is told to end, it
-stops the server and removes the folder. It leads a session of its own, so a terminal's Ctrl-C reaches the owner
-only. It makes the folder itself: there is no moment at which something exists and nobody would remove it.
 
 As root the folder belongs to root and only `run/` inside it to the unprivileged user that the server runs as:
 root never writes where that user could have planted a link.
@@ -18,29 +14,32 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
-import re
-import select
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import NamedTuple
 
-Request = dict[str, Any]
+from reliakit.testing._supervision import (
+    Request,
+    Unavailable,
+    complaint,
+    end_with_supervisor,
+    environment,
+    free_port,
+    supervise,
+    temporary_root,
+)
+
+__all__ = ["PostgresSupervisor", "main"]
 
 _UNPRIVILEGED = ("nobody", "postgres", "daemon")
 _SOCKET_PORT = 5432
-# 107 bytes is the longest socket path on Linux, 103 on macOS; ours adds about 40 to the root.
-_LONGEST_ROOT = 60
 _OLDEST = 13
-_ROOMY = 4 << 30
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _IPC_RMID = 0
 # synchronous_commit stays on: with it a COMMIT that was answered survives a killed server, since the kernel holds
 # what was written. Only the crash of the whole machine would lose data, and this data is for a test.
@@ -57,31 +56,14 @@ _SETTINGS = {
 }
 
 
-class Unavailable(Exception):  # noqa: N818 - a protocol answer, not a failure of this program
-    """What was asked for cannot be done here, in words for the user."""
-
-
-class Supervised(Protocol):
-    """What this process runs for its owner."""
-
-    def obey(self, request: Request, /) -> Request:
-        """Do what one request asks and return what to answer."""
-        ...
-
-    def remove(self) -> None:
-        """Stop the server and remove everything that was made."""
-        ...
-
-
-class _Installation:
+class _Installation(NamedTuple):
     """PostgreSQL's programs, made usable for the user that the server runs as."""
 
-    def __init__(self, programs: str, version: str) -> None:
-        self.programs = programs
-        self.version = version
+    programs: str
+    version: str
 
 
-class Supervisor:
+class PostgresSupervisor:
     """One server, its folder and the commands on them."""
 
     def __init__(self) -> None:
@@ -94,7 +76,7 @@ class Supervisor:
         self._free_port = False
         self._settings: dict[str, str] = {}
 
-    def obey(self, request: Request) -> Request:
+    def obey(self, request: Request, /) -> Request:
         """Do what one request asks and return what to answer."""
         match request["command"]:
             case "choose":
@@ -216,7 +198,7 @@ class Supervisor:
             group=gid,
             extra_groups=None if uid is None else [],
             start_new_session=True,
-            preexec_fn=_quit_with_supervisor,  # noqa: PLW1509 - this process has one thread
+            preexec_fn=partial(end_with_supervisor, signal.SIGQUIT),  # noqa: PLW1509 - this process has one thread
         )
 
     def _copy(self, found: Request, number: int) -> Path:
@@ -339,34 +321,6 @@ class Supervisor:
             ctypes.CDLL(None).shmctl(int(shared_memory[0].split()[1]), _IPC_RMID, None)
 
 
-def temporary_root(*, is_root: bool) -> str:
-    """Return where the folder goes: TMPDIR if that is set, memory if there is plenty, else the usual places."""
-    roots = [os.environ.get("TMPDIR", ""), "/dev/shm" if _has_roomy_memory() else "", tempfile.gettempdir()]  # noqa: S108
-    for root in filter(None, (*roots, "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp makes the folder inside
-        path = Path(root).resolve()
-        if not os.access(path, os.W_OK | os.X_OK) or len(str(path)) > _LONGEST_ROOT:
-            continue
-        # As root the server runs as somebody else, and maybe from programs copied to here.
-        reachable = all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
-        if not is_root or (reachable and not os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0)):
-            return str(path)
-    raise Unavailable("no temporary folder is short enough and reachable for the server; set TMPDIR")
-
-
-def _has_roomy_memory() -> bool:
-    """Whether a database in memory would go unnoticed; there, making one does not depend on the disk's mood."""
-    try:
-        free = os.statvfs("/dev/shm")  # noqa: S108
-        rooms = [free.f_bavail * free.f_frsize]
-        rooms += [int(word) << 10 for word in re.findall(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())]
-        limit = Path("/sys/fs/cgroup/memory.max")
-        if limit.exists() and (text := limit.read_text().strip()).isdigit():
-            rooms.append(int(text))
-    except OSError:
-        return False
-    return min(rooms) >= _ROOMY
-
-
 def _hand_over(folder: Path) -> tuple[int, int]:
     """Give the folder to an unprivileged user: PostgreSQL refuses to run as root."""
     import pwd  # noqa: PLC0415 - Unix only
@@ -381,13 +335,6 @@ def _hand_over(folder: Path) -> tuple[int, int]:
     raise Unavailable("PostgreSQL refuses to run as root, and none of nobody, postgres, daemon can be used")
 
 
-def environment() -> dict[str, str]:
-    """Nothing of the caller's locale or PG* variables, only what programs need to be found and loaded."""
-    kept = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    return environment | {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
-
-
 def _needless(folder: str, names: list[str]) -> set[str]:
     """Leave behind what a server does not need, two thirds of the wheel."""
     if Path(folder).name == "bin":
@@ -395,34 +342,18 @@ def _needless(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name in {"include", "doc", "man", "pgxs"} or name.endswith(".a")}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def complaint(log: str) -> str:
-    """Return the lines of a log that say what went wrong, as one short line."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "rror:", "could not"))]
-    return " | ".join((telling or lines or ["it said nothing"])[-4:])[:500]
-
-
-def _quit_with_supervisor() -> None:
-    """Have the kernel stop the server at once if this process is killed (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+def _status(pid: int) -> list[str]:
+    """Return a process's state, its parent and so on, as /proc has them; nothing once it is gone."""
+    try:
+        # Before them is its command in parentheses, which may hold spaces, parentheses and any bytes.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _children(parent: int) -> list[int]:
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # The command may hold spaces and parentheses; the parent is the second field after its last one.
-                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                    found.append(int(entry.name))
-    return found
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if _status(pid)[1:2] == [str(parent)]]
 
 
 def _wait_until_gone(pid: int) -> None:
@@ -432,69 +363,11 @@ def _wait_until_gone(pid: int) -> None:
             if os.waitpid(pid, os.WNOHANG)[0] == pid:
                 return
         except ChildProcessError:
-            try:
-                if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                    return
-            except OSError:
+            if _status(pid)[:1] in ([], ["Z"]):
                 return
         time.sleep(0.005)  # noqa: TID251
 
 
-def _end(_signal: int, _frame: object) -> NoReturn:
-    raise SystemExit(0)
-
-
-def _ignore_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _prepare_process() -> None:
-    os.umask(0o077)
-    # An interpreter inherits blocked and ignored signals, SIGCHLD and SIGINT among them.
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _end)
-    if sys.platform == "linux":
-        # Backends whose server was killed come to us, so that none stays a zombie where PID 1 reaps nobody.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _serve(owner: int, supervisor: Supervised) -> None:
-    """Obey until the pipe ends or the owner is gone; a forked child of the owner may hold the pipe open."""
-    pending = b""
-    while os.getppid() == owner:
-        if not select.select([0], [], [], 0.5)[0]:
-            continue
-        received = os.read(0, 65536)
-        if not received:
-            return
-        *lines, pending = (pending + received).split(b"\n")
-        for line in lines:
-            request: Request = json.loads(line)
-            if request["command"] == "stop":
-                return
-            try:
-                answer = supervisor.obey(request)
-            except Unavailable as unavailable:
-                answer = {"error": str(unavailable)}
-            except Exception as error:  # noqa: BLE001 - told to the owner, who raises it
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            os.write(1, json.dumps({"id": request["id"], **answer}).encode() + b"\n")
-
-
-def supervise(supervisor: Supervised) -> None:
-    """Serve the process whose id is the program's first argument, until that is gone."""
-    _prepare_process()
-    try:
-        _serve(int(sys.argv[1]), supervisor)
-    except BrokenPipeError:
-        pass  # the owner died while being answered
-    finally:
-        _ignore_signals()
-        supervisor.remove()
-
-
-if __name__ == "__main__":
-    supervise(Supervisor())
+def main() -> None:
+    """Serve the process whose id is the first argument."""
+    supervise(PostgresSupervisor())

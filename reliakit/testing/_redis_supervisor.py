@@ -1,25 +1,22 @@
-"""The small process that owns an embedded Redis, so that no death of the program under test can orphan it.
-
-It obeys like the one of PostgreSQL, whose serving it shares, and needs the standard library only.
-"""
+"""What the supervising process does for an embedded Redis: start, pause, crash, end."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from reliakit.testing._postgres_supervisor import (
+from reliakit.testing._supervision import (
     Request,
     Unavailable,
     complaint,
+    end_with_supervisor,
     environment,
     free_port,
     supervise,
@@ -28,7 +25,6 @@ from reliakit.testing._postgres_supervisor import (
 
 __all__ = ["RedisSupervisor", "main"]
 
-_PR_SET_PDEATHSIG = 1
 _ATTEMPTS = 5
 # Nothing is ever written to a disk: what a killed server knew is gone, as after a failover to an empty replica.
 _SETTINGS = {"save": "", "appendonly": "no", "daemonize": "no", "databases": "16", "unixsocketperm": "700"}
@@ -143,7 +139,7 @@ class RedisSupervisor:
                 stderr=log,
                 env=environment(),
                 cwd=str(self._folder),
-                preexec_fn=_die_with_supervisor,  # noqa: PLW1509 - this process has one thread
+                preexec_fn=partial(end_with_supervisor, signal.SIGKILL),  # noqa: PLW1509 - this process has one thread
             )
         until = time.monotonic() + 30.0  # noqa: TID251 - a process of its own, out of reach of any Clock
         while not _takes_connections(address):
@@ -180,12 +176,6 @@ def _takes_connections(address: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-def _die_with_supervisor() -> None:
-    """Have the kernel stop the server at once if this process is killed (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:

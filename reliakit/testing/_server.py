@@ -36,6 +36,7 @@ class EmbeddedServer(ABC):
     """
 
     _product: ClassVar[str]
+    _supervisor: ClassVar[str]  # the module whose main() supervises it
 
     def __init__(self, port: int | None) -> None:
         if port is not None and not (isinstance(port, int) and 0 <= port <= 65535):
@@ -85,9 +86,9 @@ class EmbeddedServer(ABC):
         """What the server has logged so far."""
         return (self.folder / "server.log").read_text(errors="replace") if self.folder else ""
 
-    def _supervise(self, *program: str) -> Link:
+    def _supervise(self) -> Link:
         self._password = secrets.token_urlsafe(24)
-        self._link = Link(self._product, [*program])
+        self._link = Link(self._product, self._supervisor)
         self._finalizer = weakref.finalize(self, self._link.close)
         return self._link
 

