@@ -25,6 +25,7 @@ from reliakit.core.flow import run_blocking
 from reliakit.database.async_database import AsyncDatabase
 from reliakit.database.database import Database
 from reliakit.database.locking import number_of
+from reliakit.database.outbox_sql import Statements
 from reliakit.database.relay import AsyncRelay, Relay, Shipping
 from reliakit.database.settings import TransactionOptions
 from reliakit.database.tables import ensure, table_name
@@ -36,24 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outbox", "OutboxMessage", "OutboxStats"]
 
-_DDL = """\
-CREATE TABLE IF NOT EXISTS {table} (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    topic text NOT NULL,
-    key text COLLATE "C",
-    payload json NOT NULL,
-    headers json NOT NULL,
-    published_at timestamptz NOT NULL DEFAULT now(),
-    not_before timestamptz NOT NULL DEFAULT now(),
-    attempts integer NOT NULL DEFAULT 0,
-    error text,
-    dead_at timestamptz
-);
-CREATE INDEX IF NOT EXISTS {index}_key ON {table} (key, id) WHERE dead_at IS NULL AND key IS NOT NULL;
-CREATE INDEX IF NOT EXISTS {index}_keyless ON {table} (id) WHERE dead_at IS NULL AND key IS NULL;
-"""
 _LONGEST = 255
-_COLUMNS = "id, topic, key, payload::text, headers::text, extract(epoch FROM published_at)::float8, attempts, error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +101,7 @@ class Outbox:
         if not isinstance(notify, bool):
             raise ConfigurationError(f"notify must be True or False, got {notify!r}")
         self._notify = notify
-        self._insert = {keyed: _insert(self._quoted, keyed=keyed, notify=notify) for keyed in (False, True)}
+        self._statements = Statements(self._table, notify=notify)
         self._name = TransactionOptions(operation=f"outbox {table}")
 
     @property
@@ -128,11 +112,7 @@ class Outbox:
     @property
     def ddl(self) -> str:
         """The statements that create the table, for a migration. Running them again is harmless."""
-        return _DDL.format(table=self._quoted, index=self._table.replace(".", "_"))
-
-    @property
-    def _quoted(self) -> str:
-        return ".".join(f'"{part}"' for part in self._table.split("."))
+        return self._statements.ddl
 
     def __repr__(self) -> str:
         return f"Outbox({self._table!r}, notify={self._notify})"
@@ -260,7 +240,8 @@ class Outbox:
         shipping = Shipping(
             _engine(db, AsyncDatabase if asynchronous else Database),
             handler,
-            self,
+            self._table,
+            self._statements,
             _message,
             batch=batch,
             poll=poll,
@@ -314,54 +295,26 @@ class Outbox:
             )
         values = (_text("topic", topic), key, _json("payload", payload), _headers(headers))
         if key is None:
-            return self._insert[False], values
+            return self._statements.publish, values
         _text("key", key)
-        return self._insert[True], (number_of(f"reliakit outbox {self._table} {key}"), *values)
+        return self._statements.publish_keyed, (number_of(f"reliakit outbox {self._table} {key}"), *values)
 
     async def _dead(self, engine: Engine, limit: int) -> list[OutboxMessage]:
         checks.count("limit", limit)
-        query = f"SELECT {_COLUMNS} FROM {self._quoted} WHERE dead_at IS NOT NULL ORDER BY id LIMIT %s"  # noqa: S608
-        rows = await self._ask(engine, query, (limit,))
-        return [_message(*row) for row in rows]
+        return [_message(*row) for row in await self._ask(engine, self._statements.dead, (limit,))]
 
     async def _redrive(self, engine: Engine, ids: Iterable[int] | None) -> int:
         wanted = None if ids is None else [checks.count("ids", number, least=0) for number in ids]
-        notify = f", pg_notify('{self._table}', '')" if self._notify else ""
-        query = f"""
-            WITH live AS (
-                UPDATE {self._quoted} SET dead_at = NULL, attempts = 0, error = NULL, not_before = now()
-                WHERE dead_at IS NOT NULL AND (%s::bigint[] IS NULL OR id = ANY(%s::bigint[])) RETURNING 1
-            ) SELECT count(*){notify} FROM live"""  # noqa: S608 - the table's name was checked
-        return int((await self._ask(engine, query, (wanted, wanted)))[0][0])
+        return int((await self._ask(engine, self._statements.redrive, (wanted, wanted)))[0][0])
 
     async def _stats(self, engine: Engine) -> OutboxStats:
-        query = f"""
-            SELECT count(*) FILTER (WHERE dead_at IS NULL), count(dead_at),
-                extract(epoch FROM clock_timestamp() - min(published_at) FILTER (WHERE dead_at IS NULL))::float8
-            FROM {self._quoted}"""  # noqa: S608 - as above
-        return OutboxStats(*(await self._ask(engine, query, None))[0])
+        return OutboxStats(*(await self._ask(engine, self._statements.stats, None))[0])
 
-    async def _ask(self, engine: Engine, query: str, params: tuple[Any, ...] | None) -> list[tuple[Any, ...]]:
+    async def _ask(self, engine: Engine, query: bytes, params: tuple[Any, ...] | None) -> list[tuple[Any, ...]]:
         async def ask(entered: Entered) -> list[tuple[Any, ...]]:
-            return await entered.transaction.session().query(query.encode("ascii"), params)
+            return await entered.transaction.session().query(query, params)
 
         return await engine.own(self._name, ask)
-
-
-def _insert(table: str, *, keyed: bool, notify: bool) -> bytes:
-    # An order that survives commits needs numbers drawn in the order of the commits. So the publishers of a key queue
-    # for a lock first, draw the number while they hold it, and keep it until they have ended. All in one statement:
-    # a row of the INSERT is made, and its number drawn, only once the lock's row has been fetched.
-    turn = "turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(%s)), " if keyed else ""
-    source = " FROM turn" if keyed else ""
-    channel = table.replace('"', "")
-    ring = f", pg_notify('{channel}', '')" if notify else ""
-    statement = f"""
-        WITH {turn}message AS (
-            INSERT INTO {table} (topic, key, payload, headers)
-            SELECT %s::text, %s::text, %s::text::json, %s::text::json{source} RETURNING id
-        ) SELECT concat_ws(' ', id, pg_current_xact_id()){ring} FROM message"""  # noqa: S608 - the table's name was checked
-    return statement.encode("ascii")
 
 
 def _published(tx: Transaction | AsyncTransaction, both: str) -> int:

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
     from reliakit.core.spine import Listener
     from reliakit.database.engine import Engine, Entered
-    from reliakit.database.outbox import Outbox, OutboxMessage
+    from reliakit.database.outbox import OutboxMessage
+    from reliakit.database.outbox_sql import Statements
     from reliakit.database.session import Session
 
 __all__ = ["AsyncRelay", "Relay", "Shipping"]
@@ -57,45 +58,6 @@ _PASSING = (
     TransactionRolledBackError,
     CommitUnknownError,
 )
-_COLUMNS = """o.id, o.topic, o.key, o.payload::text, o.headers::text, extract(epoch FROM o.published_at)::float8,
-    o.attempts + 1, o.error"""
-
-
-class _Statements:
-    """The statements of a relay, for one table whose name was checked."""
-
-    def __init__(self, table: str) -> None:
-        due = "o.dead_at IS NULL AND o.not_before <= coalesce(to_timestamp(%(now)s::float8), now())"
-        # Steps from key to key through the index, so that neither one key's thousands of messages nor a thousand keys
-        # are read for a few messages. A message that waits for its next attempt is still the first of its key.
-        self.heads = f"""
-            WITH RECURSIVE walk AS (
-                (SELECT key, id FROM {table} WHERE dead_at IS NULL AND key > %(after)s ORDER BY key, id LIMIT 1)
-                UNION ALL
-                SELECT next.key, next.id FROM walk CROSS JOIN LATERAL (
-                    SELECT key, id FROM {table} WHERE dead_at IS NULL AND key > walk.key ORDER BY key, id LIMIT 1
-                ) next
-            )
-            SELECT head.* FROM walk CROSS JOIN LATERAL (
-                SELECT {_COLUMNS} FROM {table} o WHERE o.id = walk.id AND {due} FOR UPDATE SKIP LOCKED
-            ) head LIMIT %(limit)s""".encode("ascii")  # noqa: S608
-        self.followers = f"""
-            SELECT follower.* FROM unnest(%(keys)s::text[], %(ids)s::bigint[]) AS head (key, id) CROSS JOIN LATERAL (
-                SELECT {_COLUMNS} FROM {table} o
-                WHERE o.dead_at IS NULL AND o.key = head.key AND o.id > head.id ORDER BY o.id LIMIT %(limit)s
-            ) follower ORDER BY follower.id LIMIT %(limit)s""".encode("ascii")  # noqa: S608
-        self.keyless = f"""
-            SELECT {_COLUMNS} FROM {table} o WHERE o.key IS NULL AND {due}
-            ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED""".encode("ascii")  # noqa: S608
-        self.done = f"DELETE FROM {table} WHERE id = ANY(%s::bigint[])".encode("ascii")  # noqa: S608
-        # A message whose handler outlived its claim may belong to another relay by now.
-        self.failed = f"""
-            UPDATE {table} o SET attempts = f.attempts, error = f.error,
-                not_before = clock_timestamp() + make_interval(secs => coalesce(f.delay, 0)),
-                dead_at = CASE WHEN f.delay IS NULL THEN clock_timestamp() END
-            FROM unnest(%s::bigint[], %s::integer[], %s::float8[], %s::text[]) AS f (id, attempts, delay, error)
-            WHERE o.id = f.id AND o.id IN (
-                SELECT id FROM {table} WHERE id = ANY(%s::bigint[]) FOR UPDATE SKIP LOCKED)""".encode("ascii")  # noqa: S608
 
 
 class _Failure:
@@ -129,7 +91,8 @@ class Shipping:
     Args:
         engine: The database's engine.
         handler: Takes a message.
-        outbox: The outbox whose messages it delivers.
+        table: The outbox's table.
+        statements: Its statements.
         read: Makes a message from a row.
         batch: See `Outbox.relay`.
         poll: See `Outbox.relay`.
@@ -143,7 +106,8 @@ class Shipping:
         self,
         engine: Engine,
         handler: Callable[[OutboxMessage], object],
-        outbox: Outbox,
+        table: str,
+        statements: Statements,
         read: Callable[..., OutboxMessage],
         *,
         batch: int,
@@ -168,16 +132,16 @@ class Shipping:
         self._clock = engine.clock
         self._handler = handler
         self._read = read
-        self.table: str = outbox.table
-        self._statements = _Statements(".".join(f'"{part}"' for part in outbox.table.split(".")))
-        self._emitter = Emitter(outbox.table, listeners, engine.clock)
+        self.table: str = table
+        self._statements = statements
+        self._emitter = Emitter(table, listeners, engine.clock)
         # Each statement sees what is committed when it begins, because a claim must not rest on an older snapshot.
         # The time covers a handler that was begun at the last moment, and what comes after it.
         self._options = TransactionOptions(
             isolation=Isolation.READ_COMMITTED,
             timeout=2 * self._timeout + 5.0,
             propagation=Propagation.REQUIRES_NEW,
-            operation=f"relay {outbox.table}",
+            operation=f"relay {table}",
         )
         self.stopped: bool = False
         self._keyless_first = False
