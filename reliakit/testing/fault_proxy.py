@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 from reliakit.core import checks
 from reliakit.core.errors import ConfigurationError
-from reliakit.testing._proxy_engine import DIRECTIONS, Address, Direction, Engine, Weather
+from reliakit.testing._proxy_engine import DIRECTIONS, Direction, Engine, Weather
+from reliakit.testing._proxy_target import address_of, is_conninfo, is_foreign_url
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["Cut", "Fault", "FaultProxy", "ProxyStats"]
-
 
 F = TypeVar("F", bound="Fault")
 
@@ -176,8 +176,8 @@ class FaultProxy:
     host = "127.0.0.1"
 
     def __init__(self, target: str | tuple[str, int]) -> None:
-        self._conninfo = target if isinstance(target, str) and _is_conninfo(target) else None
-        self._target = _address(target)
+        self._conninfo = target if isinstance(target, str) and is_conninfo(target) else None
+        self._target = address_of(target)
         self._engine: Engine | None = None
         self._serving: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
@@ -229,7 +229,7 @@ class FaultProxy:
         conninfo = conninfo or self._conninfo
         if conninfo is None:
             raise ConfigurationError("dsn() needs conninfo=, since the target of this proxy is only an address")
-        if _is_foreign_url(conninfo):
+        if is_foreign_url(conninfo):
             url = urlsplit(conninfo)
             user, at, _ = url.netloc.rpartition("@")
             return url._replace(netloc=f"{user}{at}{self.host}:{self.port}").geturl()
@@ -374,55 +374,3 @@ def _directions(direction: Direction | None) -> tuple[Direction, ...]:
     if direction not in DIRECTIONS:
         raise ConfigurationError(f"direction={direction!r} must be 'to_server' or 'to_client'")
     return (direction,)
-
-
-def _is_conninfo(target: str) -> bool:
-    return "://" in target or "=" in target
-
-
-def _is_foreign_url(conninfo: str) -> bool:
-    return "://" in conninfo and not conninfo.startswith(("postgres://", "postgresql://"))
-
-
-def _address(target: str | tuple[str, int]) -> Address:
-    """Return where a target leads: (host, port), or the path of a Unix socket."""
-    if not isinstance(target, str):
-        return _pair(target)
-    if _is_foreign_url(target):
-        url = urlsplit(target)
-        if url.hostname is None or url.port is None:
-            raise ConfigurationError(f"target {url.scheme}://... must name host and port")
-        return url.hostname, url.port
-    if _is_conninfo(target):
-        return _postgres_address(target)
-    if target.startswith("/"):
-        return target
-    host, _, port = target.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
-        raise _refused(target)
-    return host.strip("[]"), int(port)
-
-
-def _pair(target: object) -> Address:
-    match target:
-        case (str() as host, int() as port) if host and 0 < port <= 65535:
-            return host, port
-        case _:
-            raise _refused(target)
-
-
-def _refused(target: object) -> ConfigurationError:
-    return ConfigurationError(
-        f"target={target!r} must be a conninfo, a URL, 'host:port', (host, port) or the path of a socket"
-    )
-
-
-def _postgres_address(conninfo: str) -> Address:
-    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
-
-    words = conninfo_to_dict(conninfo)
-    host, port = str(words.get("hostaddr") or words.get("host") or ""), str(words.get("port") or 5432)
-    if not host or "," in host:
-        # The conninfo may hold a password, so it is not repeated.
-        raise ConfigurationError("target: the conninfo must name exactly one host")
-    return f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, int(port))
