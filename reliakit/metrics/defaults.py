@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from reliakit.core.errors import ConfigurationError
 from reliakit.metrics.objectives import Objective, at_most, below, complete, count, ratio, zero
 
-__all__ = ["DEFAULTS"]
+__all__ = ["DEFAULTS", "with_defaults"]
 
 # Attempts of transactions are counted twice when events tell of them, once when only `increment` or `observe` does.
 _COUNTED = count("transaction_total")
@@ -61,3 +64,19 @@ DEFAULTS: tuple[Objective, ...] = (
         help="Every secret on its way to the log is masked.",
     ),
 )
+
+
+def with_defaults(objectives: Iterable[Objective]) -> list[Objective]:
+    """Return the seven, each replaced by the one of the same name that is given, and then the others that are given.
+
+    Raises:
+        ConfigurationError: Something else than objectives is given.
+    """
+    if not isinstance(objectives, Iterable):
+        raise ConfigurationError(f"objectives must be a sequence of Objective, got {objectives!r}")
+    merged = {objective.name: objective for objective in DEFAULTS}
+    for objective in objectives:
+        if not isinstance(objective, Objective):
+            raise ConfigurationError(f"objectives must hold Objective, got {objective!r}")
+        merged[objective.name] = objective
+    return list(merged.values())

@@ -27,7 +27,7 @@ from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 from reliakit.core.spine import Emitter, Subscription, subscribe, watch
 from reliakit.metrics.apps import AsgiApp, WsgiApp
 from reliakit.metrics.declare import aliases, declared, is_name
-from reliakit.metrics.defaults import DEFAULTS
+from reliakit.metrics.defaults import with_defaults
 from reliakit.metrics.exposition import Exposition
 from reliakit.metrics.family import AnyFamily, Counter, Gauge, Histogram, Registry
 from reliakit.metrics.feed import Feed
@@ -114,7 +114,7 @@ class Metrics:
         renew_locks_after_fork(self, "_lock")
         self._subscriptions: list[Subscription] = []
         self._collectors: list[tuple[CollectorRegistry, Any]] = []
-        wanted = _merged(objectives)
+        wanted = with_defaults(objectives)
         registry = Registry(self._drop, clock.time, self._files)
         self._shelf = shelf = Shelf(namespace, self.max_series, naming, registry, wanted)
         self._families, self._counted, self._observed = shelf.families, shelf.counted, shelf.observed
@@ -411,14 +411,3 @@ def _leave(reference: weakref.ref[Metrics]) -> None:
     metrics = reference()
     if metrics is not None:
         metrics.close()
-
-
-def _merged(objectives: Iterable[Objective]) -> list[Objective]:
-    merged = {objective.name: objective for objective in DEFAULTS}
-    if not isinstance(objectives, Iterable):
-        raise ConfigurationError(f"objectives must be a sequence of Objective, got {objectives!r}")
-    for objective in objectives:
-        if not isinstance(objective, Objective):
-            raise ConfigurationError(f"objectives must hold Objective, got {objective!r}")
-        merged[objective.name] = objective
-    return list(merged.values())
