@@ -12,13 +12,16 @@ from types import FunctionType
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from interloper import Interloper
 
 from reliakit import Event, subscribe
 from reliakit.core.events import LimitDenied
 from reliakit.ratelimit import Limit, RateLimiter
 from reliakit.stores import MemoryStore, memory
-from reliakit.stores.protocol import ALGORITHMS, Algorithm
+from reliakit.stores.algorithms import machine_for
+from reliakit.stores.protocol import ALGORITHMS, Algorithm, Answer, Op, Rule
 from reliakit.stores.shelf import Shelf
 from reliakit.testing import ManualClock
 
@@ -58,6 +61,38 @@ def breaks(instructions: list[dis.Instruction]) -> list[str]:
     """Return the instructions at which CPython may switch threads, handle a signal or collect garbage."""
     names = [each.opname for each in instructions]
     return [name for name in names if name.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "FOR_ITER", "SEND"))]
+
+
+# (pause, which may be a step back; what; cost; patience)
+STEPS = st.tuples(
+    st.integers(-3, 12) | st.integers(-30, 120) | st.sampled_from([10, 40, 60]),
+    st.sampled_from([Op.HIT, Op.HIT, Op.HIT, Op.REFUND]),
+    st.integers(1, 3),
+    st.sampled_from([0, 0, 0, 20]),
+)
+
+
+@pytest.mark.parametrize("algorithms", [*[(each,) for each in ALGORITHMS], ("gcra", "gcra"), ("gcra", "sliding_log")])
+@given(
+    limit=st.integers(1, 4),
+    period=st.sampled_from([10, 40, 60]),
+    burst=st.integers(1, 4),
+    history=st.lists(STEPS, min_size=10, max_size=40),
+)
+def test_a_step_decides_as_a_hit_does(
+    algorithms: tuple[Algorithm, ...], limit: int, period: int, burst: int, history: list[tuple[int, Op, int, int]]
+) -> None:
+    rules = [Rule(each, limit, period, burst if each == "gcra" else limit) for each in algorithms]
+    machine = machine_for(tuple(rules))
+    now, state, most = 10_000, None, min(rule.burst for rule in rules)
+    for pause, op, cost, patience in history:
+        now += pause
+        if state is not None:
+            stepped = machine.step(state, now)
+            answer, after = machine.hit(state, now, 1, 0)
+            if stepped is not None:
+                assert (Answer(*stepped[:5]), stepped[5]) == (answer, after)
+        _, state = machine.decide(op, state, now, min(cost, most), patience)
 
 
 @pytest.mark.usefixtures("hasty_threads")

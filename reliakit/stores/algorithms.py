@@ -4,6 +4,7 @@
 Counter   one rule        due, spend, room, full, refund                  see `reliakit.stores.counters`
 Machine   what a key has  hit, look, refund: all rules of a key together, and what is reserved for later
                           hit is fit, which spends at once, or else defer, which reserves or refuses
+                          step is a hit of 1 that is not reserved, in a fraction of the time
 ```
 
 States are immutable values; None is a key with nothing spent. Slots are handed out in order: a later request gets no
@@ -13,6 +14,7 @@ earlier slot.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from reliakit.stores.counters import Counter, FixedWindow, Gcra, SlidingCounter, SlidingLog
@@ -31,9 +33,13 @@ __all__ = [
     "FixedWindow",
     "Gcra",
     "Machine",
+    "OneFixedWindow",
     "OneGcra",
+    "OneSlidingCounter",
+    "OneSlidingLog",
     "SlidingCounter",
     "SlidingLog",
+    "Step",
     "machine_for",
 ]
 
@@ -41,6 +47,8 @@ __all__ = [
 _Reserved: TypeAlias = tuple[tuple[int, int], ...]
 # The fields of an `Answer` in a plain tuple.
 Fields: TypeAlias = tuple[bool, int, int, int, int]
+# These, and the state after the decision.
+Step: TypeAlias = tuple[bool, int, int, int, int, Any]
 # Answer(...) takes 250 ns, this takes 90.
 _new: Callable[..., Answer] = cast("Any", tuple).__new__
 
@@ -54,6 +62,11 @@ class Machine(ABC):
         """Decide on a cost that may wait for `patience`, and return the state after the decision."""
         fields, after = self.fit(state, now, cost) or self.defer(state, now, cost, patience)
         return _new(Answer, fields), after
+
+    def step(self, state: Any, now: int, /) -> Step | None:
+        """Decide on a cost of 1 without patience, as `hit` does, on a state that is not None; None to ask `hit`."""
+        fields, after = self.fit(state, now, 1) or self.defer(state, now, 1, 0)
+        return (*fields, after)
 
     @abstractmethod
     def fit(self, state: Any, now: int, cost: int, /) -> tuple[Fields, Any] | None:
@@ -156,14 +169,15 @@ class AllOf(Machine):
             return None
         binding, left, latest = 0, -1, now
         after: list[Any] = []
-        for counter, each in zip(self._counters, known, strict=False):  # the reservations come last, and are none
-            fits = counter.fit(each, now, cost)
+        for counter in self._counters:
+            fits = counter.fit(known[len(after)], now, cost)
             if fits is None:
                 return None
             room, full, spent = fits
             if room < left or left < 0:
                 binding, left = len(after), room
-            latest = max(latest, full)
+            if full > latest:  # noqa: PLR1730 - max() costs a tenth of the round
+                latest = full
             after.append(spent)
         after.append(())
         return (True, binding, left, 0, latest - now), tuple(after)
@@ -250,6 +264,87 @@ class AllOf(Machine):
         return left, max([now if each is None else counter.full(each) for counter, each in pairs])
 
 
+class OneFixedWindow(AllOf):
+    """A single fixed window; a step does the computations of `FixedWindow` in place."""
+
+    __slots__ = ("_limit", "_period")
+
+    def __init__(self, counter: FixedWindow) -> None:
+        super().__init__((counter,))
+        self._limit, self._period = counter.limit, counter.period
+
+    def step(self, state: tuple[Any, ...], now: int, /) -> Step | None:
+        """See `Machine`."""
+        each, reserved = state
+        if reserved:
+            return None
+        start, spent = each
+        reset = start + self._period - now
+        if reset <= 0:
+            start, spent, reset = now, 0, self._period
+        left = self._limit - spent - 1
+        if left < 0:
+            return False, 0, 0, reset, reset, state
+        return True, 0, left, 0, reset, ((start, spent + 1), ())
+
+
+class OneSlidingCounter(AllOf):
+    """A single sliding counter; a step does the computations of `SlidingCounter` in place."""
+
+    __slots__ = ("_limit", "_period")
+
+    def __init__(self, counter: SlidingCounter) -> None:
+        super().__init__((counter,))
+        self._limit, self._period = counter.limit, counter.period
+
+    def step(self, state: tuple[Any, ...], now: int, /) -> Step | None:
+        """See `Machine`."""
+        each, reserved = state
+        if reserved:
+            return None
+        start, before, here = each
+        period = self._period
+        rest = start + period - now
+        if rest <= 0:
+            rest += period
+            if here and rest > 0:
+                start, before, here = start + period, here, 0
+            else:
+                start, before, here, rest = now, 0, 0, period
+        room = (self._limit - here) * period - before * rest
+        if room >= period:
+            return True, 0, room // period - 1, 0, rest + period, ((start, before, here + 1), ())
+        if here >= self._limit:
+            wait = rest + period - (self._limit - 1) * period // here
+        else:
+            wait = rest - (self._limit - here - 1) * period // before
+        return False, 0, 0, wait, rest + period if here else rest, state
+
+
+class OneSlidingLog(AllOf):
+    """A single sliding log; a step does the computations of `SlidingLog` in place."""
+
+    __slots__ = ("_limit", "_period")
+
+    def __init__(self, counter: SlidingLog) -> None:
+        super().__init__((counter,))
+        self._limit, self._period = counter.limit, counter.period
+
+    def step(self, state: tuple[Any, ...], now: int, /) -> Step | None:
+        """See `Machine`."""
+        spent, reserved = state
+        if reserved:
+            return None
+        since, last = now - self._period, spent[-1]
+        if spent[0] <= since:
+            spent = spent[bisect_right(spent, since) :]
+        left = self._limit - len(spent) - 1
+        if left < 0:
+            return False, 0, 0, spent[0] - since, last - since, state
+        at = last if last > now else now  # noqa: FURB136 - max() takes a tenth of the step
+        return True, 0, left, 0, at - since, (spent + (at,), ())  # noqa: RUF005 - as (*spent, at) it takes twice as long
+
+
 class AllGcra(AllOf):
     """Gcra rules only: the computations of `Gcra.fit` in place, which makes a decision twice as fast."""
 
@@ -297,10 +392,18 @@ _COUNTERS: dict[Algorithm, type[Gcra | SlidingLog | FixedWindow | SlidingCounter
 }
 
 
+_ALONE: dict[Algorithm, Callable[[Any], Machine]] = {
+    "gcra": OneGcra,
+    "sliding_log": OneSlidingLog,
+    "sliding_counter": OneSlidingCounter,
+    "fixed_window": OneFixedWindow,
+}
+
+
 def machine_for(rules: tuple[Rule, ...]) -> Machine:
     """Return the machine that decides under these rules together."""
     counters = tuple(_COUNTERS[rule.algorithm](rule) for rule in rules)
+    if len(counters) == 1:
+        return _ALONE[rules[0].algorithm](counters[0])
     cells = tuple(counter for counter in counters if isinstance(counter, Gcra))
-    if len(cells) < len(counters):
-        return AllOf(counters)
-    return OneGcra(cells[0]) if len(cells) == 1 else AllGcra(cells)
+    return AllGcra(cells) if len(cells) == len(counters) else AllOf(counters)

@@ -108,17 +108,17 @@ class Gcra(Counter):
 class SlidingLog(Counter):
     """The instants of everything that was spent in the last period, oldest first."""
 
-    __slots__ = ("_limit", "_period")
+    __slots__ = ("limit", "period")
 
     def __init__(self, rule: Rule) -> None:
-        self._limit = rule.limit
-        self._period = rule.period
+        self.limit: int = rule.limit
+        self.period: int = rule.period
 
     def due(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> int:
         """See `Counter`."""
         spent = self._since(state, at)
-        over = len(spent) + cost - self._limit
-        return at if over <= 0 else spent[over - 1] + self._period
+        over = len(spent) + cost - self.limit
+        return at if over <= 0 else spent[over - 1] + self.period
 
     def spend(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> tuple[int, ...]:
         """See `Counter`."""
@@ -127,11 +127,11 @@ class SlidingLog(Counter):
 
     def room(self, state: tuple[int, ...] | None, at: int, /) -> int:
         """See `Counter`."""
-        return self._limit - len(self._since(state, at))
+        return self.limit - len(self._since(state, at))
 
     def full(self, state: tuple[int, ...], /) -> int:
         """See `Counter`."""
-        return state[-1] + self._period
+        return state[-1] + self.period
 
     def refund(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> tuple[int, ...] | None:
         """See `Counter`."""
@@ -139,15 +139,18 @@ class SlidingLog(Counter):
 
     def fit(self, state: tuple[int, ...] | None, at: int, cost: int, /) -> tuple[int, int, tuple[int, ...]] | None:
         """See `Counter`."""
-        spent = self._since(state, at)
-        room = self._limit - len(spent) - cost
+        spent = () if state is None else state
+        if spent and spent[0] <= at - self.period:
+            spent = spent[bisect_right(spent, at - self.period) :]
+        room = self.limit - len(spent) - cost
         if room < 0:
             return None
-        at = _later(spent, at)
-        return room, at + self._period, spent + (at,) * cost
+        if spent and spent[-1] > at:
+            at = spent[-1]
+        return room, at + self.period, spent + (at,) * cost
 
     def _since(self, state: tuple[int, ...] | None, at: int) -> tuple[int, ...]:
-        return () if state is None else state[bisect_right(state, at - self._period) :]
+        return () if state is None else state[bisect_right(state, at - self.period) :]
 
 
 def _later(spent: tuple[int, ...], at: int) -> int:
@@ -161,21 +164,21 @@ class SlidingCounter(Counter):
     The state is (start of the window, sum of the one before, sum of this one).
     """
 
-    __slots__ = ("_limit", "_period")
+    __slots__ = ("limit", "period")
 
     def __init__(self, rule: Rule) -> None:
-        self._limit = rule.limit
-        self._period = rule.period
+        self.limit: int = rule.limit
+        self.period: int = rule.period
 
     def due(self, state: _Sums | None, at: int, cost: int, /) -> int:
         """See `Counter`."""
         start, before, here = self._rolled(state, at)
-        if here + cost > self._limit:
-            start, before, here = start + self._period, here, 0
+        if here + cost > self.limit:
+            start, before, here = start + self.period, here, 0
             at = start
-        room = (self._limit - here - cost) * self._period
-        if before * (start + self._period - at) > room:
-            return start + self._period - room // before
+        room = (self.limit - here - cost) * self.period
+        if before * (start + self.period - at) > room:
+            return start + self.period - room // before
         return at
 
     def spend(self, state: _Sums | None, at: int, cost: int, /) -> _Sums:
@@ -186,11 +189,11 @@ class SlidingCounter(Counter):
     def room(self, state: _Sums | None, at: int, /) -> int:
         """See `Counter`."""
         start, before, here = self._rolled(state, at)
-        return max(0, (self._limit - here) * self._period - before * (start + self._period - at)) // self._period
+        return max(0, (self.limit - here) * self.period - before * (start + self.period - at)) // self.period
 
     def full(self, state: _Sums, /) -> int:
         """See `Counter`."""
-        return state[0] + self._period * (2 if state[2] else 1)
+        return state[0] + self.period * (2 if state[2] else 1)
 
     def refund(self, state: _Sums | None, at: int, cost: int, /) -> _Sums | None:
         """See `Counter`."""
@@ -202,16 +205,16 @@ class SlidingCounter(Counter):
         """See `Counter`."""
         start, before, here = self._rolled(state, at)
         here += cost
-        period = self._period
-        room = (self._limit - here) * period - before * (start + period - at)
+        period = self.period
+        room = (self.limit - here) * period - before * (start + period - at)
         return None if room < 0 else (room // period, start + 2 * period, (start, before, here))
 
     def _rolled(self, state: _Sums | None, at: int) -> _Sums:
         if state is None:
             return at, 0, 0
         start, before, here = state
-        while (before or here) and at >= start + self._period:
-            start, before, here = start + self._period, here, 0
+        while (before or here) and at >= start + self.period:
+            start, before, here = start + self.period, here, 0
         return (start, before, here) if before or here else (at, 0, 0)
 
 
@@ -221,16 +224,16 @@ class FixedWindow(Counter):
     The state is (start of the window, sum).
     """
 
-    __slots__ = ("_limit", "_period")
+    __slots__ = ("limit", "period")
 
     def __init__(self, rule: Rule) -> None:
-        self._limit = rule.limit
-        self._period = rule.period
+        self.limit: int = rule.limit
+        self.period: int = rule.period
 
     def due(self, state: tuple[int, int] | None, at: int, cost: int, /) -> int:
         """See `Counter`."""
         start, spent = self._rolled(state, at)
-        return at if spent + cost <= self._limit else start + self._period
+        return at if spent + cost <= self.limit else start + self.period
 
     def spend(self, state: tuple[int, int] | None, at: int, cost: int, /) -> tuple[int, int]:
         """See `Counter`."""
@@ -239,11 +242,11 @@ class FixedWindow(Counter):
 
     def room(self, state: tuple[int, int] | None, at: int, /) -> int:
         """See `Counter`."""
-        return self._limit - self._rolled(state, at)[1]
+        return self.limit - self._rolled(state, at)[1]
 
     def full(self, state: tuple[int, int], /) -> int:
         """See `Counter`."""
-        return state[0] + self._period
+        return state[0] + self.period
 
     def refund(self, state: tuple[int, int] | None, at: int, cost: int, /) -> tuple[int, int] | None:
         """See `Counter`."""
@@ -254,7 +257,7 @@ class FixedWindow(Counter):
         """See `Counter`."""
         start, spent = self._rolled(state, at)
         spent += cost
-        return None if spent > self._limit else (self._limit - spent, start + self._period, (start, spent))
+        return None if spent > self.limit else (self.limit - spent, start + self.period, (start, spent))
 
     def _rolled(self, state: tuple[int, int] | None, at: int) -> tuple[int, int]:
-        return (at, 0) if state is None or at >= state[0] + self._period else state
+        return (at, 0) if state is None or at >= state[0] + self.period else state

@@ -140,7 +140,7 @@ class MemoryStore:
         machine, shelf = self._plans.get(plan.space) or self._plan(plan)
         if isinstance(machine, OneGcra) and machine.scale == 1:
             return self._gcra_spender(machine, shelf, terms)
-        fit, defer, clock = machine.fit, machine.defer, self._now
+        step, clock = machine.step, self._now
         kind, shown, admitted, denied, noted, report = terms
 
         def spend(key: str) -> T | None:
@@ -150,16 +150,16 @@ class MemoryStore:
             except (KeyError, TypeError):
                 return None
             now = clock()
-            if now >= shelf.due or type(key) is not str:
+            if now >= shelf.due or type(key) is not str or (stepped := step(state, now)) is None:
                 return None
-            (is_admitted, binding, left, wait, reset), after = fit(state, now, 1) or defer(state, now, 1, 0)
+            is_admitted, binding, left, wait, reset, after = stepped
             limit, amount = shown[binding]
-            decision: T = _new(kind, (is_admitted, amount, left, wait / 1e9, reset / 1e9, False, limit))
             if not is_admitted:
                 number = next(denied)
                 if number >= noted.due:
                     report(number, key, 1, wait, False)
-                return decision
+                refusal: T = _new(kind, (False, amount, left, wait / 1e9, reset / 1e9, False, limit))
+                return refusal
             try:  # no call from here to the writing
                 if young[key] is not state:
                     return None
@@ -167,6 +167,7 @@ class MemoryStore:
             except KeyError:
                 return None
             next(admitted)
+            decision: T = _new(kind, (True, amount, left, 0.0, reset / 1e9, False, limit))
             return decision
 
         return spend

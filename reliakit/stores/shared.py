@@ -159,7 +159,7 @@ class _AlignedCounter(SlidingCounter):
 
     def _rolled(self, state: tuple[int, int, int] | None, at: int) -> tuple[int, int, int]:
         start, before, here = super()._rolled(state, at)
-        return (start, before, here) if before or here else (at - at % self._period, 0, 0)
+        return (start, before, here) if before or here else (at - at % self.period, 0, 0)
 
 
 class _AlignedWindow(FixedWindow):
@@ -169,7 +169,7 @@ class _AlignedWindow(FixedWindow):
 
     def _rolled(self, state: tuple[int, int] | None, at: int) -> tuple[int, int]:
         start, spent = super()._rolled(state, at)
-        return (start, spent) if spent else (at - at % self._period, 0)
+        return (start, spent) if spent else (at - at % self.period, 0)
 
 
 def machine_of(rules: tuple[Rule, ...], *, aligned: bool) -> Machine:
