@@ -18,14 +18,15 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 
 from reliakit import (
     CircuitBreaker,
     LoggingHandle,
     Metrics,
     PostgresStore,
+    RedisStore,
     SharedBreakers,
-    StoreError,
     Timeout,
     configure_logging,
 )
@@ -33,7 +34,7 @@ from reliakit.core import threads
 from reliakit.core.threads import Bell, Errand, start
 from reliakit.integrations.statsd import Statsd
 from reliakit.stores.ballots import Ballot, Count
-from reliakit.stores.postgres_wire import ThreadConnections
+from reliakit.stores.connections import Connections
 
 FILES = {threading.__file__, threads.__file__}
 
@@ -242,12 +243,17 @@ def test_lines_behind_a_queue_are_written() -> None:
     assert places > 20
 
 
-def test_a_store_looks_for_a_connection_again_and_counts_none_that_is_not_there() -> None:
-    connections = PostgresStore("host=127.0.0.1 port=1 connect_timeout=2")._blocking
-    assert isinstance(connections, ThreadConnections)
+@pytest.mark.parametrize(
+    "store", [PostgresStore("host=127.0.0.1 port=1 connect_timeout=2"), RedisStore("redis://127.0.0.1:1")], ids=repr
+)
+def test_a_store_looks_for_a_connection_again_and_counts_none_that_is_not_there(
+    store: PostgresStore | RedisStore,
+) -> None:
+    connections = store._blocking
+    assert isinstance(connections, Connections)
 
     def use() -> None:
-        with pytest.raises((psycopg.OperationalError, StoreError)):
+        with pytest.raises((psycopg.OperationalError, redis.ConnectionError, TimeoutError)):
             connections.open()
 
     places = 0

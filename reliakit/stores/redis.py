@@ -65,7 +65,8 @@ class RedisStore(RemoteStore):
             is left goes back at `close()`. Each process may then admit up to that many too many within one period,
             and `reset()` does not reach the leases of other processes. None, the default, asks for each decision.
             Attempts to log in are never leased.
-        timeout: Seconds that connecting or an answer may take if no deadline comes first; for an address.
+        timeout: Seconds that a decision, or a step of connecting, may take; for an address. A deadline ends it
+            earlier.
         clock: "server", or "client" for the clock of this machine, for servers that forbid TIME in scripts: if the
             machines' clocks differ, the limits are off by as much. Tests give a `Clock`.
 
@@ -217,7 +218,8 @@ class RedisStore(RemoteStore):
                 return  # what is not given back expires
 
     def _failed(self, error: Exception) -> Exception:
-        if type(error).__name__ not in {"MovedError", "AskError"}:
+        # Versions that are older than those errors show the server's own words.
+        if type(error).__name__ not in {"MovedError", "AskError"} and not str(error).startswith(("MOVED ", "ASK ")):
             return super()._failed(error)
         return ConfigurationError(
             f"{self!r} has the address of one node of a cluster, which has not all keys ({error}): give it a client "

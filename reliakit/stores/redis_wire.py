@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
-from reliakit.core.deadline import remaining
+from reliakit.core.clock import SYSTEM_CLOCK
 from reliakit.core.errors import ConfigurationError
-from reliakit.core.fork import tell_after_fork
+from reliakit.stores.connections import Connections
 from reliakit.stores.ticks import Pipe, PooledTicks, Telling
 
 if TYPE_CHECKING:
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["BlockingWire", "Call", "Library", "Request", "TickWire", "is_unknown"]
 
 # Between a task's request and the server's answer there is usually a pause, so more connections do not help.
-_IDLE: Final = 16
+_FOR_TASKS: Final = 16
+# Each thread that waits for an answer keeps a connection.
+_FOR_THREADS: Final = 64
 _SHORTEST: Final = 0.001
 
 
@@ -105,6 +106,9 @@ class Library:
         if self._name == "redis":
             kinds["redis"] = scheme.replace("valkey", "redis")
         self._url = f"{kinds[self._name]}://{rest}"
+        # Unless told to, not every version checks the host's name. What the address says has precedence.
+        verified = parse_qs(rest.partition("?")[2]).get("ssl_cert_reqs") != ["none"]
+        self._tls = {"ssl_check_hostname": True} if verified and scheme in {"rediss", "valkeys"} else {}
         try:
             self.connection()
         except Exception as error:  # noqa: BLE001 - whatever the library objects to, such as an unknown setting
@@ -112,7 +116,10 @@ class Library:
 
     def connection(self) -> Any:
         """Make a connection for a thread; it does not connect yet."""
-        return self._pool("", self.timeout).make_connection()
+        connection = self._pool("", self.timeout).make_connection()
+        connect = connection._connect  # noqa: SLF001 - the library bounds each step, and never the whole
+        connection._connect = lambda: _Socket(connect(), self.timeout)  # noqa: SLF001
+        return connection
 
     def async_connection(self) -> Any:
         """Make a connection for tasks of one event loop; it does not connect yet."""
@@ -130,93 +137,146 @@ class Library:
             socket_connect_timeout=timeout,
             health_check_interval=0,
             decode_responses=False,
+            **self._tls,
         )
 
     def __repr__(self) -> str:
         return repr(_without_password(self._url))
 
 
-class BlockingWire:
+class BlockingWire(Connections["_Line"]):
     """Connections of its own for any number of threads. Each request may take as long as `remaining()` says."""
 
     def __init__(self, library: Library) -> None:
+        super().__init__("RedisStore", timeout=library.timeout, most=_FOR_THREADS)
         self._library = library
-        # Append and pop are atomic; the connection used last is the one most likely to be alive.
-        self._idle: deque[Any] = deque()
-        tell_after_fork(self, "forget")
-
-    def forget(self) -> None:
-        """Leave a parent process's connections to the parent."""
-        self._idle = deque()
-
-    def open(self) -> None:
-        """Make one connection ahead of time."""
-        connection = self._library.connection()
-        connection.connect()
-        self._idle.append(connection)
 
     def run(self, request: Request, /) -> Any:
         """Run it and return its reply."""
-        left = remaining()
-        seconds = self._library.timeout if left is None else max(_SHORTEST, min(left, self._library.timeout))
-        connection, reply = self._asked(request.call.packed(request.keys), seconds)
-        if is_unknown(reply):
-            reply = self._exchange(connection, request.call.whole(request.keys), seconds)
-        if len(self._idle) < _IDLE:
-            self._idle.append(connection)
-        else:
-            connection.disconnect()
+        until = self._until()
+        line = self._take(until)
+        try:
+            reply = self._run_on(line, request, until)
+        except Exception as error:
+            if line.has_answered or not _is_lost(error):
+                raise
+            self._close_idle()  # the others are as old
+            reply = self._run_on(self._take(until), request, until)
         if isinstance(reply, Exception):
             raise reply
         return reply
 
-    def _asked(self, packed: bytes, seconds: float) -> tuple[Any, Any]:
-        """Return a connection and its reply; a connection that was idle may have died meanwhile."""
+    def _run_on(self, line: _Line, request: Request, until: float) -> Any:
+        line.has_answered = False
         try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._library.connection()
-            return connection, self._exchange(connection, packed, seconds)
-        try:
-            return connection, self._exchange(connection, packed, seconds)
-        except Exception as error:
-            if not _is_lost(error):
-                raise
-            self.close()  # the others are no younger
-            connection = self._library.connection()
-            return connection, self._exchange(connection, packed, seconds)
+            reply = line.ask(request.call.packed(request.keys), until)
+            return line.ask(request.call.whole(request.keys), until) if is_unknown(reply) else reply
+        finally:
+            self._put(line)
 
-    def _exchange(self, connection: Any, packed: bytes, seconds: float) -> Any:
-        """Return a connection's reply, or the error with which the server refuses."""
+    def _connect(self) -> _Line:
+        connection = self._library.connection()
         try:
-            _hurry(connection, seconds)
-            connection.send_packed_command([packed], check_health=False)
-            return connection.read_response()
-        except BaseException as error:
-            # A server's refusal is an answer like any other; after all else there may be one still to come.
-            if _is_refusal(error) and not _is_of_a_replica(error):
-                return error
+            connection.connect()
+        except BaseException:
             connection.disconnect()
             raise
+        return _Line(connection)
+
+    def _may_stay(self, line: _Line) -> bool:
+        return line.is_open
+
+    def _drop(self, line: _Line) -> None:
+        line.close()
+
+
+class _Line:
+    """A connection of threads."""
+
+    __slots__ = ("_connection", "_socket", "has_answered", "is_open")
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._socket: _Socket = connection._sock  # noqa: SLF001 - ours, see `Library.connection`
+        self.has_answered = False
+        self.is_open = True
+
+    def ask(self, packed: bytes, until: float) -> Any:
+        """Return the reply, or the error with which the server refuses."""
+        try:
+            self._socket.send(packed, until)
+            reply = self._connection.read_response()
+        except BaseException as error:
+            # A server's refusal is an answer like any other; after all else there may be one still to come.
+            if not _is_refusal(error) or _is_of_a_replica(error):
+                self.close()
+                raise
+            reply = error
+        self.has_answered = True
+        return reply
 
     def close(self) -> None:
-        """Close all connections."""
-        idle, self._idle = self._idle, deque()
-        for connection in idle:
-            connection.disconnect()
+        self.is_open = False
+        self._connection.disconnect()
+
+
+class _Socket:
+    """A socket from which an answer is read until a given instant, in however many pieces it comes."""
+
+    __slots__ = ("_is_fresh", "_socket", "_until", "sendall")
+
+    def __init__(self, socket: Any, seconds: float) -> None:
+        self._socket = socket
+        self._until = SYSTEM_CLOCK.monotonic() + seconds
+        self._is_fresh = False
+        self.sendall: Any = socket.sendall
+
+    def send(self, packed: bytes, until: float) -> None:
+        """Send a request whose answer may take until `until`. One request never fills the socket's buffer."""
+        self._until = until
+        self._hurry()
+        self.sendall(packed)
+        self._is_fresh = True
+
+    def recv(self, *args: Any) -> Any:
+        if self._is_fresh:
+            self._is_fresh = False
+        else:
+            self._hurry()
+        return self._socket.recv(*args)
+
+    def recv_into(self, *args: Any) -> Any:
+        if self._is_fresh:
+            self._is_fresh = False
+        else:
+            self._hurry()
+        return self._socket.recv_into(*args)
+
+    def _hurry(self) -> None:
+        left = self._until - SYSTEM_CLOCK.monotonic()
+        if left <= 0:
+            raise TimeoutError("no answer in time")
+        if not left <= (self._socket.gettimeout() or 0.0) <= left + _SHORTEST:  # else spare the system call
+            self._socket.settimeout(left + _SHORTEST / 2)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
 
 
 class TickWire(PooledTicks):
     """Connections of its own for the tasks of any number of event loops."""
 
     def __init__(self, library: Library) -> None:
-        super().__init__(library.timeout, _IDLE)
+        super().__init__(library.timeout, _FOR_TASKS)
         self._library = library
 
     async def _connect(self) -> Pipe:
         connection = self._library.async_connection()
         try:
             async with asyncio.timeout(self._timeout):
+                if hasattr(connection, "ssl_context"):
+                    # Reading the system's certificates takes 40 ms, for which it would hold the event loop up.
+                    await asyncio.to_thread(connection.ssl_context.get)
                 await connection.connect()
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -270,17 +330,6 @@ class _Pipe:
 
     def is_lost(self, error: Exception) -> bool:
         return not self._has_answered and _is_lost(error)
-
-
-def _hurry(connection: Any, seconds: float) -> None:
-    """Give a connection `seconds`, for connecting if it must and for each answer."""
-    socket = getattr(connection, "_sock", None)
-    if socket is not None:
-        if not seconds <= (socket.gettimeout() or 0.0) <= seconds + _SHORTEST:  # else spare the system call
-            socket.settimeout(seconds)
-    else:
-        connection.socket_timeout = connection.socket_connect_timeout = seconds
-        connection.connect()
 
 
 def is_unknown(reply: object) -> bool:

@@ -529,6 +529,15 @@ def test_the_address_of_one_node_of_a_cluster_is_refused_with_the_way_out(cluste
         asyncio.run(all_of_them())
 
 
+def test_a_node_that_has_not_the_key_is_understood_in_the_words_of_older_client_libraries(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = redis.ResponseError("MOVED 866 127.0.0.1:7002")
+    monkeypatch.setattr(redis_wire._Line, "ask", lambda *_: told)
+    with pytest.raises(ConfigurationError, match="one node of a cluster"):
+        store.apply(Op.HIT, TEN, "k", 1)
+
+
 RIGHTS = "eval evalsha get set psetex del time hget hgetall hset hdel pexpire persist"
 
 
