@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import gc
 import sys
 from collections.abc import Callable
@@ -31,3 +32,9 @@ class Interloper:
             sys.setprofile(None)
             gc.enable()
         return self.left < 0
+
+
+def breaks(instructions: list[dis.Instruction]) -> list[str]:
+    """Return the instructions at which CPython may switch threads, handle a signal or collect garbage."""
+    names = [each.opname for each in instructions]
+    return [name for name in names if name.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "FOR_ITER", "SEND"))]

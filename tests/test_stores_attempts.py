@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import itertools
 import sys
 import threading
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interloper import Interloper, breaks
 
-from reliakit.stores import MemoryStore
+from reliakit.stores import MemoryStore, ledger
 from reliakit.stores.attempts import Attempt, AttemptAnswer, AttemptOp, AttemptRules, Claim, States, decide
 from reliakit.stores.protocol import FOREVER, Rule
 from reliakit.testing import ManualClock
@@ -236,6 +239,11 @@ class Kept:
                 self.states[place] = state
         return answer
 
+    def live(self, now: int) -> dict[tuple[int, str | None], Any]:
+        """Return the states that still count."""
+        expiries = {place: state if place[0] == 2 else state.expires for place, state in self.states.items() if state}
+        return {place: self.states[place] for place, expires in expiries.items() if expires > now}
+
 
 @settings(max_examples=60)
 @given(
@@ -260,6 +268,79 @@ def test_the_memory_store_does_what_the_machine_says(history: list[tuple[str, st
         assert answer == kept(AttemptOp(op), whose, round(guarded.clock.monotonic() * 1e9))
         if op == "reserve" and answer.admitted:
             claims[account, source, device] = answer.claim
+
+
+def test_nothing_is_called_between_the_first_look_at_the_states_and_the_last_writing() -> None:
+    swap = list(dis.get_instructions(ledger._swap))
+    look = next(i for i, each in enumerate(swap) if each.opname == "BINARY_SUBSCR")
+    assert sum(each.opname == "STORE_SUBSCR" for each in swap[look:]) == 4
+    assert not breaks(swap[look:])
+
+
+Move = tuple[AttemptOp, Attempt]
+MINE, PHONE = attempt("a", "s"), attempt("a", "t", "phone")
+
+
+def played(*moves: Move) -> tuple[Guarded, Kept, list[Move]]:
+    """Return a store and its model after some failures, and these moves with the claims that they hand back."""
+    guarded, kept = Guarded(), Kept()
+    now = guarded.store._now()
+    claims: dict[Attempt, Claim] = {}
+    for whose in (MINE, PHONE, attempt("b", "s")):
+        claims[whose] = guarded(AttemptOp.RESERVE, whose).claim
+        kept(AttemptOp.RESERVE, whose, now)
+    return guarded, kept, [(op, whose._replace(claim=claims[whose])) for op, whose in moves]
+
+
+def live(guarded: Guarded) -> dict[tuple[int, Any], Any]:
+    """Return the states that still count, by kind and key; nothing else is kept, and each only once."""
+    (kept,) = guarded.store._ledgers.values()
+    for shelf in kept.shelves:
+        assert not shelf.old.keys() & shelf.young.keys()
+        assert shelf.own == len(shelf.old) + len(shelf.young)
+    return {
+        (index, place): state
+        for index, shelf in enumerate(kept.shelves)
+        for place, state in {**shelf.old, **shelf.young}.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "turned"),
+    [
+        ((AttemptOp.RESERVE, MINE), (AttemptOp.RESERVE, MINE), False),
+        ((AttemptOp.RESERVE, PHONE), (AttemptOp.RESERVE, MINE), True),
+        ((AttemptOp.RESERVE, MINE), (AttemptOp.RESERVE, attempt("b", "s")), False),
+        ((AttemptOp.RESERVE, MINE), (AttemptOp.RESET, MINE), False),
+        ((AttemptOp.RESERVE, MINE), (AttemptOp.SUCCEED, PHONE), True),
+        ((AttemptOp.SUCCEED, PHONE), (AttemptOp.RESERVE, MINE), False),
+        ((AttemptOp.CANCEL, MINE), (AttemptOp.RESERVE, PHONE), False),
+        ((AttemptOp.RESET, MINE), (AttemptOp.RESERVE, MINE), True),
+    ],
+)
+def test_whoever_steps_into_an_attempt_came_before_it_or_after_it(mine: Move, theirs: Move, turned: bool) -> None:
+    expected: list[Any] = []
+    for step in (1, -1):
+        guarded, kept, moves = played(mine, theirs)
+        now = guarded.store._now()
+        answers = [kept(*move, now) for move in moves[::step]]
+        expected.append((answers[::step], kept.live(now)))
+    for at in itertools.count():
+        guarded, _, (first, second) = played(mine, theirs)
+        for shelf in next(iter(guarded.store._ledgers.values())).shelves if turned else ():
+            shelf._turn = shelf.due = 0
+        found: dict[str, AttemptAnswer] = {}
+
+        def attempt_mine(guarded: Guarded = guarded, found: Any = found, move: Move = first) -> None:
+            found["mine"] = guarded(*move)
+
+        def attempt_theirs(guarded: Guarded = guarded, found: Any = found, move: Move = second) -> None:
+            found["theirs"] = guarded(*move)
+
+        if not Interloper(attempt_theirs, at).during(attempt_mine):
+            break
+        assert ([found["mine"], found["theirs"]], live(guarded)) in expected, at
+    assert at > 50
 
 
 @pytest.mark.anyio

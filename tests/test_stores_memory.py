@@ -537,6 +537,31 @@ def test_whoever_steps_into_a_decision_is_counted_and_so_is_the_decision(
     assert at > 10
 
 
+@pytest.mark.parametrize("taken", [1, 2])
+@pytest.mark.parametrize("is_over", [False, True])
+@pytest.mark.parametrize("theirs", ["k", "yk", "Xk", "kX"])
+def test_whoever_steps_in_at_the_last_free_place_is_counted_with_the_decision(
+    taken: int, is_over: bool, theirs: str
+) -> None:
+    plan, other = PLAN, Plan("other", (Rule("gcra", 5, SECOND, 5),))
+    for at in itertools.count():
+        clock = ManualClock()
+        store = MemoryStore(max_keys=2, clock=clock)
+        for key in "xz"[:taken]:
+            store.apply(Op.HIT, other if is_over else plan, key, 1)
+        clock.advance(9.0)
+
+        def step(store: MemoryStore = store) -> None:
+            for key in theirs:
+                store.apply(Op.RESET if key.isupper() else Op.HIT, plan, key.lower(), 1)
+
+        if not Interloper(step, at).during(lambda store=store: store.apply(Op.HIT, plan, "k", 1)):
+            break
+        assert store.apply(Op.PEEK, plan, "k", 1).remaining == 3, at
+        assert sum(shelf.own for shelf in store._shelves.values()) <= 2
+    assert at > 10
+
+
 def test_a_store_without_a_clock_follows_the_first_one_that_is_not_the_machine_s() -> None:
     store, clock = MemoryStore(), ManualClock(start=7.0)
     store.follow(SYSTEM_CLOCK)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interloper import Interloper
+from interloper import Interloper, breaks
 
 from reliakit import Event, subscribe
 from reliakit.core.events import LimitDenied
@@ -55,12 +55,6 @@ def test_nothing_is_called_between_the_last_look_and_the_writing(limits: tuple[s
     put = list(dis.get_instructions(Shelf.put))
     look = next(i for i, each in enumerate(put) if each.opname == "CONTAINS_OP")
     assert not breaks(put[look:])
-
-
-def breaks(instructions: list[dis.Instruction]) -> list[str]:
-    """Return the instructions at which CPython may switch threads, handle a signal or collect garbage."""
-    names = [each.opname for each in instructions]
-    return [name for name in names if name.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "FOR_ITER", "SEND"))]
 
 
 # (pause, which may be a step back; what; cost; patience)

@@ -23,9 +23,9 @@ from reliakit.core.errors import ConfigurationError
 from reliakit.core.fork import renew_locks_after_fork
 from reliakit.core.lanes import GIL
 from reliakit.stores.algorithms import Machine, OneGcra, machine_for
-from reliakit.stores.attempts import AttemptOp, Failures, States, decide
-from reliakit.stores.counters import Gcra
+from reliakit.stores.attempts import AttemptOp, decide
 from reliakit.stores.keys import LONGEST_KEY, short
+from reliakit.stores.ledger import Ledger
 from reliakit.stores.protocol import Answer, Op
 from reliakit.stores.shelf import Place, Shelf
 
@@ -95,7 +95,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._shelves: dict[str, Shelf] = {}
         self._plans: dict[str, tuple[Machine, Shelf]] = {}
-        self._ledgers: dict[str, _Ledger] = {}
+        self._ledgers: dict[str, Ledger] = {}
         renew_locks_after_fork(self, "_lock")
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
@@ -112,11 +112,12 @@ class MemoryStore:
         with self._lock:
             if now >= shelf.due:
                 shelf.drain(now)
-            place = self._place(shelf, key, now)
             while True:
+                moves = shelf.moves
+                place = self._place(shelf, key, now)
                 known = shelf.find(place)
                 answer, after = machine.decide(op, known, now, cost, patience)
-                if after is known or shelf.put(place, known, after):
+                if after is known or shelf.put(place, known, after, moves):
                     return answer  # else a signal's handler or a finaliser has changed it: decide anew
 
     def spender(self, plan: Plan, terms: Terms[T]) -> Spender[T]:
@@ -228,15 +229,16 @@ class MemoryStore:
         with self._lock:
             ledger = self._ledgers.get(rules.space) or self._ledger(rules)
             while True:
+                moves = ledger.moves()
                 places = self._attempt_places(ledger, attempt, now)
-                known = ledger.states(places, now)
+                found = ledger.find(places)
+                known = ledger.live(found, now)
                 step = op
                 if op is AttemptOp.SUCCEED and not all(isinstance(place, str) for place in places[:2]):
                     step = AttemptOp.CANCEL  # the failures of others that share the state must not be forgotten
                 answer, after = decide(step, rules, attempt, known, now)
-                if ledger.states(places, now) == known:  # otherwise a finaliser changed it meanwhile: decide anew
-                    ledger.put(places, after)
-                    return answer
+                if after is known or ledger.put(places, found, after, moves):
+                    return answer  # else a signal's handler or a finaliser has changed it: decide anew
 
     async def aattempt(self, op: AttemptOp, rules: AttemptRules, attempt: Attempt, /) -> AttemptAnswer:
         """Decide on an attempt to log in, without ever suspending; see `AttemptStore.attempt`."""
@@ -279,17 +281,11 @@ class MemoryStore:
         shelf = self._shelves.setdefault(plan.space, Shelf(machine.full, lifetime))
         return self._plans.setdefault(plan.space, (machine, shelf))
 
-    def _ledger(self, rules: AttemptRules) -> _Ledger:
+    def _ledger(self, rules: AttemptRules) -> Ledger:
         def shelf(kind: str, full: Callable[[Any], int], lifetime: int) -> Shelf:
             return self._shelves.setdefault(f"{rules.space} {kind}", Shelf(full, lifetime))
 
-        ledger = _Ledger(
-            shelf("accounts", _expiry, rules.keep),
-            shelf("pairs", _expiry, rules.pair_keep),
-            shelf("sources", Gcra(rules.source).full, rules.source.period),
-            shelf("devices", _expiry, rules.device_keep),
-        )
-        return self._ledgers.setdefault(rules.space, ledger)
+        return self._ledgers.setdefault(rules.space, Ledger(rules, shelf))
 
     def _place(self, shelf: Shelf, key: str, now: int) -> Place:
         """Return where the state of this key is kept: under its own name, or under its hash if there is no room."""
@@ -307,7 +303,7 @@ class MemoryStore:
     def _has_room(self) -> bool:
         return sum([each.own for each in list(self._shelves.values())]) < self._max_keys
 
-    def _attempt_places(self, ledger: _Ledger, attempt: Attempt, now: int) -> tuple[Place | None, ...]:
+    def _attempt_places(self, ledger: Ledger, attempt: Attempt, now: int) -> tuple[Place | None, ...]:
         """Return where the states of account, pair, source and device are kept; None for what is not kept."""
         shelves = ledger.shelves
         for shelf in shelves:
@@ -331,29 +327,3 @@ class MemoryStore:
 
 def _decide_nothing(_: str) -> None:
     """Leave each key to `apply`."""
-
-
-def _expiry(state: Failures) -> int:
-    return state.expires
-
-
-class _Ledger:
-    """The states of one guard: accounts, pairs, sources, devices."""
-
-    __slots__ = ("shelves",)
-
-    def __init__(self, *shelves: Shelf) -> None:
-        self.shelves: tuple[Shelf, ...] = shelves
-
-    def states(self, places: tuple[Place | None, ...], now: int) -> States:
-        return States(
-            *[
-                None if place is None else shelf.live(place, now)
-                for shelf, place in zip(self.shelves, places, strict=True)
-            ]
-        )
-
-    def put(self, places: tuple[Place | None, ...], after: States) -> None:
-        for shelf, place, state in zip(self.shelves, places, after, strict=True):
-            while place is not None and not shelf.put(place, shelf.find(place), state):
-                pass  # a finaliser has changed it

@@ -34,10 +34,10 @@ class Shelf:
         lifetime: Nanoseconds for which a state that nobody touches is kept at least.
     """
 
-    __slots__ = ("_full", "_held", "_lifetime", "_turn", "due", "old", "own", "shared", "young")
+    __slots__ = ("_held", "_lifetime", "_turn", "due", "full", "moves", "old", "own", "shared", "young")
 
     def __init__(self, full: Callable[[Any], int], lifetime: int) -> None:
-        self._full = full
+        self.full = full
         self._lifetime = lifetime
         # No state is None.
         self.young: dict[Place, Any] = {}
@@ -46,6 +46,8 @@ class Shelf:
         self._held: list[tuple[Place, Any]] = []
         self.own: int = 0
         self.shared: int = 0
+        # Changes whenever a key's state may have got another place than before.
+        self.moves: int = 0
         self._turn = 0
         # From this instant on, `drain` has something to do.
         self.due: int = 0
@@ -61,16 +63,25 @@ class Shelf:
     def live(self, place: Place, now: int) -> Any:
         """Return the state at this place, or None if there is none or nothing of it counts any more."""
         state = self.find(place)
-        return None if state is None or self._full(state) <= now else state
+        return None if state is None or self.full(state) <= now else state
 
-    def put(self, place: Place, known: Any, state: Any) -> bool:
-        """Write a state, or forget it, if `known` still is what is found; return whether it is."""
+    def put(self, place: Place, known: Any, state: Any, moves: int | None = None) -> bool:
+        """Write a state, or forget it, if `known` still is what is found; return whether it is.
+
+        Args:
+            place: Where it is kept.
+            known: The state that was found there, or None.
+            state: The new one, or None.
+            moves: What `moves` was before the place was chosen; None for one at which something was found already.
+        """
         is_shared = isinstance(place, int)
         young, old = self.young, self.old
         is_young, is_old = place in young, place in old
         found = young[place] if is_young else old[place] if is_old else None
-        if found is not known:
+        if found is not known or (moves is not None and moves != self.moves):
             return False
+        if is_shared or known is None:
+            self.moves += 1
         if is_old:
             del old[place]
         if state is not None:
@@ -106,7 +117,7 @@ class Shelf:
 
         Until then `due` has come, so that whoever decides meanwhile in this thread does this first.
         """
-        full = self._full
+        full = self.full
         while True:
             held = self._held
             if not held:
