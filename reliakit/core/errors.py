@@ -4,21 +4,21 @@
 ReliakitError
 ├─ ConfigurationError (ValueError)      a wrong argument or wrong use
 ├─ RejectedError                        the call was not tried
-│  ├─ CircuitOpenError
-│  ├─ RateLimitedError
-│  │  └─ LoginBlockedError
-│  ├─ BulkheadFullError
-│  ├─ OverloadedError
-│  └─ RetryBudgetExceededError
+│  ├─ CircuitOpenError                  its circuit breaker is open
+│  ├─ RateLimitedError                  a limit is reached
+│  │  └─ LoginBlockedError              too many wrong passwords or tokens
+│  ├─ BulkheadFullError                 as many calls run as may
+│  ├─ OverloadedError                   a throttle or an adaptive limit sheds load
+│  └─ RetryBudgetExceededError          too many calls are retries
 ├─ DeadlineExceededError (TimeoutError) the call was tried and cut, or could not start in time
-├─ TransactionError
+├─ TransactionError                     a transaction did not end as its caller asked
 │  ├─ TransactionRolledBackError        COMMIT was answered with ROLLBACK
 │  ├─ CommitUnknownError                the outcome of COMMIT is not known
-│  ├─ TransactionTimeoutError (DeadlineExceededError)
+│  ├─ TransactionTimeoutError           its time was spent; also a DeadlineExceededError
 │  └─ TransactionUsageError             a rule of transactions was broken by the code, not by the data
-├─ ValidationError (ValueError)
-├─ StoreError
-└─ NoInstanceError
+├─ ValidationError (ValueError)         a value does not fit its schema
+├─ StoreError                           a shared store did not answer
+└─ NoInstanceError                      no instance is known that could serve the call
 ```
 
 The caller's own exceptions, psycopg's included, pass through unchanged. Every error keeps its fields through
@@ -191,7 +191,8 @@ class TransactionTimeoutError(TransactionError, DeadlineExceededError):
 class TransactionUsageError(TransactionError):
     """A transaction was used in a wrong way.
 
-    In the wrong thread or task, after a fork, against a propagation rule, or with a checkout that must deadlock.
+    In the wrong thread or task, after a fork, against a propagation rule, or by waiting for a connection that could
+    never come free.
     """
 
 
