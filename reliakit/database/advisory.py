@@ -23,8 +23,8 @@ from reliakit.core.errors import ConfigurationError, TransactionError, Transacti
 from reliakit.core.flow import run_blocking
 from reliakit.database.locking import number_of
 from reliakit.database.places import owner_here
-from reliakit.database.session import GRACE
 from reliakit.database.settings import Propagation, TransactionOptions, milliseconds
+from reliakit.database.stopping import GRACE
 from reliakit.database.work import Attempt, Work
 
 if TYPE_CHECKING:

@@ -22,10 +22,11 @@ from reliakit.core.errors import (
     TransactionUsageError,
 )
 from reliakit.database import machine
-from reliakit.database.session import GRACE, Session
+from reliakit.database.stopping import GRACE
 
 if TYPE_CHECKING:
     from reliakit.database.answers import Answer
+    from reliakit.database.session import Session
     from reliakit.database.transaction import Handle
     from reliakit.database.work import Work
 

@@ -16,11 +16,12 @@ from reliakit.core.errors import TransactionUsageError
 from reliakit.database import ending, machine
 from reliakit.database.frames import Frame, pop, push
 from reliakit.database.machine import Step
-from reliakit.database.session import GRACE, Session
 from reliakit.database.settings import TransactionOptions, milliseconds
+from reliakit.database.stopping import GRACE
 
 if TYPE_CHECKING:
     from reliakit.database.engine import Engine
+    from reliakit.database.session import Session
     from reliakit.database.transaction import Handle
     from reliakit.database.work import Work
 

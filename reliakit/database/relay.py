@@ -33,8 +33,8 @@ from reliakit.core.spine import Emitter
 from reliakit.database.driver import Late
 from reliakit.database.frames import pop
 from reliakit.database.listening import Ear
-from reliakit.database.session import GRACE
 from reliakit.database.settings import Isolation, Propagation, TransactionOptions
+from reliakit.database.stopping import GRACE
 from reliakit.database.work import Attempt
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ Psycopg waits for the server in one place, `connection.wait`. A session replaces
 
 ```
 statement ─▶ wait ──▶ answer in time
-              └─ late, cancelled, Ctrl-C ─▶ cancel on the server ─▶ wait for its answer, at most GRACE ─▶ else close
+              └─ late, cancelled, Ctrl-C ─▶ stopped on the server, or else the connection is closed
 ```
 """
 
@@ -22,6 +22,7 @@ from reliakit.core.errors import CommitUnknownError, TransactionTimeoutError, Tr
 from reliakit.database.answers import Answer, collect, committed_before
 from reliakit.database.driver import INTERVAL, WaitTimeout
 from reliakit.database.machine import MARKER, OTHER_MARK
+from reliakit.database.stopping import insist, stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,12 +34,7 @@ if TYPE_CHECKING:
     from reliakit.database.holding import Held
     from reliakit.database.journal import Journal
 
-__all__ = ["GRACE", "Session"]
-
-# What a cancel request, and then its answer, may each take beyond the deadline, in seconds: together they keep a
-# dead network below timeout + 3 s, where psycopg alone needs timeout + 10 s.
-GRACE = 1.0
-_AGAIN = 0.1  # after which the request is made again, in seconds
+__all__ = ["Session"]
 
 # Plain numbers, as psycopg's C side has them: Python compares those faster than members of an enumeration.
 _ACTIVE = int(pq.TransactionStatus.ACTIVE)
@@ -60,7 +56,6 @@ class Session:
     """
 
     __slots__ = (
-        "_io",
         "_manual",
         "_pool",
         "born",
@@ -76,6 +71,7 @@ class Session:
         "idle_since",
         "in_wait",
         "inside",
+        "io",
         "journal",
         "mark",
         "name",
@@ -100,7 +96,7 @@ class Session:
         self.connection: Any = None  # an idle psycopg connection, put here as soon as there is one
         self.pgconn: Any = None  # its libpq side
         self._pool = pool
-        self._io = io
+        self.io: Io = io
         self.clock: Clock = clock
         self.name: str = name
         self.owned: bool = pool is None
@@ -139,8 +135,8 @@ class Session:
             self.poll.register(self.pgconn.socket, getattr(select, "POLLRDHUP", 0))
         if not self.connection.autocommit:
             self._manual = True
-            await self._io.autocommit(self.connection, value=True)
-        self._io.install(self)
+            await self.io.autocommit(self.connection, value=True)
+        self.io.install(self)
         self.broken = False
 
     async def release(self) -> None:
@@ -149,7 +145,7 @@ class Session:
         if self.threshold is not None:
             self.connection.prepare_threshold = self.threshold
         if self._manual and self.pgconn.transaction_status == _IDLE:
-            await self._io.autocommit(self.connection, value=False)
+            await self.io.autocommit(self.connection, value=False)
 
     def abandon(self) -> None:
         """Close the connection at once, without telling the server. Never blocks or raises."""
@@ -165,7 +161,7 @@ class Session:
         self.abandon()
         if self.connection is not None and not (self.owned or self.disowned or self.returning):
             self.returning.append(None)
-            self._io.give_back_later(self._pool, self.connection)
+            self.io.give_back_later(self._pool, self.connection)
 
     def disown(self) -> None:
         """Never touch the connection again: it is the parent process's, and closing it here would end it there."""
@@ -176,7 +172,7 @@ class Session:
         if getattr(self, "returning", True) or self.disowned:
             return
         if self._pool is not None and self.connection is not None:
-            self._io.give_back_later(self._pool, self.connection)
+            self.io.give_back_later(self._pool, self.connection)
 
     @property
     def reusable(self) -> bool:
@@ -223,12 +219,12 @@ class Session:
             return error  # what `notifies(timeout=)` expects
         try:
             if late:
-                error = self._cut(answered=await self._stop(exchange))
+                error = self._cut(answered=await stop(self, exchange))
             elif isinstance(error, psycopg.Error):
                 self.failed = error.sqlstate or ""
                 if self.inside and committed_before(error):
                     self.ended = True
-            elif self.pgconn.transaction_status == _ACTIVE and not await self._stop(exchange) and not self.inside:
+            elif self.pgconn.transaction_status == _ACTIVE and not await stop(self, exchange) and not self.inside:
                 error.__cause__ = self._unknown()
         finally:
             # Leaving a pipeline asks for answers even inside the garbage collector, and then complains.
@@ -242,7 +238,7 @@ class Session:
         self, query: bytes, params: Sequence[Any] | Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
         """Run one of our own statements in the caller's time and return its rows. Raises as `wait`."""
-        return await self._io.query(self.connection, query, params)
+        return await self.io.query(self.connection, query, params)
 
     def share(self) -> Any:
         """Return the connection for the caller's own use."""
@@ -304,7 +300,7 @@ class Session:
         try:
             pgconn.send_query(sql)  # the simple protocol: one round trip, however many commands
             left = until - self.clock.monotonic()
-            results = await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left)
+            results = await self.io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left)
             return await self.answer_to(results, until, patience)
         except BaseException as reason:  # noqa: BLE001 - kept, and raised by the caller once the answer is known
             return await self.answer_to(reason, until, patience)
@@ -316,7 +312,7 @@ class Session:
         answer, pgconn = Answer(), self.pgconn
         answer.sent = True
         if isinstance(outcome, BaseException):
-            await self._insist(answer, outcome, until, patience)
+            await insist(self, answer, outcome, until, patience)
         else:
             collect(outcome, answer)
         if pgconn.transaction_status == _ACTIVE:
@@ -324,36 +320,6 @@ class Session:
         if pgconn.status != _OK:
             answer.broken = True
         return answer
-
-    async def _insist(self, answer: Answer, reason: BaseException, until: float, patience: float) -> None:
-        """Go on waiting for a command's answer after a cancellation, a Ctrl-C or the deadline, for a bounded time."""
-        pgconn = self.pgconn
-        while True:
-            late = isinstance(reason, WaitTimeout)
-            if not late and isinstance(reason, Exception):
-                if not isinstance(reason, psycopg.Error):
-                    raise reason  # a bug in this code, which waiting does not mend
-                answer.error = reason
-                return
-            if not late:
-                if answer.interrupt is None:
-                    answer.interrupt = reason
-                    until = min(until, self.clock.monotonic() + patience)
-            elif answer.late:
-                return
-            else:
-                answer.late = True
-                until = await self._ask_to_cancel(answer)
-            if pgconn.transaction_status != _ACTIVE:
-                return
-            try:
-                # Started anew, because an interrupt may have ended the first one: it goes on with what is there.
-                left = max(0.0, until - self.clock.monotonic())
-                collect(await self._io.wait(generators.execute(pgconn), pgconn.socket, INTERVAL, left), answer)
-            except BaseException as again:  # noqa: BLE001 - as above
-                reason = again
-                continue
-            return
 
     def over(self) -> TransactionUsageError:
         """Return the error for using a transaction that has ended, or that belongs to another process."""
@@ -385,46 +351,3 @@ class Session:
 
     def _cut(self, *, answered: bool) -> TransactionTimeoutError | CommitUnknownError:
         return self.timed_out() if self.inside or answered else self._unknown()
-
-    async def _stop(self, exchange: PQGen[Any]) -> bool:
-        """Cancel the running statement on the server; return whether its answer came. At most 2 * GRACE."""
-        try:
-            until = await self._ask_to_cancel(None)
-            left = until - self.clock.monotonic()
-            while not await self._is_over(exchange, left if self.broken else min(left, _AGAIN)):
-                left = until - self.clock.monotonic()
-                if left <= 0 or self.broken:
-                    break
-                # A request that overtakes its statement finds the server idle, and is lost, so it is repeated.
-                self.broken = not await self._io.cancel(self.connection, left)
-        except psycopg.Error as answer:
-            self.failed = answer.sqlstate or self.failed  # QueryCanceled as asked for, or no answer
-        except BaseException:
-            self.abandon()  # interrupted twice: the caller does not want to wait any more
-            raise
-        if self.pgconn.transaction_status == _ACTIVE:
-            self.abandon()
-            return False
-        return self.alive
-
-    async def _is_over(self, exchange: PQGen[Any], seconds: float) -> bool:
-        try:
-            await self._io.wait(exchange, self.pgconn.socket, INTERVAL, seconds)
-        except WaitTimeout:
-            return False
-        return True
-
-    async def _ask_to_cancel(self, answer: Answer | None) -> float:
-        """Send a cancel request and return until when to wait for its effect."""
-        try:
-            through = await self._io.cancel(self.connection, GRACE)
-        except BaseException as interrupt:
-            if answer is None:
-                raise
-            answer.interrupt = answer.interrupt or interrupt
-            through = False
-        if not through:
-            # The request may still arrive, and would then hit the next user of the connection.
-            self.broken = True
-        # If not even the request gets through, it is not worth waiting for long.
-        return self.clock.monotonic() + (GRACE if through else GRACE / 4)

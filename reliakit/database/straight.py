@@ -26,7 +26,7 @@ from reliakit.database.gate import Lease
 from reliakit.database.machine import BEGIN, MARKER, OTHER_MARK, begin_command
 from reliakit.database.nesting import Entered
 from reliakit.database.places import owner_here, place_here
-from reliakit.database.session import GRACE
+from reliakit.database.stopping import GRACE
 from reliakit.database.work import Attempt, Work
 
 if TYPE_CHECKING:

@@ -27,9 +27,10 @@ from reliakit.database import AsyncDatabase, Database, ending
 from reliakit.database.driver import INTERVAL, WaitTimeout
 from reliakit.database.places import owner_here
 from reliakit.database.replicas import Replicas
-from reliakit.database.session import GRACE, Session
+from reliakit.database.session import Session
 from reliakit.database.settings import TransactionOptions
 from reliakit.database.source import Source
+from reliakit.database.stopping import GRACE
 from reliakit.database.work import Attempt, Work
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class _SandboxSession(Session):
 
     async def adopt(self) -> None:
         await super().adopt()
-        guarded = self.wait_async if self._io.asynchronous else self.wait
+        guarded = self.wait_async if self.io.asynchronous else self.wait
         self.connection.wait = partial(guarded, self.connection.wait)
 
     def disown(self) -> None:
@@ -187,7 +188,7 @@ class _SandboxSession(Session):
         left = max(GRACE, self.until - self.clock.monotonic())
         try:
             self.pgconn.send_query(sql)
-            results = await self._io.wait(generators.execute(self.pgconn), self.pgconn.socket, INTERVAL, left)
+            results = await self.io.wait(generators.execute(self.pgconn), self.pgconn.socket, INTERVAL, left)
         except WaitTimeout:
             self.abandon()
             raise self.timed_out() from None
