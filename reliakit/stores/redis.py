@@ -109,41 +109,53 @@ class RedisStore(RemoteStore):
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one round trip; see `Store.apply`."""
-        if self._leases is None:
+        leases = self._leases
+        if leases is None:
             return self._decide(op, plan, key, cost, patience)
         key = short(key)
         if op is Op.HIT and not patience:
-            answer = self._leases.spend(plan, key, cost)
+            answer = leases.spend(plan, key, cost)
+            if answer is None:
+                answer = self._begin_lease(leases, plan, key, cost)
             if answer is not None:
                 return answer
-            wanted = self._leases.take(plan, key, cost)
-            if wanted > cost:
-                try:
-                    answer = self._decide(op, plan, key, wanted, 0)
-                    if answer.admitted:
-                        return self._leases.begin(plan, key, wanted - cost, answer)
-                finally:
-                    self._leases.leave(plan, key)
-        return self._with_lease(self._leases, op, plan, key, self._decide(op, plan, key, cost, patience))
+        return self._with_lease(leases, op, plan, key, self._decide(op, plan, key, cost, patience))
 
     async def aapply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one round trip, which all decisions of this tick of the event loop share; see `Store.apply`."""
-        if self._leases is None:
+        leases = self._leases
+        if leases is None:
             return await self._adecide(op, plan, key, cost, patience)
         key = short(key)
         if op is Op.HIT and not patience:
-            answer = self._leases.spend(plan, key, cost)
+            answer = leases.spend(plan, key, cost)
+            if answer is None:
+                answer = await self._abegin_lease(leases, plan, key, cost)
             if answer is not None:
                 return answer
-            wanted = self._leases.take(plan, key, cost)
-            if wanted > cost:
-                try:
-                    answer = await self._adecide(op, plan, key, wanted, 0)
-                    if answer.admitted:
-                        return self._leases.begin(plan, key, wanted - cost, answer)
-                finally:
-                    self._leases.leave(plan, key)
-        return self._with_lease(self._leases, op, plan, key, await self._adecide(op, plan, key, cost, patience))
+        return self._with_lease(leases, op, plan, key, await self._adecide(op, plan, key, cost, patience))
+
+    def _begin_lease(self, leases: Leases, plan: Plan, key: str, cost: int) -> Answer | None:
+        """Spend more than the cost, so that the next hits need no round trip; None if that is not due or refused."""
+        wanted = leases.take(plan, key, cost)
+        if wanted <= cost:
+            return None
+        try:
+            answer = self._decide(Op.HIT, plan, key, wanted, 0)
+            return leases.begin(plan, key, wanted - cost, answer) if answer.admitted else None
+        finally:
+            leases.leave(plan, key)
+
+    async def _abegin_lease(self, leases: Leases, plan: Plan, key: str, cost: int) -> Answer | None:
+        """Spend more than the cost, so that the next hits need no round trip; otherwise as `_begin_lease`."""
+        wanted = leases.take(plan, key, cost)
+        if wanted <= cost:
+            return None
+        try:
+            answer = await self._adecide(Op.HIT, plan, key, wanted, 0)
+            return leases.begin(plan, key, wanted - cost, answer) if answer.admitted else None
+        finally:
+            leases.leave(plan, key)
 
     def _decide(self, op: Op, plan: Plan, key: str, cost: int, patience: int) -> Answer:
         shape = self._plans.get(plan) or self._shape(plan)
