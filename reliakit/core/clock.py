@@ -5,8 +5,8 @@ No other module reads a clock, sleeps or draws a random number.
 
 from __future__ import annotations
 
-from random import random  # noqa: TID251
-from time import monotonic, monotonic_ns, sleep, time  # noqa: TID251 - this is the Clock
+from random import random  # noqa: TID251 - this is the Clock
+from time import monotonic, monotonic_ns, sleep, time  # noqa: TID251 - likewise
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ class TransactionBlock:
         try:
             entered = self._entered = run_blocking(straight.enter(self._engine, self._options, attempt))
             # The engine's colour decides the class. Inside the `try`, because a Ctrl-C may come here too.
-            return entered.transaction  # type: ignore[return-value]  # noqa: TRY300
+            return entered.transaction  # type: ignore[return-value]  # noqa: TRY300 - as just said
         except BaseException:
             self._attempt.let_go()
             raise

@@ -2,6 +2,9 @@
 
 With a conninfo, the database keeps connections of its own, one per slot, each opened by the caller that needs it and
 within its time. With a pool of psycopg_pool, it borrows for each checkout. The queue is its own in both cases.
+
+Longer than other modules, because what is done with a slot and what is reported of it have to happen in one order: a
+figure is true only between two steps of the same checkout.
 """
 
 from __future__ import annotations
@@ -296,8 +299,7 @@ class Checkouts:
     async def _dispose(self, session: Session) -> None:
         try:
             await self.source.dispose(session)
-        except Exception as error:  # noqa: BLE001
-            # The caller's pool refused its own connection; the transaction's outcome stands.
+        except Exception as error:  # noqa: BLE001 - the pool refused its own connection; the outcome stands
             self._lost += 1
             self.emitter.emit(ConnectionLeaked, reason=f"the pool did not take it back: {error!r}")
 

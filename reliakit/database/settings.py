@@ -164,7 +164,7 @@ class DatabaseStats:
 
 
 @lru_cache(maxsize=1024)
-def options_of(  # noqa: PLR0917
+def options_of(  # noqa: PLR0917 - by position, since the cache finds those in half the time
     isolation: Isolation | None,
     read_only: bool,
     deferrable: bool,

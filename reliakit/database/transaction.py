@@ -200,7 +200,7 @@ class Transaction(_Handle["psycopg.Connection[Any]"]):
         count = cursor.rowcount
         if count > 0:
             work.rows += count
-        return cursor  # type: ignore[no-any-return]
+        return cursor  # type: ignore[no-any-return]  # of the class that the connection makes
 
     def _execute(self, query: Query, params: Params | None, options: Mapping[str, Any]) -> Any:
         session = self.session()
@@ -311,7 +311,7 @@ class AsyncTransaction(_Handle["psycopg.AsyncConnection[Any]"]):
         count = cursor.rowcount
         if count > 0:
             work.rows += count
-        return cursor  # type: ignore[no-any-return]
+        return cursor  # type: ignore[no-any-return]  # of the class that the connection makes
 
     async def _execute(self, query: Query, params: Params | None, options: Mapping[str, Any]) -> Any:
         session = self.session()

@@ -386,7 +386,8 @@ def number_of(value: object, drop: Callable[[str], None], *, signed: bool = Fals
         number: float = value  # type: ignore[assignment]  # its class was just looked at
     else:
         try:
-            # Whatever has __float__: Decimal, Fraction, numpy. A text is no measurement, though float() reads it.
+            # Whatever has __float__: Decimal, Fraction, numpy; float() says what has not. A text is no measurement,
+            # though float() reads it.
             number = float(None if isinstance(value, str | bytes | bytearray) else value)  # type: ignore[arg-type]
         except Exception:  # noqa: BLE001 - a metric never raises into its caller; counted as dropped
             drop("not_a_number")

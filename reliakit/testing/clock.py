@@ -250,7 +250,7 @@ class ManualClock:
         sleeper.jumps = True
         rounds = 0
         while not awake.done():
-            await asyncio.sleep(0)  # noqa: TID251
+            await asyncio.sleep(0)  # noqa: TID251 - a bare yield
             with self._lock:
                 first = min((other for other in self._sleepers if other.jumps), default=None)
                 rounds = rounds + 1 if first is sleeper else 0
@@ -285,7 +285,7 @@ def _instant(argument: str, value: float) -> float:
     return float(value)
 
 
-def _drawing(random: int | float | Sequence[float]) -> Callable[[], float]:  # noqa: PYI041
+def _drawing(random: int | float | Sequence[float]) -> Callable[[], float]:  # noqa: PYI041 - an int is a seed
     if isinstance(random, int):
         return chance.Random(random).random  # noqa: S311 - to be foreseen is the point
     numbers = list(random) if isinstance(random, Iterable) else [random]
