@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import reliakit
 
 TREE = ast.parse(Path(reliakit.__file__).read_text(encoding="utf-8"))
 TYPED = Path(__file__).parent / "typing" / "api.py"
+DOCS = Path(__file__).parents[1] / "docs"
 
 HEAVY = (
     "asyncio",
@@ -57,6 +59,32 @@ def test_every_public_name_is_what_its_home_calls_public(name: str) -> None:
 def test_every_public_name_is_used_in_the_typing_tests(name: str) -> None:
     used = {node.id for node in ast.walk(ast.parse(TYPED.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)}
     assert name in used
+
+
+def _shown_in_the_reference() -> set[str]:
+    pages = [*DOCS.glob("reference/*.md"), DOCS / "events.md"]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    names: set[str] = set()
+    for path in [line.removeprefix("::: ") for line in lines if line.startswith("::: ")]:
+        if path.startswith(("reliakit.integrations.", "reliakit.testing")):
+            continue  # slow to load, and not on the face
+        try:
+            module = importlib.import_module(path)
+        except ModuleNotFoundError:
+            names.add(path.rpartition(".")[2])  # an object on its own
+        else:
+            # A page shows a module and not what its package exports under the same name.
+            hidden = [name for name in module.__all__ if hasattr(module, "__path__") and _is_module(path, name)]
+            names |= {*module.__all__} - {*hidden}
+    return names
+
+
+def _is_module(package: str, name: str) -> bool:
+    return importlib.util.find_spec(f"{package}.{name}") is not None
+
+
+def test_every_public_name_stands_in_the_reference() -> None:
+    assert {*reliakit.__all__} - _shown_in_the_reference() == set()
 
 
 def test_what_is_not_there_is_missed_as_usual() -> None:

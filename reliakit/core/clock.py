@@ -61,6 +61,7 @@ class SystemClock:
 
 
 SYSTEM_CLOCK: Clock = SystemClock()
+"""The machine's clock and random numbers, the default of every `clock=`."""
 
 
 def nanoseconds_of(clock: Clock) -> Callable[[], int]:

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Priority: TypeAlias = Literal["critical", "default", "sheddable"]
+"""How important a request is: under overload, sheddable ones are given up first, and critical ones last."""
 PRIORITIES: tuple[Priority, ...] = ("critical", "default", "sheddable")
 
 

@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS reliakit_idempotency (
 );
 CREATE INDEX IF NOT EXISTS reliakit_idempotency_created_at ON reliakit_idempotency USING brin (created_at);
 """
+"""The statements that create the table of the idempotency keys, for a migration. Running them again is harmless."""
 
 _TABLE = "reliakit_idempotency"
 # The transaction's id is fetched along, for a CommitUnknownError to carry: on its own it would cost a round trip.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["TransactionOutcome", "outcome_of"]
 
 TransactionOutcome = Literal["committed", "aborted", "in progress"]
+"""What became of a transaction, as `Database.outcome` says."""
 
 # In a transaction of its own: the running one may be the failed one. It only reads, but is not marked as read-only,
 # as a replica may not have heard of the transaction yet.
