@@ -19,13 +19,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from examples.auth.accounts import Accounts
+from examples.auth.limits import login_guard, registrations, store_of, who_registers
 from examples.auth.migrate import migrate
 from examples.auth.passwords import Passwords
 from examples.auth.tokens import InvalidTokenError, Tokens
 from reliakit import (
     AsyncDatabase,
+    BulkheadFullError,
     ErrorTracker,
-    LoginGuard,
     Metrics,
     Problem,
     ValidationError,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from examples.auth.settings import Settings
+    from reliakit import LoginGuard
+    from reliakit.web.client_ip import ClientIP
 
 log = get_logger(__name__)
 
@@ -100,18 +103,19 @@ REFUSALS = {LoginRefusedError: 401, InvalidTokenError: 401, EmailTakenError: 409
 
 def create_app(settings: Settings) -> ASGIApp:
     db = AsyncDatabase(settings.database_url, name="auth", service="auth", min_size=2, max_size=8, timeout=3.0)
+    store, source_of = store_of(settings), client_ip(trusted=settings.trusted_proxies)
     metrics, tracker = Metrics(), ErrorTracker()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with tracker:
-            async with db:
+            async with db, store:
                 await migrate(db)
                 yield
 
     # The pages of docs_url load scripts from elsewhere, which the headers of an API forbid; /openapi.json stays.
     app = FastAPI(title="auth", docs_url=None, redoc_url=None, lifespan=lifespan)
-    add_accounts(app, settings, db)
+    add_accounts(app, settings, db, logins=login_guard(settings, store), source_of=source_of)
     add_operations(app, db, metrics, tracker)
     for kind in (HTTPException, *REFUSALS):
         app.add_exception_handler(kind, answer_refusal)
@@ -121,25 +125,31 @@ def create_app(settings: Settings) -> ASGIApp:
         service="auth",
         metrics=metrics,
         trusted=settings.trusted_proxies,
+        limiter=registrations(store),
+        key=who_registers(source_of),
         timeout=10.0,
         max_body=16_384,
     )
 
 
-def add_accounts(app: FastAPI, settings: Settings, db: AsyncDatabase) -> None:
+def add_accounts(
+    app: FastAPI, settings: Settings, db: AsyncDatabase, *, logins: LoginGuard, source_of: ClientIP
+) -> None:
     """What the service is for: registering, logging in, and reading tokens."""
     accounts = Accounts(db)
     passwords = Passwords(settings.hashes_at_once)
     tokens = Tokens(settings.jwt_secret, settings.token_seconds)
-    logins = LoginGuard(service="auth")
-    source_of = client_ip(trusted=settings.trusted_proxies)
 
     async def authenticate(login: Login, source: str, device: str | None) -> UUID:
         # What can fail through no fault of the client's comes first: an attempt counts until it has a verdict.
         account = await accounts.find(login.email)
         stored = account.password_hash if account else None
         async with logins.attempt(account=login.email, source=source, device=device) as attempt:
-            fits = await passwords.fits(stored, login.password.get_secret_value())
+            try:
+                fits = await passwords.fits(stored, login.password.get_secret_value())
+            except BulkheadFullError:
+                attempt.cancel()  # the password was not looked at, and that is our fault
+                raise
             if account is None or not fits:
                 attempt.failure()
                 raise LoginRefusedError("the address or the password is wrong")

@@ -30,7 +30,7 @@ def postgres():
 
 
 @pytest.fixture(scope="session")
-def auth(start_service, postgres):
+def auth_of_all(start_service, postgres):
     return start_service("auth", DATABASE_URL=postgres.database("auth"))
 
 

@@ -23,6 +23,7 @@ class Service:
     """One running service and a client of it."""
 
     def __init__(self, name, folder, **settings):
+        self.settings = settings
         self.log_file = folder / f"{name}-{uuid.uuid4().hex}.log"
         known = {"JWT_SECRET": SECRET, "PORT": "0", "TRUSTED_PROXIES": "127.0.0.1/32", "RELIAKIT_ENV": "production"}
         with self.log_file.open("wb") as log:

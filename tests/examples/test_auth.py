@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import subprocess
 import sys
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
+import anyio
 import jwt
 import pytest
+from anyio import to_thread
 from running import ROOT, SECRET, bearer, environment
 
+from examples.auth import unlock
+from examples.auth.limits import login_guard
 from examples.auth.passwords import Passwords
+from examples.auth.settings import Settings
+from reliakit import SYSTEM_CLOCK, BulkheadFullError, PostgresStore
+from reliakit.testing import ManualClock
+
+
+def somewhere():
+    return str(ipaddress.IPv4Address(uuid.uuid4().int % 2**31))
+
+
+@pytest.fixture
+def auth(auth_of_all):
+    """Each test comes from an address of its own: of registrations from one place the service takes only a few."""
+    auth_of_all.client.headers["X-Forwarded-For"] = somewhere()
+    return auth_of_all
 
 
 @pytest.fixture
@@ -129,9 +150,7 @@ def test_text_that_no_database_or_hash_takes_is_refused_as_bad_input(auth, text)
     ids=["none", "garbage", "basic", "unsigned", "other key", "expired", "other issuer"],
 )
 def test_a_token_that_is_not_ours_is_401(auth, header):
-    # Each from a place of its own: too many from one are slowed down.
-    place = {"X-Forwarded-For": str(ipaddress.IPv4Address(uuid.uuid4().int % 2**31))}
-    answer = auth.client.get("/verify", headers={**header, **place})
+    answer = auth.client.get("/verify", headers=header)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["content-type"] == "application/problem+json"
@@ -151,6 +170,159 @@ def test_guesses_are_slowed_down_and_spare_the_owner_s_device(auth, account):
     assert (refused.status_code, refused.json()["code"]) == (429, "login_blocked")
     assert 1 <= int(refused.headers["retry-after"]) <= 900
     assert auth.client.post("/login", json=account, headers=owner).status_code == 200
+
+
+def places(number):
+    return [{"X-Forwarded-For": somewhere()} for _ in range(number)]
+
+
+def test_fifty_guesses_at_once_get_no_further_than_the_free_ones(auth, account):
+    guess = {**account, "password": "wrong horse battery"}
+    began = SYSTEM_CLOCK.monotonic()
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda place: auth.client.post("/login", json=guess, headers=place), places(50)))
+    took = SYSTEM_CLOCK.monotonic() - began
+    checked = [answer.status_code for answer in answers].count(401)
+    # Each wait is twice as long as the last; a slow machine sits out some.
+    assert 5 <= checked <= 5 + math.log2(1 + took)
+    assert {answer.status_code for answer in answers} == {401, 429}
+    turned_away = next(answer for answer in answers if answer.status_code == 429)
+    assert int(turned_away.headers["retry-after"]) >= 1
+    assert account["email"] not in auth.log
+
+
+@pytest.fixture(scope="module")
+def restarted(auth_of_all, start_service):
+    """Another process on the same database, as after a restart."""
+    return start_service("auth", **auth_of_all.settings)
+
+
+def fail_for_days(settings, email, times):
+    """Fail in the past, each time from elsewhere: over HTTP that would take a day."""
+    clock = ManualClock(wall=SYSTEM_CLOCK.time() - (times + 2) * 900.0)
+    with PostgresStore(settings.database_url, clock=clock) as store:
+        guard = login_guard(settings, store)
+        for _ in range(times):
+            with guard.attempt(account=email, source=somewhere()) as attempt:
+                attempt.failure()
+            clock.advance(900.0)
+
+
+def test_an_account_is_stopped_for_everybody_but_its_owner_beyond_a_restart_until_it_is_unlocked(
+    auth, account, restarted, monkeypatch, capsys
+):
+    settings = Settings(jwt_secret=SECRET, database_url=auth.settings["DATABASE_URL"])
+    known = auth.client.post("/login", json=account)
+    device = {"Cookie": known.headers["set-cookie"].partition(";")[0]}
+    before = restarted.metric('reliakit_security_total{event="rate_limit"')
+    nobody = {**account, "email": f"x{account['email']}"}
+    refused = []
+    for body in (account, nobody):
+        fail_for_days(settings, body["email"], 99)
+        wrong = {**body, "password": "the hundredth guess"}
+        assert auth.client.post("/login", json=wrong, headers=places(1)[0]).status_code == 401
+        # From nowhere is the right password looked at any more.
+        refused += [service.client.post("/login", json=body, headers=places(1)[0]) for service in (auth, restarted)]
+    assert {answer.status_code for answer in refused} == {429}
+    assert not any("retry-after" in answer.headers for answer in refused)
+    # Who has no account is told the same.
+    assert all(without_request_id(answer) == without_request_id(refused[0]) for answer in refused)
+    assert "unlocked" in refused[0].json()["detail"]
+    assert restarted.metric('reliakit_security_total{event="rate_limit"') == before + 2
+    assert '"blocked_by":"account"' in restarted.log
+    assert account["email"] not in restarted.log
+
+    assert restarted.client.post("/login", json=account, headers=device).status_code == 200
+    assert restarted.client.post("/login", json=account).status_code == 429  # which unlocks it for nobody else
+    for name, value in {"DATABASE_URL": settings.database_url, "JWT_SECRET": SECRET}.items():
+        monkeypatch.setenv(name, value)
+    assert unlock.main(account["email"].upper()) == 0
+    assert capsys.readouterr().out == "100 failed logins forgotten, which had stopped the account\n"
+    assert restarted.client.post("/login", json=account).status_code == 200
+    assert auth.client.post("/login", json=nobody).status_code == 429
+
+
+def test_unlocking_says_when_the_database_cannot_be_reached(monkeypatch, capsys):
+    for name, value in {"DATABASE_URL": "host=/nowhere", "JWT_SECRET": SECRET}.items():
+        monkeypatch.setenv(name, value)
+    assert unlock.main("anybody@example.org") == 2
+    assert "cannot unlock" in capsys.readouterr().err
+
+
+def test_too_many_invalid_tokens_are_told_as_such_and_keep_no_valid_one_out(auth):
+    answers = []
+    # A slow machine may sit out the first waits, but each is twice as long as the last.
+    while not answers or (answers[-1].status_code == 401 and len(answers) < 20):
+        answers.append(auth.client.get("/verify", headers={"Authorization": "Bearer x.y.z"}))
+    refused = answers[-1]
+    assert len(answers) > 5
+    assert (refused.status_code, refused.json()["code"]) == (429, "tokens_blocked")
+    assert "tokens" in refused.json()["detail"]
+    assert int(refused.headers["retry-after"]) >= 1
+    assert auth.client.get("/verify", headers=bearer()).status_code == 200
+
+
+def test_registrations_from_one_address_are_limited_and_nothing_else(auth):
+    home, neighbour = {"X-Forwarded-For": "2001:db8:7:7::1"}, {"X-Forwarded-For": "2001:db8:7:7::ffff"}
+    before = auth.metric('reliakit_security_total{event="rate_limit"')
+    answers = []
+    # What is no registration costs one too. One comes back in three minutes, which no machine is slow enough for.
+    while not answers or (answers[-1].status_code == 422 and len(answers) < 20):
+        answers.append(auth.client.post("/register", json={}, headers=neighbour if len(answers) % 2 else home))
+    *passed, refused = answers
+    assert len(passed) == 10
+    assert passed[0].headers["ratelimit-policy"] == '"register";q=20;w=3600'
+    assert passed[0].headers["ratelimit"].startswith('"register";r=9')
+    assert refused.status_code == 429
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["type"].endswith("#quota-exceeded")
+    assert refused.json()["violated-policies"] == ["register"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 180
+    assert refused.headers["ratelimit"].startswith('"register";r=0')
+    assert auth.metric('reliakit_security_total{event="rate_limit"') == before + 1
+    assert auth.client.post("/register", json={}).status_code == 422
+    other = auth.client.post("/login", json={}, headers=home)
+    assert other.status_code == 422
+    assert "ratelimit" not in other.headers
+
+
+@pytest.mark.anyio
+async def test_registrations_without_end_keep_no_login_from_its_password(monkeypatch):
+    monkeypatch.setattr("examples.auth.passwords._LONGEST_WAIT", 600.0)
+    passwords, working, done = Passwords(1), threading.Event(), threading.Event()
+    checked = []
+
+    class Slow:
+        def hash(self, password):
+            working.set()
+            done.wait(30)
+
+        def verify(self, stored, password):
+            checked.append(password)
+            return True
+
+    passwords._hasher = Slow()
+    refused = 0
+
+    async def register():
+        nonlocal refused
+        try:
+            await passwords.hash("correct horse battery")
+        except BulkheadFullError:
+            refused += 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(register)
+        await to_thread.run_sync(working.wait)
+        await anyio.wait_all_tasks_blocked()
+        refused_before = refused
+        tasks.start_soon(passwords.fits, "stored", "the owner's")
+        await anyio.wait_all_tasks_blocked()
+        done.set()
+    assert refused_before == 3  # one was hashed, and sixteen waited
+    assert refused == 4  # whose place the login has
+    assert checked == ["the owner's"]
 
 
 def test_failed_logins_are_counted_and_their_secrets_are_not_logged(auth, account):
