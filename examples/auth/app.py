@@ -217,13 +217,15 @@ async def take_json(request: Request) -> None:
 
 async def answer_refusal(_: Request, error: Exception) -> Response:
     """Answer what the service or the framework refuses as application/problem+json; protect() answers the rest."""
-    status = error.status_code if isinstance(error, HTTPException) else REFUSALS[type(error)]
-    request = current_request()
+    if isinstance(error, HTTPException):
+        answer = problem(error)
+        return Response(answer.json(), answer.status, answer.headers)
+    status, request = REFUSALS[type(error)], current_request()
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": error.detail if isinstance(error, HTTPException) else str(error),
+        "detail": str(error),
         "code": "refused",
         "request_id": request and request.request_id,
     }

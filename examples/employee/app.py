@@ -16,6 +16,7 @@ from examples.employee.identity import InvalidTokenError, subject_of
 from examples.employee.staff import RefusedError, Staff
 from reliakit import Database, ErrorTracker, Metrics, current_request, deadline, get_logger
 from reliakit.web.client_ip import client_ip
+from reliakit.web.problem import problem
 from reliakit.web.wsgi import protect
 
 if TYPE_CHECKING:
@@ -167,13 +168,15 @@ def found(thing: T | None) -> T:
 
 def answer_refusal(error: Exception) -> Response:
     """Answer what the service or the framework refuses as application/problem+json; protect() answers the rest."""
-    status = (error.code or 500) if isinstance(error, HTTPException) else REFUSALS[type(error)]
-    request_now = current_request()
+    if isinstance(error, HTTPException):
+        told = problem(error)
+        return Response(told.json(), told.status, told.headers)
+    status, request_now = REFUSALS[type(error)], current_request()
     answer = jsonify(
         type="about:blank",
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=error.description if isinstance(error, HTTPException) else str(error),
+        detail=str(error),
         code="refused",
         request_id=request_now and request_now.request_id,
     )

@@ -33,6 +33,7 @@ from reliakit import (
 )
 from reliakit.web.asgi import protect
 from reliakit.web.client_ip import client_ip
+from reliakit.web.problem import problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+_PROJECT = re.compile("[0-9]{1,10}")
 _JSON = re.compile(r"application/([^;]+\+)?json\s*(;|$)", re.IGNORECASE)
 
 
@@ -95,8 +97,8 @@ class Pages:
         return [
             Route("/projects", self.index, methods=["GET"]),
             Route("/projects", self.add, methods=["POST"]),
-            Route("/projects/{project_id:int}", self.show, methods=["GET"]),
-            Route("/projects/{project_id:int}/members/{employee_id:uuid}", self.assign, methods=["PUT"]),
+            Route("/projects/{project_id}", self.show, methods=["GET"]),
+            Route("/projects/{project_id}/members/{employee_id:uuid}", self.assign, methods=["PUT"]),
             Route("/transfers", self.transfer, methods=["POST"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/slo", self.slo, methods=["GET"]),
@@ -119,12 +121,12 @@ class Pages:
     async def show(self, request: Request) -> Response:
         """Show a project with its people; without their names while the employee service is in trouble."""
         self.identify(request)
-        project = await self.projects.one(request.path_params["project_id"])
+        project = await self.projects.one(project_of(request))
         if project is None:
             raise MissingError("there is no such project")
         names: dict[str, str] | None = None
         try:
-            names = await self.employees.names(project.members[:100], request.headers["Authorization"])
+            names = await self.employees.names(project.members, request.headers["Authorization"])
         except (CircuitOpenError, DeadlineExceededError, EmployeeServiceError, httpx2.TransportError) as error:
             log.info("Names left out", project_id=project.id, error=error)
         members = [{"id": str(member), "name": (names or {}).get(str(member))} for member in project.members]
@@ -132,7 +134,7 @@ class Pages:
 
     async def assign(self, request: Request) -> Response:
         self.identify(request)
-        project_id: int = request.path_params["project_id"]
+        project_id = project_of(request)
         employee_id: UUID = request.path_params["employee_id"]
         if not await self.employees.exists(employee_id, request.headers["Authorization"]):
             raise MissingError("there is no such employee")
@@ -183,6 +185,14 @@ def create_app(settings: Settings) -> ASGIApp:
     )
 
 
+def project_of(request: Request) -> int:
+    """Return which project the address names. Starlette's own `int` fails for a number of thousands of digits."""
+    digits: str = request.path_params["project_id"]
+    if not _PROJECT.fullmatch(digits) or int(digits) >= 2**31:
+        raise MissingError("there is no such project")
+    return int(digits)
+
+
 async def json_of(request: Request) -> Any:
     if not _JSON.match(request.headers.get("Content-Type", "")):
         raise HTTPException(415, "the body must be application/json")
@@ -194,13 +204,15 @@ async def json_of(request: Request) -> Any:
 
 async def answer_refusal(_: Request, error: Exception) -> Response:
     """Answer what the service or the framework refuses as application/problem+json; protect() answers the rest."""
-    status = error.status_code if isinstance(error, HTTPException) else REFUSALS[type(error)]
-    request_now = current_request()
+    if isinstance(error, HTTPException):
+        answer = problem(error)
+        return Response(answer.json(), answer.status, answer.headers)
+    status, request_now = REFUSALS[type(error)], current_request()
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": error.detail if isinstance(error, HTTPException) else str(error),
+        "detail": str(error),
         "code": "refused",
         "request_id": request_now and request_now.request_id,
     }

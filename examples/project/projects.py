@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
 from reliakit import AsyncRepository, AsyncTransaction, Isolation, Outbox, transactional
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
 
 # What the employee service is told of assignments, in the order in which they were made for each employee.
 ASSIGNMENTS = Outbox("assignment_outbox")
@@ -44,11 +41,13 @@ class Projects(AsyncRepository):
 
     @transactional(operation="project", read_only=True)
     async def one(self, project_id: int) -> Project | None:
+        """Return a project with its first hundred members; its head count tells how many there are."""
         row = await self.db.fetch_one("SELECT id, name, head_count FROM project WHERE id = %s", (project_id,))
         if row is None:
             return None
         members = await self.db.fetch_all(
-            "SELECT employee_id FROM assignment WHERE project_id = %s ORDER BY since, employee_id", (project_id,)
+            "SELECT employee_id FROM assignment WHERE project_id = %s ORDER BY since, employee_id LIMIT 100",
+            (project_id,),
         )
         return Project(row[0], row[1], row[2], tuple(employee_id for (employee_id,) in members))
 
@@ -73,38 +72,47 @@ class Projects(AsyncRepository):
         """Move an employee from one project to another; False when the employee is not on the source.
 
         The transfer's id is its idempotency key: sent twice it is made once, and answered alike. So an answer of the
-        database that never came is no trouble either.
+        database that never came is no trouble either. Another transfer under the same id is refused.
 
         Everybody changes the same few head counts. READ COMMITTED waits for one, where a snapshot would be too old.
         """
-        return await self.db.run(
+        transfer_id = str(UUID(transfer["id"]))  # of its spellings, the one
+        move = [str(UUID(transfer["employee_id"])), int(transfer["source"]), int(transfer["target"])]
+        made = await self.db.run(
             self._transfer,
-            transfer,
+            transfer_id,
+            move,
             made_by,
             isolation=Isolation.READ_COMMITTED,
             operation="transfer",
-            idempotency_key=f"transfer {transfer['id']}",
+            idempotency_key=f"transfer {transfer_id}",
         )
+        if made and made != move:
+            raise RefusedError("this id belongs to another transfer")
+        return bool(made)
 
-    async def _transfer(self, tx: AsyncTransaction, transfer: dict[str, Any], made_by: str) -> bool:
-        """Move an employee; the head counts come last, so that nobody waits for them longer than need be."""
-        employee_id = transfer["employee_id"]
+    async def _transfer(self, tx: AsyncTransaction, transfer_id: str, move: list[Any], made_by: str) -> list[Any]:
+        """Move an employee and return the move, or nothing when the employee is elsewhere.
+
+        The head counts come last, so that nobody waits for them longer than need be.
+        """
+        employee_id, source, target = move
         where = await self.db.fetch_value(
             "SELECT project_id FROM assignment WHERE employee_id = %s FOR UPDATE", (employee_id,)
         )
-        if where != transfer["source"]:
-            return False
+        if where != source:
+            return []
         await self.db.execute(
             "UPDATE assignment SET project_id = %s, since = now() WHERE employee_id = %s",
-            (transfer["target"], employee_id),
+            (target, employee_id),
         )
         await self.db.execute(
             "INSERT INTO transfer (id, employee_id, source, target, made_by) VALUES (%s, %s, %s, %s, %s)",
-            (transfer["id"], employee_id, transfer["source"], transfer["target"], made_by),
+            (transfer_id, employee_id, source, target, made_by),
         )
-        await self._announce(tx, employee_id, transfer["target"])
-        await self._count({transfer["source"]: -1, transfer["target"]: 1})
-        return True
+        await self._announce(tx, employee_id, target)
+        await self._count({source: -1, target: 1})
+        return move
 
     async def _announce(self, tx: AsyncTransaction, employee_id: UUID | str, project_id: int) -> None:
         assignment = {"employee_id": str(employee_id), "project_id": project_id}

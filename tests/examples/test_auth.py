@@ -376,6 +376,12 @@ def test_a_port_that_was_asked_for_and_is_taken_is_told_in_one_line(auth):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_method_that_is_not_allowed_is_told_which_are(auth):
+    answer = auth.client.get("/register")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_the_pages_of_its_operators_answer_get_and_head_at_their_own_address(auth, method):
     assert set(auth.operations(method).values()) == {200}

@@ -166,6 +166,13 @@ def test_a_request_that_was_taken_in_is_answered_before_the_service_ends(start_s
     assert answers == [404]
 
 
+def test_a_method_that_is_not_allowed_is_told_which_are(client):
+    answer = client.get("/departments")
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == {"OPTIONS", "POST"}
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_the_pages_of_its_operators_answer_get_and_head_at_their_own_address(employee, method):
     assert set(employee.operations(method).values()) == {200}

@@ -6,6 +6,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
+import psycopg
 import pytest
 from running import bearer
 
@@ -92,6 +93,24 @@ def test_a_transfer_that_is_sent_twice_is_made_once(client, projects, people):
     client.put(f"/projects/{projects[0]}/members/{people[0]}")
     body = transfer(people[0], *projects)
     assert client.post("/transfers", json=body).status_code == 201
+    assert client.post("/transfers", json={**body, "id": body["id"].upper()}).status_code == 201
+    assert heads(client, projects) == [0, 1]
+
+
+def test_an_id_that_belongs_to_another_transfer_is_not_answered_as_made(client, projects, people):
+    client.put(f"/projects/{projects[0]}/members/{people[0]}")
+    body = transfer(people[0], *projects)
+    assert client.post("/transfers", json=body).status_code == 201
+    back = {**body, "source": body["target"], "target": body["source"]}
+    answer = client.post("/transfers", json=back)
+    assert answer.status_code == 409
+    assert "another transfer" in answer.json()["detail"]
+    assert heads(client, projects) == [0, 1]
+
+
+def test_a_whole_number_may_be_written_with_a_fraction_of_none(client, projects, people):
+    client.put(f"/projects/{projects[0]}/members/{people[0]}")
+    body = transfer(people[0], float(projects[0]), projects[1])
     assert client.post("/transfers", json=body).status_code == 201
     assert heads(client, projects) == [0, 1]
 
@@ -178,6 +197,30 @@ def test_the_server_does_not_decide_who_the_client_is(project):
     place = {"X-Forwarded-For": "203.0.113.77, nowhere-at-all"}
     assert project.client.get("/projects", headers=place).status_code == 401
     assert "nowhere-at-all" not in project.log
+
+
+def test_a_method_that_is_not_allowed_is_told_which_are(client):
+    answer = client.delete("/transfers")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("number", ["0", "9" * 10, "9" * 5000, "x"])
+def test_a_project_that_cannot_exist_is_404_whatever_its_number(client, number):
+    assert client.get(f"/projects/{number}").status_code == 404
+    assert client.put(f"/projects/{number}/members/{uuid.uuid4()}").status_code == 404
+
+
+def test_a_page_shows_a_hundred_people_and_counts_them_all(project, client, projects):
+    with psycopg.connect(project.settings["DATABASE_URL"]) as connection:
+        connection.execute(
+            "INSERT INTO assignment (employee_id, project_id) SELECT gen_random_uuid(), %s"
+            " FROM generate_series(1, 101)",
+            (projects[0],),
+        )
+        connection.execute("UPDATE project SET head_count = 101 WHERE id = %s", (projects[0],))
+    page = client.get(f"/projects/{projects[0]}").json()
+    assert (len(page["members"]), page["head_count"]) == (100, 101)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
