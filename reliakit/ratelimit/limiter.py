@@ -57,8 +57,8 @@ class RateLimiter:
     ```
 
     Several limits are all or nothing: if one of them refuses a hit, none of them counts it. One limiter is safe for
-    any mix of threads and tasks. A decision in memory takes half a microsecond under one gcra limit, and up to two
-    microseconds otherwise.
+    any mix of threads and tasks. A decision in memory takes a third of a microsecond under one gcra limit, and up
+    to two microseconds otherwise.
 
     Args:
         limits: Texts such as "10/s", "600/min burst 100" and "5 per 30s", or `Limit` objects.
