@@ -172,7 +172,7 @@ class Gate:
         try:
             with self._lock:
                 if self.closed:
-                    raise TransactionUsageError(f"{self._name} is closed: open() it first", name=self._name)
+                    raise TransactionUsageError(f"[{self._name}] it is closed: open() it first", name=self._name)
                 if self._dropped:
                     self._sweep_locked()
                 if self._queue:
