@@ -171,6 +171,13 @@ def test_no_attempt_beyond_max_attempts_and_no_pause_beyond_the_deadline() -> No
     assert pause(lost, left=0.9) is None
 
 
+def test_no_attempt_that_its_deadline_would_only_cut() -> None:
+    lost = psycopg.errors.SerializationFailure()
+    assert pause(lost, left=1.011) == 1.0
+    assert pause(lost, left=1.009) is None
+    assert pause(lost, left=0.009, retry=TransactionRetry(3)) is None
+
+
 @pytest.mark.parametrize(
     ("settings", "argument"),
     [

@@ -45,6 +45,8 @@ OTHER_MARK: Mapping[bytes | None, bytes] = {b"off": b"on", b"on": b"off"}
 CONFLICTS = frozenset({"40001", "40P01"})
 # The server itself does not know the outcome (statement_completion_unknown, transaction_resolution_unknown).
 _UNKNOWN = frozenset({"40003", "08007"})
+# Seconds below which an attempt is not begun: it would only be cut, and its timeout would hide the lost race.
+_LEAST = 0.01
 
 Inside = Literal["nothing", "transaction", "statements"]
 Verdict = Literal["committed", "rolled_back", "unknown"]
@@ -209,4 +211,4 @@ def pause_before_retry(
     if not conflict and (began or classify(error).retry != "reconnect"):
         return None
     pause = retry.pauses(spent, left, conflict=conflict).delay(attempt, random)
-    return pause if pause < left else None
+    return pause if pause + _LEAST <= left else None

@@ -70,7 +70,8 @@ class TransactionRetry:
     """How `run` and `transactional` retry a transaction that lost a race.
 
     Serialization failures (40001), deadlocks (40P01), and a connection that failed before the first statement are
-    retried. Each attempt starts on a clean snapshot; all of them share the transaction's time budget.
+    retried. Each attempt starts on a clean snapshot. All of them share the transaction's time budget, and none is
+    begun with less than 10 ms of it.
 
     Args:
         max_attempts: The total number of attempts; 1 for no retries.
