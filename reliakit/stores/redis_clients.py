@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from reliakit.stores.redis_wire import is_unknown
+from reliakit.stores.redis_wire import is_lost, is_unknown
 from reliakit.stores.ticks import Telling, Ticks
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class ClientTickWire(Ticks):
     def __init__(self, client: Any, timeout: float) -> None:
         super().__init__(timeout)
         self._client = client
-        # A cluster's keys lie on several nodes: what its pipelines can do differs between versions.
+        # A cluster's keys lie on several nodes, each of which gets a pipeline of its own.
         self._is_cluster = "cluster" in type(client).__name__.lower()
 
     async def aclose(self) -> None:
@@ -71,21 +70,51 @@ class ClientTickWire(Ticks):
                 tell(at, reply)
 
     async def _all(self, requests: list[Request], *, whole: bool) -> list[Any]:
-        if self._is_cluster or len(requests) == 1:
-            pending = [self._queued(self._client, request, whole=whole) for request in requests]
-            return await asyncio.gather(*pending, return_exceptions=True)
-        async with self._client.pipeline(transaction=False) as pipeline:
+        if len(requests) == 1:
+            return await self._singly(requests, whole=whole)
+        if not self._is_cluster:
+            return await self._piped(requests, whole=whole)
+        nodes: dict[str, list[int]] = {}
+        for at, request in enumerate(requests):
+            nodes.setdefault(self._client.get_node_from_key(request.keys[0]).name, []).append(at)
+        replies: list[Any] = [None] * len(requests)
+
+        async def ask(places: list[int]) -> None:
+            given = await self._of_node([requests[at] for at in places], whole=whole)
+            for at, reply in zip(places, given, strict=True):
+                replies[at] = reply
+
+        await asyncio.gather(*[ask(places) for places in nodes.values()])
+        return replies
+
+    async def _of_node(self, requests: list[Request], *, whole: bool) -> list[Any]:
+        """Return what one node of a cluster replies, over one connection."""
+        try:
+            replies = await self._piped(requests, whole=whole)
+        except Exception as error:  # noqa: BLE001 - raised where its tasks wait; other nodes' replies stand
+            return [error] * len(requests)
+        # The connection had long been dead, so nothing was counted: in this way the client finds the node again.
+        if all(is_lost(reply) for reply in replies):
+            return await self._singly(requests, whole=whole)
+        return replies
+
+    async def _piped(self, requests: list[Request], *, whole: bool) -> list[Any]:
+        async with self._client.pipeline(transaction=None if self._is_cluster else False) as pipeline:
             for request in requests:
-                self._queued(pipeline, request, whole=whole)
+                pipeline.execute_command(*_words(request, whole=whole))
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
             return replies
 
-    @staticmethod
-    def _queued(client: Any, request: Request, *, whole: bool) -> Any:
-        call, keys = request
-        script, args = call.script, call.args
-        run = partial(client.eval, script.text) if whole else partial(client.evalsha, script.digest)
-        return run(len(keys), *keys, *args)
+    async def _singly(self, requests: list[Request], *, whole: bool) -> list[Any]:
+        pending = [self._client.execute_command(*_words(request, whole=whole)) for request in requests]
+        return await asyncio.gather(*pending, return_exceptions=True)
+
+
+def _words(request: Request, *, whole: bool) -> tuple[Any, ...]:
+    """Return a command in words; a cluster's pipelines have no method for a script by its digest."""
+    call, keys = request
+    start = ("EVAL", call.script.text) if whole else ("EVALSHA", call.script.digest)
+    return (*start, len(keys), *keys, *call.args)
 
 
 def is_async(client: object) -> bool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from reliakit.stores.redis_scripts import Script
 
-__all__ = ["BlockingWire", "Call", "Library", "Request", "TickWire", "is_unknown"]
+__all__ = ["BlockingWire", "Call", "Library", "Request", "TickWire", "is_lost", "is_unknown"]
 
 # Between a task's request and the server's answer there is usually a pause, so more connections do not help.
 _FOR_TASKS: Final = 16
@@ -158,7 +158,7 @@ class BlockingWire(Connections["_Line"]):
         try:
             reply = self._run_on(line, request, until)
         except Exception as error:
-            if line.has_answered or not _is_lost(error):
+            if line.has_answered or not is_lost(error):
                 raise
             self._close_idle()  # the others are as old
             reply = self._run_on(self._take(until), request, until)
@@ -329,7 +329,7 @@ class _Pipe:
         await self._connection.disconnect(nowait=True)
 
     def is_lost(self, error: Exception) -> bool:
-        return not self._has_answered and _is_lost(error)
+        return not self._has_answered and is_lost(error)
 
 
 def is_unknown(reply: object) -> bool:
@@ -347,7 +347,7 @@ def _is_of_a_replica(error: BaseException) -> bool:
     return "READONLY" in str(error) or type(error).__name__ == "ReadOnlyError"
 
 
-def _is_lost(error: BaseException) -> bool:
+def is_lost(error: object) -> bool:
     """Return whether a connection was dead; false if it merely takes too long."""
     names = [kind.__name__ for kind in type(error).__mro__]
     return "ConnectionError" in names and "TimeoutError" not in names

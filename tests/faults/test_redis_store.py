@@ -514,6 +514,36 @@ def test_tasks_that_come_first_to_a_cluster_s_client_are_each_counted_once(clust
     assert asyncio.run(in_tasks()) == [9] * 30
 
 
+@pytest.mark.parametrize("library", [redis.asyncio.RedisCluster, valkey.asyncio.ValkeyCluster])
+def test_tasks_of_one_tick_share_a_connection_to_each_node_of_a_cluster_and_find_lost_ones_again(
+    cluster: Cluster, library: Any
+) -> None:
+    def connections() -> int:
+        return sum(node.info("stats")["total_connections_received"] for node in cluster.nodes)
+
+    async def in_tasks() -> list[int]:
+        client = library.from_url(
+            cluster.url.replace("redis:", "valkey:") if "valkey" in str(library) else cluster.url
+        )
+        store = RedisStore(client, timeout=30.0)
+
+        async def hit() -> list[int]:
+            hits = [store.aapply(Op.HIT, TEN, f"{library.__name__}:{number}", 1) for number in range(60)]
+            return sorted({answer.remaining for answer in await asyncio.gather(*hits)})
+
+        before = connections()
+        remaining = await hit() + await hit()
+        assert connections() - before < 20
+        for node in cluster.nodes:
+            node.client_kill_filter(_type="normal", skipme=True)
+            node.script_flush()
+        remaining += await hit()
+        await client.aclose()
+        return remaining
+
+    assert asyncio.run(in_tasks()) == [9, 8, 7]
+
+
 @pytest.mark.parametrize("colour", ["sync", "async"])
 def test_the_address_of_one_node_of_a_cluster_is_refused_with_the_way_out(cluster: Cluster, colour: str) -> None:
     limiter = RateLimiter("5/h", name="ten", store=RedisStore(cluster.url), store_timeout=9.0)
