@@ -10,19 +10,22 @@ import sys
 from examples.auth.app import one_spelling
 from examples.auth.limits import login_guard, store_of
 from examples.auth.settings import Settings
-from reliakit import ConfigurationError, StoreError
+from reliakit import ConfigurationError
 
 
 def main(email: str) -> int:
     try:
         settings = Settings.from_environment()
         with store_of(settings) as store:
-            store.open()  # or it is told here that the database cannot be reached
-            guard = login_guard(settings, store)
-            before = guard.status(account=one_spelling(email))
-            guard.reset(account=one_spelling(email))
-    except (ConfigurationError, StoreError) as error:
+            guard, account = login_guard(settings, store), one_spelling(email)
+            before = guard.status(account=account)
+            guard.reset(account=account)
+            after = guard.status(account=account)
+    except ConfigurationError as error:
         print(f"cannot unlock: {error}", file=sys.stderr)
+        return 2
+    if before.degraded or after.degraded:
+        print("cannot unlock: the database does not answer", file=sys.stderr)
         return 2
     print(f"{before.failures} failed logins forgotten{', which had stopped the account' if before.stopped else ''}")
     return 0
