@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 import threading
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from garbage import abandon
 
 from reliakit import SYSTEM_CLOCK, CircuitBreaker, ConfigurationError, RateLimitedError
 from reliakit.core.events import CallRejected
-from reliakit.ratelimit import ConcurrencyLimiter
+from reliakit.ratelimit import ConcurrencyLimiter, Place
 from reliakit.testing import ManualClock, RecordingListener
 
 
@@ -136,6 +137,127 @@ def test_eight_threads_are_never_more_than_the_limit() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert max(seen) <= 3
+    assert limiter.in_flight == 0
+
+
+def ends_well(child: Callable[[], bool]) -> bool:
+    """Return whether a forked child finds this true."""
+    pid = os.fork()
+    if not pid:
+        fine = False
+        try:
+            fine = child()
+        finally:
+            os._exit(0 if fine else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def fills_up(limiter: ConcurrencyLimiter, free: int) -> bool:
+    """Return whether exactly so many places are free."""
+    for _ in range(free):
+        limiter.acquire()
+    try:
+        limiter.acquire()
+    except RateLimitedError:
+        return True
+    return False
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_keeps_the_places_of_the_thread_that_forked_and_no_others() -> None:
+    limiter = ConcurrencyLimiter(5)
+    holds, is_over = threading.Event(), threading.Event()
+    theirs: list[Place] = []
+
+    def hold() -> None:
+        async def wait() -> None:
+            async with limiter:
+                holds.set()
+                is_over.wait()
+
+        theirs.append(limiter.acquire())
+        asyncio.run(wait())
+
+    @limiter
+    def lines() -> Generator[int, None, None]:
+        yield 1
+
+    def goes_on() -> bool:
+        theirs[0].release()  # which the child knows, though its holder is not there
+        fine = limiter.in_flight == 3
+        mine.release()
+        running.close()
+        return fine and limiter.in_flight == 1 and fills_up(limiter, 4)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    holds.wait()
+    running = lines()
+    with limiter:
+        mine = limiter.acquire()
+        next(running)
+        forked = ends_well(goes_on)
+        assert limiter.in_flight == 5
+    mine.release()
+    running.close()
+    is_over.set()
+    other.join()
+    theirs[0].release()
+    assert forked
+    assert limiter.in_flight == 0
+
+
+@needs_fork
+@pytest.mark.anyio
+async def test_a_child_of_a_task_keeps_the_places_of_this_task_alone() -> None:
+    limiter = ConcurrencyLimiter(4)
+
+    async def wait() -> None:
+        async with limiter:
+            await asyncio.Event().wait()
+
+    others = [asyncio.create_task(wait()) for _ in range(3)]
+    await SYSTEM_CLOCK.asleep(0)
+    async with limiter:
+        assert limiter.in_flight == 4
+        assert ends_well(lambda: limiter.in_flight == 1 and fills_up(limiter, 3))
+        assert limiter.in_flight == 4
+    for each in others:
+        each.cancel()
+    await asyncio.wait(others)
+    assert limiter.in_flight == 0
+
+
+@needs_fork
+def test_a_child_of_a_full_limiter_may_be_forked_again_and_again() -> None:
+    limiter = ConcurrencyLimiter(1)
+    with limiter:
+        assert ends_well(lambda: limiter.in_flight == 1 and ends_well(lambda: fills_up(limiter, 0)))
+    assert ends_well(lambda: ends_well(lambda: fills_up(limiter, 1)))
+
+
+def test_each_block_gives_back_its_own_place_in_whatever_thread_and_order() -> None:
+    limiter = ConcurrencyLimiter(3)
+
+    def block() -> Generator[None, None, None]:
+        with limiter:
+            yield
+
+    first, second = block(), block()
+    for each in (first, second):
+        next(each)
+    thread = threading.Thread(target=first.close)
+    thread.start()
+    thread.join()
+    assert list(limiter._held) == [1]
+    second.close()
+    assert limiter.in_flight == 0
+    with pytest.raises(ConfigurationError, match="without having been entered"):
+        limiter.__exit__(None, None, None)
     assert limiter.in_flight == 0
 
 

@@ -9,16 +9,25 @@ thread B: fork()  ───────────────>       child: ha
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Any
 from weakref import WeakKeyDictionary
 
-__all__ = ["renew_locks_after_fork", "tell_after_fork"]
+__all__ = ["forker", "holder_here", "renew_locks_after_fork", "tell_after_fork"]
 
 # Belongs to the process, like the list of listeners: the owners of locks that a child must not inherit.
 _owners: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
 _told: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _REENTRANT = type(threading.RLock())
+_get_ident = threading.get_ident
+
+
+class _Forker(threading.local):
+    holder: int | None = None
+
+
+_forker = _Forker()
 
 
 def renew_locks_after_fork(owner: object, *attributes: str) -> None:
@@ -43,6 +52,31 @@ def tell_after_fork(owner: object, method: str) -> None:
     _told[owner] = method
 
 
+def holder_here() -> int:
+    """Return a number for the task that runs this code, or for the thread if no event loop runs."""
+    running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    if running_loop is not None and running_loop() is not None:
+        import asyncio  # noqa: PLC0415 - there is no task without it
+
+        task = asyncio.current_task()
+        if task is not None:
+            return id(task)
+    return _get_ident()
+
+
+def forker() -> int | None:
+    """Return what `holder_here` was for the code that forked this process: nobody else goes on in it.
+
+    The other tasks of an event loop are suspended, and a child does not go on with its parent's event loop.
+    """
+    return _forker.holder
+
+
+def _note() -> None:
+    # In the child no event loop runs any more.
+    _forker.holder = holder_here()
+
+
 def _renew() -> None:
     for owner, attributes in tuple(_owners.items()):
         for attribute in attributes:
@@ -53,4 +87,4 @@ def _renew() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(before=_note, after_in_child=_renew)

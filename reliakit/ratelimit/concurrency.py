@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock
 from reliakit.core.errors import ConfigurationError, RateLimitedError
 from reliakit.core.events import CallRejected
+from reliakit.core.fork import forker, holder_here, tell_after_fork
 from reliakit.core.guard import guarded
 from reliakit.core.spine import Emitter
+from reliakit.resilience.blocks import Blocks
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -86,7 +89,7 @@ class ConcurrencyLimiter:
     ```
 
     It never waits: a call that finds no free place is refused. One object is safe for any mix of threads and tasks,
-    and takes no lock.
+    and takes no lock. In a forked child, the thread or task that forked keeps its places, and all others are free.
 
     Args:
         limit: How many may run at once; at most a million.
@@ -107,7 +110,12 @@ class ConcurrencyLimiter:
             raise ConfigurationError(f"limit must be at most {_MOST}, got {checks.shown(limit)}")
         self._emitter = Emitter(name, listeners, clock)
         # Taking from a deque and adding to it are atomic, so no place is handed out twice or lost.
-        self._free = deque(range(limit))
+        self._free = deque([None] * limit)
+        # Who holds the places that are taken, by their numbers, which are never used again.
+        self._held: dict[int, int] = {}
+        self._numbers = count()
+        self._blocks = Blocks[int]()
+        tell_after_fork(self, "begin_anew")
 
     def __call__(self, fn: F) -> F:
         """Decorate a function, method, generator or coroutine function. Its signature stays, and so does its colour.
@@ -136,10 +144,14 @@ class ConcurrencyLimiter:
         Raises:
             RateLimitedError: All places are taken.
         """
+        number, holder = next(self._numbers), holder_here()
         try:
-            return self._free.pop()
+            self._free.pop()
         except IndexError:
             pass
+        else:
+            self._held[number] = holder
+            return number
         self._emitter.emit(CallRejected, reason="RateLimitedError", retry_after=None)
         raise RateLimitedError(
             f"concurrency limiter {self.name!r} lets {self.limit} calls run at once, and as many are running",
@@ -147,27 +159,43 @@ class ConcurrencyLimiter:
         )
 
     def leave(self, number: int, error: BaseException | None, result: object, /) -> None:  # noqa: ARG002 - outcomes do not matter
-        """Put a place back."""
-        self._free.append(number)
+        """Put a place back. Doing so again changes nothing."""
+        try:
+            del self._held[number]
+        except KeyError:  # or in a forked child, where it is free already
+            return
+        self._free.append(None)
 
-    # The places are all alike, so a block need not know which one it took.
+    def begin_anew(self) -> None:
+        """In a forked child, keep the places of whoever forked, which alone goes on there."""
+        mine = forker()
+        self._held = {number: holder for number, holder in self._held.items() if holder == mine}
+        self._free = deque([None] * (self.limit - len(self._held)))
 
     def __enter__(self) -> Self:
-        self.enter()
+        number = self.enter()
+        self._blocks.enter(number)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.leave(0, error, None)
+        self._left(self._blocks.leave(), error)
 
     async def __aenter__(self) -> Self:
-        return self.__enter__()
+        number = self.enter()
+        self._blocks.enter(number)
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.leave(0, error, None)
+        self._left(self._blocks.leave(), error)
+
+    def _left(self, number: int | None, error: BaseException | None) -> None:
+        if number is None:
+            raise ConfigurationError(f"concurrency limiter {self.name!r} was left without having been entered")
+        self.leave(number, error, None)
 
     def __repr__(self) -> str:
         return f"<ConcurrencyLimiter {self.name!r} {self.in_flight} of {self.limit} running>"
