@@ -973,6 +973,28 @@ def test_a_child_does_not_inherit_a_held_lock(clock: ManualClock) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_does_not_wait_for_the_probe_of_a_thread_that_it_does_not_have(clock: ManualClock) -> None:
+    breaker = CircuitBreaker(failure_threshold=1, reset_timeout=60.0, clock=clock)
+    fail(breaker)
+    clock.advance(60.0)
+    probe = breaker.acquire()
+    child = os.fork()
+    if child == 0:
+        try:
+            probe.failure()  # it has lost its place to whoever asks next
+            breaker.acquire().success()
+        finally:
+            os._exit(0 if breaker.state == "closed" else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with pytest.raises(CircuitOpenError):
+        breaker.acquire()
+    probe.success()
+    assert breaker.state == "closed"
+    assert status == 0
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

@@ -234,6 +234,12 @@ class Circuit:
         self._move(State.CLOSED, "reset")
         self.opened_count = 0
 
+    def take_probes_back(self) -> None:
+        """Let other calls find out what the probes under way would have; their outcomes do not count any more."""
+        for ticket, _ in self._probes:
+            ticket.is_out = False
+        self._probes = []
+
     def rest_of_break(self, now: float) -> float | None:
         """Return the seconds until the break is over, or None if there is no break or it has no end."""
         return max(0.0, self.until - now) if -inf < self.until < inf else None

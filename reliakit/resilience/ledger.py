@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from reliakit.core.events import CircuitFigures
-from reliakit.core.fork import renew_locks_after_fork
+from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
 
 if TYPE_CHECKING:
     from reliakit.core.clock import Clock
@@ -37,6 +37,11 @@ class Ledger:
         # Outcomes settled under the lock; the others are counted by their lane.
         self.counts: dict[Verdict, int] = {"success": 0, "failure": 0, "ignored": 0}
         renew_locks_after_fork(self, "lock")
+        tell_after_fork(self, "begin_anew")
+
+    def begin_anew(self) -> None:
+        """In a forked child, do not wait for the probes of the parent's threads."""
+        self.circuit.take_probes_back()
 
     def read(self) -> CircuitFigures:
         """Return the sums and the breaker's state. At most waits for a decision under way."""
