@@ -332,7 +332,8 @@ class Checkouts:
                     break  # all other slots are in use
                 assert lease.slot is not None
                 if lease.slot.session is None:
-                    await self._connect(lease.slot, until)
+                    # It may be idle for long before its first use, so it is replaced if it is dead by then.
+                    (await self._connect(lease.slot, until)).fresh = False
         finally:
             for lease in leases:
                 lease.leave()

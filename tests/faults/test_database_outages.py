@@ -57,6 +57,22 @@ def test_a_pooled_connection_that_died_is_replaced_silently(db: Database, reliak
             assert other.stats().in_use == 2
 
 
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_a_connection_opened_in_advance_that_died_before_its_first_use_is_replaced_silently(
+    db: Database, reliakit_dsn: str, pipeline: bool
+) -> None:
+    conninfo = psycopg.conninfo.make_conninfo(reliakit_dsn, application_name="early")
+    with Database(conninfo, min_size=3, max_size=3) as other:
+        for (pid,) in db.fetch_all("SELECT pid FROM pg_stat_activity WHERE application_name = 'early'"):
+            terminate(db, pid)
+        with other.transaction(pipeline=pipeline) as tx:
+            assert tx.fetch_value("SELECT %s::int", (1,)) == 1
+            with other.transaction(propagation=Propagation.REQUIRES_NEW) as apart:
+                apart.execute("SELECT 1")
+        with other.advisory_lock("report"), other.transaction(), other.advisory_lock("bill"):
+            assert other.stats().in_use == 3
+
+
 def test_a_backend_terminated_after_the_first_statement_surfaces_and_is_no_unknown_outcome(
     db: Database, reliakit_dsn: str, recording_listener: RecordingListener
 ) -> None:
