@@ -53,6 +53,10 @@ def serve(app: WSGIApplication, listener: socket.socket, threads: int, stopping:
         threads=threads,
         ident=None,
         asyncore_use_poll=True,
+        # By default one client that opens a hundred connections and says nothing keeps everybody out for two minutes.
+        connection_limit=500,
+        channel_timeout=15,
+        cleanup_interval=5,
         clear_untrusted_proxy_headers=False,  # protect() and TRUSTED_PROXIES decide who is believed
     )
     while not stopping.is_set():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx2
 import pytest
@@ -136,6 +138,14 @@ def test_the_server_does_not_decide_who_the_client_is(employee):
     # waitress would take the header away.
     assert employee.client.get("/employees", headers={"X-Forwarded-For": "203.0.113.78"}).status_code == 401
     assert "203.0.113.78" in employee.log
+
+
+def test_connections_on_which_nobody_speaks_keep_nobody_out(employee):
+    host, port = employee.url.removeprefix("http://").split(":")
+    with ExitStack() as silent:
+        for _ in range(150):
+            silent.enter_context(socket.create_connection((host, int(port)), timeout=20.0))
+        assert httpx2.get(f"{employee.url}/health", timeout=20.0).status_code == 200
 
 
 def test_personal_data_goes_in_and_not_into_the_log(employee, client, department):
