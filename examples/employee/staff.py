@@ -102,6 +102,9 @@ class Staff(Repository):
 
     @transactional(operation="change_employee")
     def change(self, employee_id: UUID, *, name: str | None, email: str | None) -> Employee | None:
+        # Of two who take an address at once, the later one meets the constraint, and this once it is asked for again.
+        if self.db.fetch_one("SELECT FROM employee WHERE email = %s AND id <> %s", (email, employee_id)) is not None:
+            raise RefusedError("this address is in use")
         row = self.db.fetch_one(
             "UPDATE employee SET name = coalesce(%s, name), email = coalesce(%s, email)"
             f" WHERE id = %s RETURNING {_EMPLOYEE}",

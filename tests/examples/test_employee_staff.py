@@ -42,6 +42,14 @@ def test_a_name_is_given_once(staff, department):
     assert staff.add_department("research", 1) is None
 
 
+def test_nobody_is_given_the_address_of_somebody_else(staff, department):
+    ada, bob = (hire(staff, department, 1) for _ in range(2))
+    with pytest.raises(RefusedError, match="address is in use"):
+        staff.change(ada.id, name=None, email=bob.email)
+    assert staff.change(ada.id, name="Ada L.", email=ada.email).name == "Ada L."
+    assert staff.change(ada.id, name="Ada", email=None).email == ada.email
+
+
 def test_hiring_beyond_the_budget_is_refused_and_leaves_no_trace(staff, department):
     with pytest.raises(RefusedError, match="budget"):
         hire(staff, department, 100_001)
