@@ -64,10 +64,6 @@ class Connections(Generic[C]):
         """Return a new connection that is ready for requests."""
         raise NotImplementedError
 
-    def _may_stay(self, line: C) -> bool:
-        """Return whether a connection that was used awaits the next request."""
-        raise NotImplementedError
-
     def _drop(self, line: C) -> None:
         """Close a connection without waiting for the server."""
         raise NotImplementedError
@@ -81,7 +77,8 @@ class Connections(Generic[C]):
 
     def open(self) -> None:
         """Connect, if there is no connection yet."""
-        self._put(self._take(SYSTEM_CLOCK.monotonic() + max(CONNECTING, self._timeout)))
+        line = self._take(SYSTEM_CLOCK.monotonic() + max(CONNECTING, self._timeout))
+        self._put(line, is_good=True)
 
     def close(self) -> None:
         """Close the connections; those in use are closed when they come back."""
@@ -160,10 +157,11 @@ class Connections(Generic[C]):
             return
         with self._lock:
             self._young_until = 0.0
-        self._put(line)
+        self._put(line, is_good=True)
 
-    def _put(self, line: C) -> None:
-        is_kept = self._may_stay(line) and not self._is_closed
+    def _put(self, line: C, *, is_good: bool) -> None:
+        """Give a connection back, of which `is_good` says whether it awaits the next request."""
+        is_kept = is_good and not self._is_closed
         if is_kept:
             # Before it looks for waiters, as they look for it after they are listed: one of the two sees the other.
             self._idle.append(line)

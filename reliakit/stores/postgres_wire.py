@@ -63,7 +63,7 @@ class ThreadConnections(Connections[Line]):
         try:
             return self._setup.run(line, request, until)
         finally:
-            self._put(line)
+            self._put(line, is_good=line.is_idle)
 
     def _connect(self) -> Line:
         connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=int(CONNECTING))
@@ -74,9 +74,6 @@ class ThreadConnections(Connections[Line]):
             line.finish()
             raise
         return line
-
-    def _may_stay(self, line: Line) -> bool:
-        return line.is_idle
 
     def _drop(self, line: Line) -> None:
         line.finish()

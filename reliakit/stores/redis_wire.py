@@ -24,6 +24,7 @@ from reliakit.stores.connections import Connections
 from reliakit.stores.ticks import Pipe, PooledTicks, Telling
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from reliakit.stores.redis_scripts import Script
@@ -170,9 +171,11 @@ class BlockingWire(Connections["_Line"]):
         line.has_answered = False
         try:
             reply = line.ask(request.call.packed(request.keys), until)
-            return line.ask(request.call.whole(request.keys), until) if is_unknown(reply) else reply
+            if isinstance(reply, Exception) and is_unknown(reply):
+                reply = line.ask(request.call.whole(request.keys), until)
+            return reply
         finally:
-            self._put(line)
+            self._put(line, is_good=line.is_open)
 
     def _connect(self) -> _Line:
         connection = self._library.connection()
@@ -182,9 +185,6 @@ class BlockingWire(Connections["_Line"]):
             connection.disconnect()
             raise
         return _Line(connection)
-
-    def _may_stay(self, line: _Line) -> bool:
-        return line.is_open
 
     def _drop(self, line: _Line) -> None:
         line.close()
@@ -225,32 +225,32 @@ class _Socket:
 
     __slots__ = ("_is_fresh", "_socket", "_until", "sendall")
 
-    def __init__(self, socket: Any, seconds: float) -> None:
-        self._socket = socket
+    def __init__(self, connected: socket.socket, seconds: float) -> None:
+        self._socket: socket.socket = connected
         self._until = SYSTEM_CLOCK.monotonic() + seconds
         self._is_fresh = False
-        self.sendall: Any = socket.sendall
+        self.sendall = connected.sendall
 
     def send(self, packed: bytes, until: float) -> None:
         """Send a request whose answer may take until `until`. One request never fills the socket's buffer."""
         self._until = until
         self._hurry()
         self.sendall(packed)
-        self._is_fresh = True
+        self._is_fresh = True  # so that the answer's first piece, which is all as a rule, needs no look at the clock
 
-    def recv(self, *args: Any) -> Any:
+    def recv(self, size: int, *flags: int) -> bytes:
         if self._is_fresh:
             self._is_fresh = False
         else:
             self._hurry()
-        return self._socket.recv(*args)
+        return self._socket.recv(size, *flags)
 
-    def recv_into(self, *args: Any) -> Any:
+    def recv_into(self, buffer: Any, *more: int) -> int:
         if self._is_fresh:
             self._is_fresh = False
         else:
             self._hurry()
-        return self._socket.recv_into(*args)
+        return self._socket.recv_into(buffer, *more)
 
     def _hurry(self) -> None:
         left = self._until - SYSTEM_CLOCK.monotonic()
