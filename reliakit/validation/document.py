@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urldefrag, urljoin
 
 from reliakit.core.errors import ConfigurationError
 
-__all__ = ["Document", "Step", "check_drafts", "node_at"]
+__all__ = ["Document", "Json", "Step", "check_drafts", "node_at"]
 
-Step = tuple[Mapping[str, Any], list[str]]
+Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | float | None
+Step: TypeAlias = tuple[Mapping[str, Json], list[str]]
 
 _DRAFTS = frozenset(
     {
@@ -49,9 +50,9 @@ class Document:
         resources: Other documents by their URI.
     """
 
-    def __init__(self, root: object, resources: Mapping[str, object]) -> None:
+    def __init__(self, root: Json, resources: Mapping[str, Json]) -> None:
         self._root = root
-        self._by_uri: dict[str, object] = dict(resources)
+        self._by_uri = dict(resources)
         for base, document in ((_id_of(root), root), *resources.items()):
             self._index(base, document)
         # A schema has few paths, however many values it refuses; following one costs as much as everything else.
@@ -64,7 +65,7 @@ class Document:
         """
         return self._known(path)
 
-    def options(self) -> Iterator[object]:
+    def options(self) -> Iterator[Json]:
         """Yield the values that each `enum` and `const` allows."""
         for document in (self._root, *self._by_uri.values()):
             for node in _nodes(document):
@@ -77,52 +78,50 @@ class Document:
         while todo:
             node, resource, base, in_choice = todo.pop()
             if isinstance(node, list):
-                todo.extend((child, resource, base, in_choice) for child in cast("list[object]", node))
-            if not isinstance(node, dict) or (id(cast("object", node)), in_choice) in seen:
+                todo.extend((child, resource, base, in_choice) for child in node)
+            if not isinstance(node, dict) or (id(node), in_choice) in seen:
                 continue
-            mapping = cast("dict[str, object]", node)
-            seen.add((id(mapping), in_choice))
-            if in_choice and any(isinstance(mapping.get(keyword), dict | list | str) for keyword in _OF_MANY):
+            seen.add((id(node), in_choice))
+            if in_choice and any(isinstance(node.get(keyword), dict | list | str) for keyword in _OF_MANY):
                 return True
-            if mapping is not resource and _id_of(mapping):
-                resource, base = mapping, urljoin(base, _id_of(mapping))
-            for key, child in mapping.items():
+            if node is not resource and _id_of(node):
+                resource, base = node, urljoin(base, _id_of(node))
+            for key, child in node.items():
                 if key in _REFERENCES and isinstance(child, str):
                     todo.append((*self._follow(child, resource, base), in_choice))
                 elif key in _NAMES and isinstance(child, dict):
-                    schemas = cast("dict[str, object]", child).values()
-                    todo.extend((schema, resource, base, in_choice) for schema in schemas)
+                    todo.extend((schema, resource, base, in_choice) for schema in child.values())
                 elif key not in _VALUES:
                     todo.append((child, resource, base, in_choice or key in _CHOICES))
         return False
 
-    def _index(self, base: str, document: object) -> None:
+    def _index(self, base: str, document: Json) -> None:
         # Stores the nodes with an `$id` of their own, which references refer to.
         todo = [(base, document)]
         while todo:
             here, node = todo.pop()
             if isinstance(node, dict):
-                mapping = cast("dict[str, object]", node)
-                own = _id_of(mapping)
+                own = _id_of(node)
                 if own:
                     here = urldefrag(urljoin(here, own)).url
-                    self._by_uri.setdefault(here, mapping)
-                todo.extend((here, child) for key, child in mapping.items() if key not in _VALUES)
+                    self._by_uri.setdefault(here, node)
+                todo.extend((here, child) for key, child in node.items() if key not in _VALUES)
             elif isinstance(node, list):
-                todo.extend((here, child) for child in cast("list[object]", node))
+                todo.extend((here, child) for child in node)
 
     def _walk(self, path: tuple[str | int, ...]) -> list[Step]:
-        node, resource, base = self._root, self._root, _id_of(self._root)
+        node: Json = self._root
+        resource: Json = self._root
+        base = _id_of(resource)
         found: list[Step] = []
         in_names = False  # the keys of this mapping are names, not keywords
         for place, segment in enumerate(path):
             if isinstance(node, list) and isinstance(segment, int):
-                items = cast("list[object]", node)
-                node = items[segment] if segment < len(items) else None
+                node = node[segment] if segment < len(node) else None
                 continue
             if not isinstance(node, dict):
                 break
-            mapping = cast("dict[str, object]", node)
+            mapping: dict[str, Json] = node
             node = mapping.get(str(segment))
             if in_names:
                 in_names = False
@@ -135,7 +134,7 @@ class Document:
                 node, resource, base = self._follow(node, resource, base)
         return found
 
-    def _follow(self, reference: str, resource: object, base: str) -> tuple[object, object, str]:
+    def _follow(self, reference: str, resource: Json, base: str) -> tuple[Json, Json, str]:
         uri, fragment = urldefrag(reference)
         if uri:
             base = urljoin(base, uri)
@@ -148,26 +147,26 @@ def _without_references(rest: tuple[str | int, ...]) -> list[str]:
     return [str(segment) for segment in rest[start:]]
 
 
-def _id_of(node: object) -> str:
-    found = cast("dict[str, object]", node).get("$id") if isinstance(node, dict) else None
+def _id_of(node: Json) -> str:
+    found = node.get("$id") if isinstance(node, dict) else None
     return found if isinstance(found, str) else ""
 
 
-def node_at(document: object, pointer: str) -> object:
+def node_at(document: Any, pointer: str) -> Json:
     """Return the node that a JSON Pointer refers to, or None."""
-    node = document
+    node: Json = document
     for token in pointer.split("/")[1:]:
         key = token.replace("~1", "/").replace("~0", "~")
         if isinstance(node, dict):
-            node = cast("dict[str, object]", node).get(key)
-        elif isinstance(node, list | tuple) and key.isdecimal() and int(key) < len(cast("list[object]", node)):
-            node = cast("list[object]", node)[int(key)]
+            node = node.get(key)
+        elif isinstance(node, list | tuple) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
         else:
             return None
     return node if not pointer or pointer.startswith("/") else None
 
 
-def check_drafts(root: object, resources: Mapping[str, object]) -> None:
+def check_drafts(root: Json, resources: Mapping[str, Json]) -> None:
     """Refuse a `$schema` that names no published draft and no document of `resources`.
 
     Raises:
@@ -184,19 +183,18 @@ def check_drafts(root: object, resources: Mapping[str, object]) -> None:
                 )
 
 
-def _resources_in(document: object) -> Iterator[Mapping[str, Any]]:
+def _resources_in(document: Json) -> Iterator[Mapping[str, Json]]:
     for node in _nodes(document):
         if node is document or _id_of(node):
             yield node
 
 
-def _nodes(document: object) -> Iterator[Mapping[str, Any]]:
+def _nodes(document: Json) -> Iterator[dict[str, Json]]:
     todo = [document]
     while todo:
         node = todo.pop()
         if isinstance(node, dict):
-            mapping = cast("dict[str, object]", node)
-            yield mapping
-            todo.extend(child for key, child in mapping.items() if key not in _VALUES)
+            yield node
+            todo.extend(child for key, child in node.items() if key not in _VALUES)
         elif isinstance(node, list):
-            todo.extend(cast("list[object]", node))
+            todo.extend(node)

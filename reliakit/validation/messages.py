@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from reliakit.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from reliakit.validation.document import Step
+    from reliakit.validation.document import Json, Step
 
 __all__ = ["Catalogue", "Messages", "Template", "from_schema", "suggestion"]
 
@@ -213,17 +213,18 @@ def from_schema(steps: list[Step], keyword: str, params: Mapping[str, object]) -
         if isinstance(given, str):
             return given
         if isinstance(given, dict):
-            text = _by_keyword(cast("dict[str, object]", given), rest, keyword, params)
+            text = _by_keyword(given, rest, keyword, params)
             if text is not None:
                 return text
     return None
 
 
-def _by_keyword(given: dict[str, object], rest: list[str], keyword: str, params: Mapping[str, object]) -> str | None:
+def _by_keyword(given: dict[str, Json], rest: list[str], keyword: str, params: Mapping[str, object]) -> str | None:
     own = len(rest) == 1
     found = given.get(keyword if own else rest[0])
     if isinstance(found, dict):
-        found = cast("dict[object, object]", found).get(params.get("property") if own else rest[1])
+        name = params.get("property") if own else rest[1]
+        found = found.get(name) if isinstance(name, str) else None
     if found is None and own:
         found = given.get("_")
     return found if isinstance(found, str) else None
@@ -234,7 +235,7 @@ def suggestion(name: str, steps: list[Step]) -> str | None:
     if not steps or len(steps[-1][1]) != 1 or len(name) > 64:  # comparing takes quadratic time
         return None
     properties = steps[-1][0].get("properties")
-    if not isinstance(properties, dict) or len(cast("dict[str, object]", properties)) > 200:
+    if not isinstance(properties, dict) or len(properties) > 200:
         return None
-    close = get_close_matches(name, cast("dict[str, object]", properties), n=1, cutoff=0.75)
+    close = get_close_matches(name, properties, n=1, cutoff=0.75)
     return close[0] if close else None
