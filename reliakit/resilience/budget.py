@@ -2,7 +2,7 @@
 
 ```
 calls    o o o o o o o o o o o o o o o o o o o o      20 under way
-retries  x x x x                                       4 of them may be tries beyond the first: ratio 0.2
+retries  x x x x                                       4 of them may be retries: ratio 0.2
 ```
 
 After failsafe-go's budget and the retry budgets of Finagle. A few may always run, for a service with few calls.
@@ -39,7 +39,7 @@ class RetryBudget:
 
     ```python
     with budget:                            # one call, however often it is tried
-        budget.acquire()                    # one more try, or RetryBudgetExceededError
+        budget.acquire()                    # one more attempt, or RetryBudgetExceededError
         budget.release()
     ```
 
@@ -85,7 +85,7 @@ class RetryBudget:
 
     @property
     def retries(self) -> int:
-        """How many tries beyond the first are under way or about to be."""
+        """How many attempts beyond the first are under way or about to be."""
         return len(self._retries)
 
     @property
@@ -94,7 +94,7 @@ class RetryBudget:
         return max(self.minimum, int(self.ratio * len(self._calls)))
 
     def offer(self) -> bool:
-        """Take a place for one more try and return True, or return False when there is none. Never waits."""
+        """Take a place for one more attempt and return True, or return False when there is none. Never waits."""
         with self._lock:  # two threads that look at once must not both take the last place
             granted = len(self._retries) < self.limit
             if granted:
@@ -104,7 +104,7 @@ class RetryBudget:
         return granted
 
     def acquire(self) -> None:
-        """Take a place for one more try; the caller must release it.
+        """Take a place for one more attempt; the caller must release it.
 
         Raises:
             RetryBudgetExceededError: The budget is spent.
@@ -116,7 +116,7 @@ class RetryBudget:
             )
 
     def release(self) -> None:
-        """Give the place of a try back. Releasing once too often changes nothing."""
+        """Give the place of an attempt back. Releasing once too often changes nothing."""
         if self._retries:
             self._retries.pop()
 

@@ -27,7 +27,7 @@ __all__ = ["FailedResponse", "HostPolicies", "HostPolicy", "is_failure"]
 HostPolicy: TypeAlias = Policy | Part | Callable[[str], Policy | Part]
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _REPEATING = (Retry, Hedge)
-# A server that does not implement the method or the HTTP version will not do so on the next try either.
+# A server that does not implement the method or the HTTP version will not do so at the next attempt either.
 _FINAL = frozenset({501, 505})
 _DEFAULT_HOSTS = 256
 

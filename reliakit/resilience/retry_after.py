@@ -1,4 +1,4 @@
-"""How long an error or a response asks us to wait before the next try.
+"""How long an error or a response asks us to wait before the next attempt.
 
 ```
 error.retry_after                      our own rejections, and clients that carry it as a number
