@@ -33,8 +33,8 @@ class Frame(weakref.ref["Handle"]):
     It holds its transaction weakly, so an abandoned block takes its transaction with it.
     """
 
-    __slots__ = ("outer", "owner", "realm")
-    realm: object  # the database
+    __slots__ = ("database", "outer", "owner")
+    database: object  # its engine
     owner: Owner
     outer: Frame | None
 
@@ -52,13 +52,13 @@ innermost: Callable[[], Frame | None] = _frame.get
 enter_frame: Callable[[Frame | None], Token[Frame | None]] = _frame.set
 
 
-def push(realm: object, transaction: Handle, owner: Owner) -> Frame:
+def push(database: object, transaction: Handle, owner: Owner) -> Frame:
     """Enter a transaction in this context."""
     outer = _frame.get()
     while outer is not None and outer.running() is None:
         outer = outer.outer  # left behind by a block that was abandoned or interrupted
     frame = Frame(transaction)
-    frame.realm, frame.owner, frame.outer = realm, owner, outer
+    frame.database, frame.owner, frame.outer = database, owner, outer
     _frame.set(frame)
     return frame
 
@@ -69,11 +69,11 @@ def pop(frame: Frame) -> None:
         _frame.set(frame.outer)
 
 
-def frame_of(realm: object) -> tuple[Handle, bool] | None:
+def frame_of(database: object) -> tuple[Handle, bool] | None:
     """Return the running transaction of this database in this context, and whether the caller owns it."""
     frame = _frame.get()
     while frame is not None:
-        if frame.realm is realm:
+        if frame.database is database:
             transaction = frame.running()
             if transaction is not None:
                 return transaction, frame.owner is owner_here()

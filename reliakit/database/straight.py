@@ -105,7 +105,7 @@ async def enter(engine: Engine, options: TransactionOptions, attempt: Attempt) -
     entered.step, entered.work = BEGIN, work
     entered.transaction = entered.outer = transaction
     frame = entered.frame = Frame(transaction)  # as `push`, when there is no other frame
-    frame.realm, frame.owner, frame.outer = engine, owner, None
+    frame.database, frame.owner, frame.outer = engine, owner, None
     enter_frame(frame)
     audience = checkouts.audience
     if attempt.told and lease.slot is not None:
