@@ -33,8 +33,8 @@ _FAILED: Final = int(pq.ExecStatus.FATAL_ERROR)
 _SYNC: Final = int(pq.ExecStatus.PIPELINE_SYNC)
 _IDLE: Final = int(pq.TransactionStatus.IDLE)
 _HOLDS: Final = int(pq.ConnStatus.OK)
-# Errors of transactions that collided: under another isolation than READ COMMITTED, or in a deadlock.
-_MET: Final = frozenset({"40001", "40P01"})
+# Errors of transactions that lost a race: under another isolation than READ COMMITTED, or in a deadlock.
+_CONFLICTS: Final = frozenset({"40001", "40P01"})
 # Nobody loses a race at this isolation level; a session that is not ours may have another one by default.
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE"
 # A statement that the session has forgotten (DISCARD ALL, a pooler), or that another client has prepared.
@@ -125,16 +125,16 @@ class Line:
     def run(self, request: Request, until: float) -> list[int]:
         """Run a statement in a thread, until `until` on the monotonic clock."""
         pg = self._pg
-        (statement, params), attempt, has_met = request, 1, False
+        (statement, params), attempt, had_conflict = request, 1, False
         while True:
-            if has_met:
+            if had_conflict:
                 self.ask(_BEGIN, until)
             if statement.name in self._known:
                 pg.send_query_prepared(statement.name, params, statement.formats)
             else:
                 pg.send_prepare(statement.name, statement.text)
             reply = self._reply(statement, self._wait(until))
-            if has_met:
+            if had_conflict:
                 self.ask("COMMIT", until)  # which rolls back what has failed
             if isinstance(reply, list):
                 return reply
@@ -142,7 +142,7 @@ class Line:
                 if not self._may_go_on(statement, reply) or attempt == _ATTEMPTS:
                     raise reply
                 attempt += 1
-                has_met = has_met or _has_met(reply)
+                had_conflict = had_conflict or _is_conflict(reply)
 
     async def exchange(self, requests: Sequence[Request], tell: Telling) -> None:
         """Run statements in a task, each in a transaction of its own, in one round trip; tell each answer at once.
@@ -172,10 +172,10 @@ class Line:
             else:
                 tell(at, reply)
 
-        met = [at for at, error in left.items() if _has_met(error)]
-        others = [at for at in left if at not in met]
+        conflicts = [at for at, error in left.items() if _is_conflict(error)]
+        others = [at for at in left if at not in conflicts]
         await self._piped([requests[at] for at in others], lambda at, reply: hear(others[at], reply))
-        for at in met:
+        for at in conflicts:
             replies: dict[int, Reply] = {}
             await self.aask(_BEGIN)
             await self._piped([requests[at]], replies.__setitem__)
@@ -263,13 +263,13 @@ class Line:
         elif sqlstate == _UNKNOWN:
             self._known.discard(statement.name)
         else:
-            return _has_met(error)
+            return _is_conflict(error)
         return True
 
 
-def _has_met(error: object) -> bool:
+def _is_conflict(error: object) -> bool:
     """Return whether a statement lost a race, so that it may be run again."""
-    return getattr(error, "sqlstate", None) in _MET
+    return getattr(error, "sqlstate", None) in _CONFLICTS
 
 
 async def _ready(fileno: int, *, writing: bool) -> None:
