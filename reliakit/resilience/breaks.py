@@ -68,11 +68,6 @@ class BreakLength:
             _log.exception("reset_timeout of circuit breaker %r raised; it opens for %g s", self._name, FALLBACK)
             return FALLBACK
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether the dependency itself is asked how long to leave it alone."""
-        return self._open_for is not None
-
     def asked_by(self, failure: object) -> float | None:
         """Return for how many seconds this error or failing result asks to be left alone, or None if it does not."""
         if self._open_for is None or failure is None:
