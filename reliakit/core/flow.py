@@ -1,4 +1,4 @@
-"""Waiting sequences, written once as `async def` and run in both colours.
+"""Waiting sequences, written once as `async def` and run in threads and in tasks.
 
 ```
 async def begin(io): ...            the one text

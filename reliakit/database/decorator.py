@@ -76,7 +76,7 @@ def transactional(
 
     Raises:
         ConfigurationError: At decoration, for a generator, a class or a wrong setting; at the call, if the object has
-            no `db`, or one of the other colour.
+            no `db`, or an AsyncDatabase for a plain method or a Database for an async one.
     """
     decorator = _decorator(_db_of, options_from(locals()), retry)
     return decorator if fn is None else decorator(fn)

@@ -234,7 +234,7 @@ class Outbox:
             listeners: Called with this relay's events, besides the process-wide listeners.
 
         Raises:
-            ConfigurationError: A setting is wrong, or the handler's colour is not the database's.
+            ConfigurationError: A setting is wrong, or only one of handler and database is async.
         """
         asynchronous = isinstance(db, AsyncDatabase)
         shipping = Shipping(

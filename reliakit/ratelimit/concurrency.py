@@ -118,7 +118,7 @@ class ConcurrencyLimiter:
         tell_after_fork(self, "begin_anew")
 
     def __call__(self, fn: F) -> F:
-        """Decorate a function, method, generator or coroutine function. Its signature stays, and so does its colour.
+        """Decorate a function, method, generator or coroutine function. It stays what it is, with its signature.
 
         Raises:
             ConfigurationError: `fn` is a class, a coroutine object or not callable.

@@ -87,11 +87,11 @@ class _Composed:
         raise NotImplementedError
 
     def __call__(self, fn: F) -> F:
-        """Decorate a function, method, generator or coroutine function. Its signature stays, and so does its colour.
+        """Decorate a function, method, generator or coroutine function. It stays what it is, with its signature.
 
         Raises:
             ConfigurationError: `fn` is a class, a coroutine object or not callable, or a pattern does not apply to
-                functions of its colour.
+                such functions.
         """
         if isinstance(fn, staticmethod | classmethod):
             method = cast("staticmethod[..., Any] | classmethod[Any, ..., Any]", fn)

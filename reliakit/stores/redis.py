@@ -56,10 +56,10 @@ class RedisStore(RemoteStore):
 
     Args:
         source: An address (redis://, rediss://, unix://, valkey://, valkeys://), or a client of redis-py or
-            valkey-py. With an address the store has connections of its own for both colours, and a thread's decision
-            keeps to its deadline. A client keeps its own settings: give it short timeouts. An asynchronous client
-            serves tasks of its loop; a plain one serves threads, and tasks through threads. Clients of clusters and
-            sentinels work too.
+            valkey-py. With an address the store has connections of its own for threads and for tasks, and a
+            thread's decision keeps to its deadline. A client keeps its own settings: give it short timeouts. An
+            asynchronous client serves tasks of its loop; a plain one serves threads, and tasks through threads.
+            Clients of clusters and sentinels work too.
         prefix: What every key begins with.
         lease: How many units of a key to take at once and spend in this process without asking the server again; what
             is left goes back at `close()`. Each process may then admit up to that many too many within one period,

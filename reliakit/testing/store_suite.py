@@ -142,7 +142,7 @@ class Kept:
 
 
 class Driven:
-    """A store's decisions as plain calls, in one colour."""
+    """A store's decisions as plain calls, made in threads or in tasks."""
 
     def __init__(self, kept: Kept, runner: asyncio.Runner | None) -> None:
         self.kept = kept
@@ -182,7 +182,7 @@ class StoreSuite:
 
     @pytest.fixture
     def decide(self, runner: asyncio.Runner | None) -> Driven:
-        """Return the store's decisions, in both colours."""
+        """Return the store's decisions, in threads and in tasks."""
         return Driven(self.kept(), runner)
 
     def test_it_admits_up_to_the_burst_and_tells_the_wait(self, decide: Driven) -> None:
