@@ -1,8 +1,7 @@
 """The two text formats that Prometheus reads, and which one a client asked for.
 
 Sources: the Prometheus text format 0.0.4 and OpenMetrics 1.0. Most of a line never changes, so a series keeps its
-    label
-text ready and a scrape only appends numbers.
+label text ready and a scrape only appends numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 class Exposition(NamedTuple):
-    """A rendered scrape.
+    """The metrics as text, as a scrape gets them.
 
     Attributes:
         body: The metrics, UTF-8.

@@ -116,7 +116,7 @@ class LoginAttempt:
         self._attempts.failed_login(self._source, self._account, self._keys.account, self.failures)
 
     def cancel(self) -> None:
-        """Give the reservation back: no password was checked, through no fault of the client's.
+        """Take the counted failure back: no password was checked, through no fault of the client's.
 
         Never call this because the client went away: hanging up before the answer would make guesses free.
 
