@@ -186,6 +186,36 @@ def test_whoever_steps_into_the_short_way_is_counted_and_so_is_the_decision(
     assert at > 4
 
 
+@pytest.mark.parametrize("limits", [("9/h",), ("9/h", "50/h")], ids=["gcra", "several"])
+@pytest.mark.parametrize("cost", [1, 2])
+def test_a_key_of_a_class_of_its_own_counts_as_its_text(limits: tuple[str, ...], cost: int) -> None:
+    class Folded(str):
+        __slots__ = ()
+        left = 0
+
+        def __hash__(self) -> int:
+            Folded.left -= 1
+            if Folded.left == 0:
+                limiter.hit("k")
+            return hash(self.lower())
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, str) and self.lower() == other.lower()
+
+    for at in range(1, 20):
+        limiter = RateLimiter(*limits, clock=ManualClock())
+        limiter.hit(Folded("k"))
+        limiter.hit("k")
+        Folded.left = at
+        limiter.hit(Folded("k"), cost)
+        others = Folded.left <= 0
+        Folded.left = 0
+        assert limiter.peek("k").remaining == 7 - cost - others, at
+        assert limiter.peek("K").remaining == 9
+        shelf = next(iter(cast("MemoryStore", limiter._store)._shelves.values()))
+        assert {type(key) for key in shelf.young} == {str}
+
+
 def test_a_reader_with_a_generation_from_long_ago_decides_anew() -> None:
     class Slow(ManualClock):
         meanwhile: Callable[[], object] = staticmethod(lambda: None)

@@ -8,8 +8,11 @@ LONGEST_KEY = 200
 
 
 def short(key: str) -> str:
-    """Return a key as it is kept: itself, or its hash if it is too long."""
-    return key if len(key) <= LONGEST_KEY else hashed(key)
+    """Return a key as it is kept: its text, or its hash if it is too long.
+
+    A class of texts may have methods that a look into a dictionary would call.
+    """
+    return str.__str__(key) if len(key) <= LONGEST_KEY else hashed(key)
 
 
 def hashed(key: str) -> str:

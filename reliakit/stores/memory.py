@@ -100,7 +100,7 @@ class MemoryStore:
 
     def apply(self, op: Op, plan: Plan, key: str, cost: int, patience: int = 0, /) -> Answer:
         """Decide in one atomic step; see `Store.apply`."""
-        if len(key) > LONGEST_KEY:
+        if type(key) is not str or len(key) > LONGEST_KEY:
             key = short(key)
         now = self._now()
         machine, shelf = self._plans.get(plan.space) or self._plan(plan)
