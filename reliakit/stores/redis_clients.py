@@ -13,6 +13,8 @@ from reliakit.stores.redis_wire import is_lost, is_unknown
 from reliakit.stores.ticks import Telling, Ticks
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reliakit.stores.redis_wire import Request
 
 __all__ = ["ClientBlockingWire", "ClientTickWire", "is_async"]
@@ -55,48 +57,46 @@ class ClientTickWire(Ticks):
         """Leave the client to its owner."""
 
     async def _exchange(self, requests: list[Request], tell: Telling) -> None:
-        if self._is_cluster:
-            # Of several that come first each would look for the nodes anew, and close what the others have just made.
-            await self._client.initialize()
+        if not self._is_cluster:
+            await self._ask(requests, range(len(requests)), tell)
+            return
+        # Of several that come first each would look for the nodes anew, and close what the others have just made.
+        await self._client.initialize()
+        nodes: dict[str, list[int]] = {}
+        for at, request in enumerate(requests):
+            nodes.setdefault(self._client.get_node_from_key(request.keys[0]).name, []).append(at)
+        await asyncio.gather(*[self._ask_node(requests, places, tell) for places in nodes.values()])
+
+    async def _ask_node(self, requests: list[Request], places: list[int], tell: Telling) -> None:
+        """Ask a node of a cluster; who asked the others does not wait for it."""
+        try:
+            await self._ask(requests, places, tell)
+        except Exception as error:  # noqa: BLE001 - raised where its tasks wait
+            for at in places:
+                tell(at, error)
+
+    async def _ask(
+        self, requests: list[Request], places: Sequence[int], tell: Telling, *, whole: bool = False
+    ) -> None:
+        """Ask what stands in these places, in one round trip, and once more what the server does not know."""
+        replies = await self._replies([requests[at] for at in places], whole=whole)
         unknown: list[int] = []
-        for at, reply in enumerate(await self._all(requests, whole=False)):
-            if is_unknown(reply):
+        for at, reply in zip(places, replies, strict=True):
+            if not whole and is_unknown(reply):
                 unknown.append(at)
             else:
                 tell(at, reply)
         if unknown:
-            whole = await self._all([requests[at] for at in unknown], whole=True)
-            for at, reply in zip(unknown, whole, strict=True):
-                tell(at, reply)
+            await self._ask(requests, unknown, tell, whole=True)
 
-    async def _all(self, requests: list[Request], *, whole: bool) -> list[Any]:
-        if len(requests) == 1:
-            return await self._singly(requests, whole=whole)
-        if not self._is_cluster:
-            return await self._piped(requests, whole=whole)
-        nodes: dict[str, list[int]] = {}
-        for at, request in enumerate(requests):
-            nodes.setdefault(self._client.get_node_from_key(request.keys[0]).name, []).append(at)
-        replies: list[Any] = [None] * len(requests)
-
-        async def ask(places: list[int]) -> None:
-            given = await self._of_node([requests[at] for at in places], whole=whole)
-            for at, reply in zip(places, given, strict=True):
-                replies[at] = reply
-
-        await asyncio.gather(*[ask(places) for places in nodes.values()])
-        return replies
-
-    async def _of_node(self, requests: list[Request], *, whole: bool) -> list[Any]:
-        """Return what one node of a cluster replies, over one connection."""
-        try:
+    async def _replies(self, requests: list[Request], *, whole: bool) -> list[Any]:
+        if len(requests) > 1:
             replies = await self._piped(requests, whole=whole)
-        except Exception as error:  # noqa: BLE001 - raised where its tasks wait; other nodes' replies stand
-            return [error] * len(requests)
-        # The connection had long been dead, so nothing was counted: in this way the client finds the node again.
-        if all(is_lost(reply) for reply in replies):
-            return await self._singly(requests, whole=whole)
-        return replies
+            # Of a node whose connection had long been dead, so that nothing was counted: the client finds it again.
+            if not self._is_cluster or not all(is_lost(reply) for reply in replies):
+                return replies
+        pending = [self._client.execute_command(*_words(request, whole=whole)) for request in requests]
+        return await asyncio.gather(*pending, return_exceptions=True)
 
     async def _piped(self, requests: list[Request], *, whole: bool) -> list[Any]:
         async with self._client.pipeline(transaction=None if self._is_cluster else False) as pipeline:
@@ -104,10 +104,6 @@ class ClientTickWire(Ticks):
                 pipeline.execute_command(*_words(request, whole=whole))
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
             return replies
-
-    async def _singly(self, requests: list[Request], *, whole: bool) -> list[Any]:
-        pending = [self._client.execute_command(*_words(request, whole=whole)) for request in requests]
-        return await asyncio.gather(*pending, return_exceptions=True)
 
 
 def _words(request: Request, *, whole: bool) -> tuple[Any, ...]:

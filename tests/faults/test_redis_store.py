@@ -415,6 +415,7 @@ class Cluster:
     """Three nodes of which each has every third slot."""
 
     def __init__(self, servers: list[EmbeddedRedis]) -> None:
+        self.servers = servers
         self.nodes = [redis.Redis.from_url(server.url) for server in servers]
         self.url = f"redis://:secret@127.0.0.1:{servers[0].port}"
         for at, node in enumerate(self.nodes):
@@ -542,6 +543,26 @@ def test_tasks_of_one_tick_share_a_connection_to_each_node_of_a_cluster_and_find
         return remaining
 
     assert asyncio.run(in_tasks()) == [9, 8, 7]
+
+
+def test_a_node_of_a_cluster_that_stalls_keeps_nobody_from_the_replies_of_the_others(cluster: Cluster) -> None:
+    keys = [f"stalled:{number}" for number in range(12)]
+    assert {cluster.slot(key) % 3 for key in keys} == {0, 1, 2}
+    others = [key for key in keys if cluster.slot(key) % 3]
+
+    async def in_tasks() -> list[int]:
+        async with redis.asyncio.RedisCluster.from_url(cluster.url, socket_timeout=60.0) as client:
+            store = RedisStore(client, timeout=20.0)
+            await asyncio.gather(*[store.aapply(Op.HIT, TEN, key, 1) for key in keys])
+            cluster.servers[0].pause()
+            try:
+                hits = {key: asyncio.create_task(store.aapply(Op.HIT, TEN, key, 1)) for key in keys}
+                return [(await hits[key]).remaining for key in others]
+            finally:
+                cluster.servers[0].resume()
+                await asyncio.gather(*hits.values(), return_exceptions=True)
+
+    assert asyncio.run(in_tasks()) == [8] * len(others)
 
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
