@@ -263,7 +263,8 @@ def test_too_many_invalid_tokens_are_told_as_such_and_keep_no_valid_one_out(auth
 
 
 def test_registrations_from_one_address_are_limited_and_nothing_else(auth):
-    home, neighbour = {"X-Forwarded-For": "2001:db8:7:7::1"}, {"X-Forwarded-For": "2001:db8:7:7::ffff"}
+    street = f"2001:db8:{uuid.uuid4().hex[:4]}:7"
+    home, neighbour = ({"X-Forwarded-For": f"{street}::{number}"} for number in (1, 2))
     before = auth.metric('reliakit_security_total{event="rate_limit"')
     answers = []
     # What is no registration costs one too. One comes back in three minutes, which no machine is slow enough for.
