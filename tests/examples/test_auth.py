@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from anyio import to_thread
 from running import ROOT, SECRET, bearer, environment
 
 from examples.auth import unlock
+from examples.auth.__main__ import listen
 from examples.auth.limits import login_guard
 from examples.auth.passwords import Passwords
 from examples.auth.settings import Settings
@@ -381,6 +383,15 @@ def test_a_method_that_is_not_allowed_is_told_which_are(auth):
     answer = auth.client.get("/register")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_body_does_not_wait_until_the_client_acknowledges_the_headers():
+    with (
+        listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 from running import bearer
 
+from examples.project.__main__ import listen
 from reliakit import SYSTEM_CLOCK
 
 
@@ -221,6 +223,15 @@ def test_a_page_shows_a_hundred_people_and_counts_them_all(project, client, proj
         connection.execute("UPDATE project SET head_count = 101 WHERE id = %s", (projects[0],))
     page = client.get(f"/projects/{projects[0]}").json()
     assert (len(page["members"]), page["head_count"]) == (100, 101)
+
+
+def test_a_body_does_not_wait_until_the_client_acknowledges_the_headers():
+    with (
+        listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
