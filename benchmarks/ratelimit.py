@@ -2,8 +2,8 @@
 
     python benchmarks/ratelimit.py [--quick]
 
-One limit, a refusal, two limits, in threads and in tasks; bytes for a key; how many of N get through from 8 threads.
-The limiter stands in twice; the second is the control. Where a peer limits one key only, a dictionary of its limiters
+One limit, a refusal, two limits, waiting for a slot that is free, in threads and in tasks; bytes for a key; how many
+of N get through from 8 threads. The limiter stands in twice; the second is the control. Where a peer limits one key only, a dictionary of its limiters
 stands for it; where it takes one limit only, two of its decisions stand for two limits. A token bucket stands beside
 gcra, which is one.
 
@@ -102,6 +102,14 @@ async def constant(_: str) -> bool:
     return True
 
 
+def acquiring(amount: int, per: int) -> Hit:
+    return limiter(amount, per).acquire
+
+
+def acquiring_awaited(amount: int, per: int) -> Hit:
+    return limiter(amount, per).aacquire
+
+
 def limits(amount: int, per: int, strategy: str, *, awaited: bool = False) -> Hit:
     module = import_module("limits.aio" if awaited else "limits")
     limiter = getattr(module.strategies, strategy)(module.storage.MemoryStorage())
@@ -109,16 +117,16 @@ def limits(amount: int, per: int, strategy: str, *, awaited: bool = False) -> Hi
     return lambda key: limiter.hit(item, key)
 
 
-def throttled(amount: int, per: int, using: str, *, awaited: bool = False) -> Hit:
+def throttled(amount: int, per: int, using: str, *, awaited: bool = False, timeout: float | None = None) -> Hit:
     module = import_module("throttled.asyncio" if awaited else "throttled")
     quota = module.rate_limiter.per_duration(import_module("datetime").timedelta(seconds=per), amount)
     store = module.MemoryStore(options={"MAX_SIZE": 10 * MANY})  # its default forgets all but 1024 keys
-    limiter = module.Throttled(using=using, quota=quota, store=store)
+    limiter = module.Throttled(using=using, quota=quota, store=store, timeout=timeout)
     hit: Hit = limiter.limit
     return hit
 
 
-def pyrate(amount: int, per: int, bucket: str, *, awaited: bool = False) -> Hit:
+def pyrate(amount: int, per: int, bucket: str, *, awaited: bool = False, blocking: bool = False) -> Hit:
     module = import_module("pyrate_limiter")
     rates = [module.Rate(amount, per * 1000)]
 
@@ -142,8 +150,8 @@ def pyrate(amount: int, per: int, bucket: str, *, awaited: bool = False) -> Hit:
 
     limiter = module.Limiter(Buckets())
     if awaited:
-        return lambda key: limiter.try_acquire_async(key, blocking=False)
-    return lambda key: limiter.try_acquire(key, blocking=False)
+        return lambda key: limiter.try_acquire_async(key, blocking=blocking)
+    return lambda key: limiter.try_acquire(key, blocking=blocking)
 
 
 def aiolimiter(amount: int, per: int) -> Hit:
@@ -197,6 +205,15 @@ AWAITED = {
         "throttled-py", "fixed_window", lambda n, s: throttled(n, s, "fixed_window", awaited=True)
     ),
     "pyrate gcra": Peer("pyrate-limiter", "gcra", lambda n, s: pyrate(n, s, "gcra", awaited=True)),
+    "aiolimiter": Peer("aiolimiter", "gcra", aiolimiter),
+}
+WAITING = {
+    "throttled gcra": Peer("throttled-py", "gcra", lambda n, s: throttled(n, s, "gcra", timeout=1.0)),
+    "pyrate gcra": Peer("pyrate-limiter", "gcra", lambda n, s: pyrate(n, s, "gcra", blocking=True)),
+}
+AWAITING = {
+    "throttled gcra": Peer("throttled-py", "gcra", lambda n, s: throttled(n, s, "gcra", awaited=True, timeout=1.0)),
+    "pyrate gcra": Peer("pyrate-limiter", "gcra", lambda n, s: pyrate(n, s, "gcra", awaited=True, blocking=True)),
     "aiolimiter": Peer("aiolimiter", "gcra", aiolimiter),
 }
 
@@ -257,6 +274,12 @@ def timed(loop: asyncio.AbstractEventLoop, *, quick: bool) -> dict[str, bool]:
             "reliakit": over_keys_awaited(ours_awaited(*MUCH, algorithm), loop),
             "reliakit, a burst running down": over_keys_awaited(ours_awaited(*RUNNING_DOWN, algorithm), loop),
         } | {name: over_keys_awaited(make(*MUCH), loop) for name, make in peers(AWAITED, algorithm).items()}
+    tables["gcra: acquire, a slot is free"] = {"reliakit": over_keys(acquiring(*MUCH))} | {
+        name: over_keys(make(*MUCH)) for name, make in peers(WAITING).items()
+    }
+    tables["gcra: acquire, a slot is free, awaited"] = {
+        "reliakit": over_keys_awaited(acquiring_awaited(*MUCH), loop)
+    } | {name: over_keys_awaited(make(*MUCH), loop) for name, make in peers(AWAITING).items()}
     tables["gcra: one limit, 1000 keys"]["the floor"] = over_keys(floor())
     awaited = {"the floor": floor_awaited(), "the floor of an await": constant}
     tables["gcra: one limit, awaited"] |= {name: over_keys_awaited(hit, loop) for name, hit in awaited.items()}
@@ -267,6 +290,14 @@ def timed(loop: asyncio.AbstractEventLoop, *, quick: bool) -> dict[str, bool]:
             if not name.startswith(("reliakit", "the floor")):
                 checks[f"{title}: {name} at least {TARGET:g}x slower"] = median >= TARGET * medians["reliakit"]
     return checks
+
+
+async def end_tasks() -> None:
+    """End what peers have left running."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def bytes_for_a_key(name: str, count: int) -> None:
@@ -360,6 +391,7 @@ def main() -> None:
     try:
         checks = timed(loop, quick=given.quick)
     finally:
+        loop.run_until_complete(end_tasks())
         loop.close()
     checks |= exact() | memory(quick=given.quick)
     print()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dis
 import itertools
 import signal
@@ -16,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interloper import Interloper, breaks
 
-from reliakit import Event, subscribe
-from reliakit.core.events import LimitDenied
+from reliakit import ConfigurationError, DeadlineExceededError, Event, RateLimitedError, deadline, subscribe
+from reliakit.core.events import LimitDenied, LimitWaited
 from reliakit.ratelimit import Limit, RateLimiter
 from reliakit.stores import MemoryStore, memory
 from reliakit.stores.algorithms import machine_for
@@ -259,6 +260,55 @@ def under_lock(store: MemoryStore) -> Callable[..., bool]:
         return put(*args)
 
     return checked
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("limits", [("2/s",), ("2/s", "9/min"), (Limit(2, 1, algorithm="sliding_log"),)])
+async def test_the_short_way_leads_only_to_a_slot_that_nobody_waits_for(limits: tuple[Any, ...]) -> None:
+    clock = ManualClock()
+    limiter = RateLimiter(*limits, clock=clock)
+    # Who hears every decision hears of it the long way.
+    slow = RateLimiter(*limits, clock=clock, listeners=[lambda _: None])
+    for each in ("k", "k", "other", "other"):
+        assert limiter.hit(each) == slow.hit(each)
+    clock.advance(60.0)
+    for each in ("k", "k", "other"):
+        assert limiter.acquire(each) == slow.acquire(each)
+    tasks = [asyncio.create_task(limiter.aacquire("k")) for _ in range(2)]
+    await clock.await_for_sleepers(2)
+    first, last = tasks
+    first.cancel()
+    await asyncio.wait([first])
+    began = clock.monotonic()
+    heir = asyncio.create_task(limiter.aacquire("k"))  # takes the place of the one that has left, before the last one
+    assert await limiter.aacquire("other")
+    await clock.await_for_sleepers(2)
+    clock.advance(5.0)
+    await asyncio.gather(heir, last)
+    assert began < clock.monotonic()
+    stats = limiter.stats()
+    assert (stats.admitted, stats.denied, stats.waiting) == (11, 0, 0)
+
+
+def test_the_short_way_to_a_slot_keeps_what_acquire_promises() -> None:
+    heard: list[Event] = []
+    clock = ManualClock()
+    limiter = RateLimiter("3/h", clock=clock)
+    warm(limiter)
+    with subscribe(heard.append, LimitWaited):
+        limiter.acquire("k")
+    assert [type(event) for event in heard] == [LimitWaited]
+    with pytest.raises(RateLimitedError):
+        limiter.acquire("k", timeout=1)
+    assert (limiter.stats().admitted, limiter.stats().denied) == (3, 1)
+    clock.advance(3600.0)
+    with pytest.raises(ConfigurationError, match="timeout"):
+        limiter.acquire("k", timeout=-1)
+    with deadline(1.0, clock=clock):
+        clock.advance(2.0)
+        with pytest.raises(DeadlineExceededError):
+            limiter.acquire("k")
+    assert limiter.peek("k").remaining == 3
 
 
 @pytest.mark.parametrize("limits", [("1/h",), ("1/h", "9/h")], ids=["gcra", "several"])

@@ -224,6 +224,10 @@ class RateLimiter:
             DeadlineExceededError: The deadline has passed already.
             ConfigurationError: The key is not a non-empty text, or the cost or the timeout is out of range.
         """
+        if self._is_short and cost is _ONE:
+            free = self._free_now(key, timeout)
+            if free is not None:
+                return free
         with self._waiting.room(self._patience(key, cost, timeout)) as patience:
             slot = self._vacancy(key, cost, patience)
             try:
@@ -243,6 +247,10 @@ class RateLimiter:
 
     async def aacquire(self, key: str, cost: int = 1, timeout: float | None = None) -> Decision:
         """Spend `cost`, suspending this task until a slot is free if need be; the twin of `acquire` for tasks."""
+        if self._is_short and cost is _ONE:
+            free = self._free_now(key, timeout)
+            if free is not None:
+                return free
         with self._waiting.room(self._patience(key, cost, timeout)) as patience:
             slot = self._vacancy(key, cost, patience)
             try:
@@ -294,6 +302,7 @@ class RateLimiter:
         """Remember whether anybody listens to decisions; see `reliakit.core.spine.watch`."""
         self._heard = self._emitter.hears(LimitDecided)
         self._hears_denials = self._emitter.hears(LimitDenied)
+        self._hears_waits = self._emitter.hears(LimitWaited)
         self._tally.report_all(self._hears_denials)
         self._is_short = self._is_asked_in_memory and not self._heard and not self._shadow
         self._emitter.introduce(LimiterPresent, read=self._tally.read)
@@ -302,7 +311,18 @@ class RateLimiter:
         self._check(key, cost)
         return self._apply(_HIT, self._plan, key, cost, 0)
 
-    def _begin(self, _: str) -> None:
+    def _free_now(self, key: str, timeout: float | None) -> Decision | None:
+        """Spend 1 the short way if a slot is free; a queue's slots are not, they are spent already."""
+        if timeout is not None:
+            checks.seconds("timeout", timeout, zero=True)
+        checkpoint()
+        spend = self._spend
+        decision = spend(key, True)
+        if decision is not None and self._hears_waits:
+            self._emitter.emit(LimitWaited, wait=0.0)
+        return decision
+
+    def _begin(self, _: str, __: bool = False, /) -> None:
         """Send the first hit the long way, which settles the store's clock; later hits take the short way."""
         tally = self._tally
         terms = Terms(Decision, self._shown, tally.admitted, self._denials, tally, self._report)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from reliakit.core import checks
 from reliakit.core.clock import SYSTEM_CLOCK, Clock, nanoseconds_of
@@ -36,12 +36,25 @@ if TYPE_CHECKING:
 __all__ = ["MemoryStore", "Spender", "Terms"]
 
 T = TypeVar("T", bound="tuple[Any, ...]")
-Spender: TypeAlias = "Callable[[str], T | None]"
+T_co = TypeVar("T_co", covariant=True)
 
 _HIT = Op.HIT
 _SHARED_STATES = 2**16
 # A named tuple's own constructor takes three times as long.
 _new: Callable[..., Any] = cast("Any", tuple).__new__
+
+
+class Spender(Protocol[T_co]):
+    """Spends 1 for a key in a memory store by the short way."""
+
+    def __call__(self, key: str, is_patient: bool = False, /) -> T_co | None:
+        """Return the decision, or None for what `MemoryStore.apply` must decide.
+
+        Args:
+            key: Whose state; any object may be given.
+            is_patient: Whether `apply` is to decide on what would be denied, too: the caller may wait for a slot.
+        """
+        ...
 
 
 class Noted(Protocol):
@@ -132,9 +145,6 @@ class MemoryStore:
             plan: The limiter's rules.
             terms: How to answer and count.
 
-        Returns:
-            A callable(key) that returns the decision, or None for what `apply` must decide. Any object may be given
-            as the key.
         """
         if not GIL:
             return _decide_nothing
@@ -144,7 +154,7 @@ class MemoryStore:
         step, clock = machine.step, self._now
         kind, shown, admitted, denied, noted, report = terms
 
-        def spend(key: str) -> T | None:
+        def spend(key: str, is_patient: bool = False, /) -> T | None:  # noqa: PLR0911 - many reasons to ask `apply`
             young = shelf.young
             try:
                 state = young[key]
@@ -156,6 +166,8 @@ class MemoryStore:
             is_admitted, binding, left, wait, reset, after = stepped
             limit, amount = shown[binding]
             if not is_admitted:
+                if is_patient:
+                    return None
                 number = next(denied)
                 if number >= noted.due:
                     report(number, key, 1, wait, False)
@@ -181,7 +193,7 @@ class MemoryStore:
         # The answer to all keys with nothing spent, the commonest decision.
         first: T = _new(kind, (True, amount, most // increment, 0.0, increment / 1e9, False, limit))
 
-        def spend(key: str) -> T | None:
+        def spend(key: str, is_patient: bool = False, /) -> T | None:  # noqa: PLR0911 - many reasons to ask `apply`
             young = shelf.young
             try:
                 arrival = young[key]
@@ -195,6 +207,8 @@ class MemoryStore:
             else:
                 backlog = arrival - now
                 if backlog > most:
+                    if is_patient:
+                        return None
                     wait = backlog - most
                     number = next(denied)
                     if number >= noted.due:
@@ -325,5 +339,5 @@ class MemoryStore:
         return f"<MemoryStore {len(self)} keys, max_keys={self._max_keys}>"
 
 
-def _decide_nothing(_: str) -> None:
+def _decide_nothing(_: str, __: bool = False, /) -> None:
     """Leave each key to `apply`."""
