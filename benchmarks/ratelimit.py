@@ -3,9 +3,9 @@
     python benchmarks/ratelimit.py [--quick]
 
 One limit, a refusal, two limits, waiting for a slot that is free, in threads and in tasks; bytes for a key; how many
-of N get through from 8 threads. The limiter stands in twice; the second is the control. Where a peer limits one key only, a dictionary of its limiters
-stands for it; where it takes one limit only, two of its decisions stand for two limits. A token bucket stands beside
-gcra, which is one.
+of N get through from 8 threads. The limiter stands in twice; the second is the control. Where a peer limits one key
+only, a dictionary of its limiters stands for it; where it takes one limit only, two of its decisions stand for two
+limits. A token bucket stands beside gcra, which is one.
 
 A key that comes when it is as good as new is the commonest case and the cheapest one. "A burst running down" is the
 other: each decision finds less left than the one before.
