@@ -60,27 +60,17 @@ class DatabaseBase:
         clock: Clock,
     ) -> None:
         conninfo, pool = _origin(conninfo, pool, asynchronous=io.asynchronous)
-        # Whatever a transaction can also be given is checked in one place.
-        TransactionOptions(isolation=isolation, timeout=timeout, lock_timeout=lock_timeout)
-        checks.seconds("timeout", timeout)
-        if isolation is None:
-            raise ConfigurationError("isolation must be an Isolation, got None")
+        _check_transactions(isolation, timeout, lock_timeout)
+        retry = _checked_retry(retry)
         if service is not None:
             checks.named("service", service)
-        if retry is None:
-            retry = TransactionRetry(max_attempts=1)
-        if not isinstance(retry, TransactionRetry):
-            raise ConfigurationError(f"retry must be a TransactionRetry or None, got {retry!r}")
         if row_factory is not None and not callable(row_factory):
             raise ConfigurationError(f"row_factory must be one of psycopg's, such as dict_row, got {row_factory!r}")
         self._name = checks.named("name", name)
         self._where = _where(conninfo) if pool is None else repr(pool)
         origins = [(conninfo, pool), *_replica_origins(replicas, asynchronous=io.asynchronous)]
         if any(given is None for _, given in origins):
-            checks.count("min_size", min_size, least=0)
-            checks.count("max_size", max_size)
-            if min_size > max_size:
-                raise ConfigurationError(f"min_size must not be above max_size, got {min_size} and {max_size}")
+            _check_sizes(min_size, max_size)
         listeners = tuple(listeners) if isinstance(listeners, Iterable) else listeners
 
         def connect_to(place: str, conninfo: str, pool: Any) -> Checkouts:
@@ -176,6 +166,29 @@ class DatabaseBase:
         if colour != wanted and not (colour == "plain" and name == "<lambda>"):
             raise ConfigurationError(f"{name} is {colour}, and {type(self).__name__}.run takes {wanted} functions")
         return name
+
+
+def _check_transactions(isolation: Isolation, timeout: float, lock_timeout: float | None) -> None:
+    # Whatever a transaction can also be given is checked in one place; there it may be None.
+    TransactionOptions(isolation=isolation, timeout=timeout, lock_timeout=lock_timeout)
+    checks.seconds("timeout", timeout)
+    if isolation is None:
+        raise ConfigurationError("isolation must be an Isolation, got None")
+
+
+def _check_sizes(min_size: int, max_size: int) -> None:
+    checks.count("min_size", min_size, least=0)
+    checks.count("max_size", max_size)
+    if min_size > max_size:
+        raise ConfigurationError(f"min_size must not be above max_size, got {min_size} and {max_size}")
+
+
+def _checked_retry(retry: TransactionRetry | None) -> TransactionRetry:
+    if retry is None:
+        return TransactionRetry(max_attempts=1)
+    if not isinstance(retry, TransactionRetry):
+        raise ConfigurationError(f"retry must be a TransactionRetry or None, got {retry!r}")
+    return retry
 
 
 def _origin(conninfo: Any, pool: Any, *, asynchronous: bool) -> tuple[str, Any]:
