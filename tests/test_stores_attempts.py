@@ -201,6 +201,16 @@ def test_junk_accounts_neither_grow_memory_nor_free_one_that_is_blocked() -> Non
     assert not guarded.fail("y", "y").admitted
 
 
+@pytest.mark.parametrize("most", range(1, 9))
+def test_no_more_keys_than_allowed_have_states_of_their_own(most: int) -> None:
+    guarded = Guarded(max_keys=most)
+    for number in range(9):
+        guarded.succeed(f"a{number}", f"s{number}", f"phone{number}")
+        guarded.fail(f"b{number}", f"s{number}")
+        assert sum(shelf.own for shelf in guarded.store._shelves.values()) <= most
+    assert sum(shelf.own for shelf in guarded.store._shelves.values()) == most
+
+
 def test_parallel_guesses_get_exactly_the_free_ones(guarded: Guarded) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

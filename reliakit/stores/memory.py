@@ -301,21 +301,24 @@ class MemoryStore:
 
         return self._ledgers.setdefault(rules.space, Ledger(rules, shelf))
 
-    def _place(self, shelf: Shelf, key: str, now: int) -> Place:
-        """Return where the state of this key is kept: under its own name, or under its hash if there is no room."""
+    def _place(self, shelf: Shelf, key: str, now: int, more: int = 0) -> Place:
+        """Return where the state of this key is kept: under its own name, or under its hash if there is no room.
+
+        So many `more` keys are about to be added too.
+        """
         if shelf.find(key) is not None:
             return key
         place = hash(key) % _SHARED_STATES
         if shelf.shared and shelf.live(place, now) is not None:
             return place  # what the key spent there must not be forgotten when there is room again
-        if self._has_room():
+        if self._has_room(more):
             return key
         for each in list(self._shelves.values()):
             each.drain(now)  # other limiters may have stopped being used
         return place
 
-    def _has_room(self) -> bool:
-        return sum([each.own for each in list(self._shelves.values())]) < self._max_keys
+    def _has_room(self, more: int) -> bool:
+        return sum([each.own for each in list(self._shelves.values())]) + more < self._max_keys
 
     def _attempt_places(self, ledger: Ledger, attempt: Attempt, now: int) -> tuple[Place | None, ...]:
         """Return where the states of account, pair, source and device are kept; None for what is not kept."""
@@ -323,15 +326,16 @@ class MemoryStore:
         for shelf in shelves:
             if now >= shelf.due:
                 shelf.drain(now)
-        device = attempt.device
-        places = [
-            None if key is None else self._place(shelf, key, now)
-            for shelf, key in zip(shelves[:3], attempt[:3], strict=True)
-        ]
+        device, more = attempt.device, 0
+        places: list[Place | None] = []
+        for shelf, key in zip(shelves[:3], attempt[:3], strict=True):
+            place = None if key is None else self._place(shelf, key, now, more)
+            more += isinstance(place, str) and shelf.find(place) is None
+            places.append(place)
         # At most half of the room, so that devices do not push the failures of others into shared states.
         devices = shelves[3]
         has_place = device is not None and (
-            devices.find(device) is not None or (devices.own < self._max_keys // 2 and self._has_room())
+            devices.find(device) is not None or (devices.own < self._max_keys // 2 and self._has_room(more))
         )
         return (*places, device if has_place else None)
 
