@@ -29,6 +29,9 @@ class Shelf:
     thread, about this very key, and under the GIL another thread may write without the lock. So from the look at what
     is known to the last writing nothing is called.
 
+    A tracer that is written in Python, such as a debugger's, is called between any two lines, and lets other threads
+    run there: with one, a hit of another thread may be lost. The tracers that are written in C do not.
+
     Args:
         full: Says of a state from which instant on it may be forgotten.
         lifetime: Nanoseconds for which a state that nobody touches is kept at least.
