@@ -691,6 +691,18 @@ def test_only_the_outermost_transaction_is_tried_again(db: Database) -> None:
     assert (outer_attempts, inner_attempts) == ([1, 2], [1, 2])
 
 
+def test_nothing_joins_a_transaction_whose_block_nobody_can_leave(db: Database) -> None:
+    tx = db.transaction().__enter__()  # as after a Ctrl-C at the entrance of `__exit__`
+    tx.execute("INSERT INTO item VALUES (1, 0)")
+    with db.transaction() as own:
+        own.execute("INSERT INTO item VALUES (2, 0)")
+    db.run(lambda other: other.execute("INSERT INTO item VALUES (3, 0)"))
+    assert db.stats().in_use == 1
+    del tx
+    assert db.stats().in_use == 0
+    assert ids(db) == [2, 3]
+
+
 def test_a_block_is_one_attempt(db: Database) -> None:
     db.execute("INSERT INTO item VALUES (1, 0)")
     with pytest.raises(psycopg.errors.SerializationFailure), db.transaction() as tx:

@@ -161,7 +161,7 @@ async def _begin_on_replica(engine: Engine, work: Work, trial: Trial, until: flo
 def _entered(engine: Engine, step: Step, work: Work) -> Entered:
     transaction = engine.handle(work, engine.clock, engine.name)
     entered = Entered.by(step, transaction, work)
-    entered.frame = push(engine, transaction, work.owner)
+    entered.frame = push(engine, entered, work.owner)
     if not work.bare and work.session is not None and work.session.held is None:
         engine.teller.started(work)
     return entered

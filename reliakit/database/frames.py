@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Token
 
+    from reliakit.database.nesting import Entered
     from reliakit.database.places import Owner
     from reliakit.database.transaction import Handle
 
 __all__ = ["Frame", "enter_frame", "frame_of", "innermost", "pop", "push", "time_left_here"]
 
 
-class Frame(weakref.ref["Handle"]):
+class Frame(weakref.ref["Entered"]):
     """One link of the chain of transactions that a context is in.
 
-    It holds its transaction weakly, so an abandoned block takes its transaction with it.
+    It holds what the block entered, and that weakly: nobody can leave an abandoned block any more, so nothing may
+    join its transaction. A Ctrl-C at the very entrance of `__exit__` abandons a block, though its `tx` may live on.
     """
 
     __slots__ = ("database", "outer", "owner")
@@ -40,10 +42,11 @@ class Frame(weakref.ref["Handle"]):
 
     def running(self) -> Handle | None:
         """Return the transaction while it runs. Afterwards None, though a task may outlive its block."""
-        transaction = self()
-        if transaction is None or transaction.finished or transaction.work.attempt.lease is None:
+        entered = self()
+        if entered is None:
             return None
-        return transaction
+        transaction = entered.transaction
+        return None if transaction.finished or transaction.work.attempt.lease is None else transaction
 
 
 _frame: ContextVar[Frame | None] = ContextVar("reliakit_transaction", default=None)
@@ -52,12 +55,12 @@ innermost: Callable[[], Frame | None] = _frame.get
 enter_frame: Callable[[Frame | None], Token[Frame | None]] = _frame.set
 
 
-def push(database: object, transaction: Handle, owner: Owner) -> Frame:
+def push(database: object, entered: Entered, owner: Owner) -> Frame:
     """Enter a transaction in this context."""
     outer = _frame.get()
     while outer is not None and outer.running() is None:
         outer = outer.outer  # left behind by a block that was abandoned or interrupted
-    frame = Frame(transaction)
+    frame = Frame(entered)
     frame.database, frame.owner, frame.outer = database, owner, outer
     _frame.set(frame)
     return frame

@@ -93,7 +93,7 @@ async def join(engine: Engine, step: Step, options: TransactionOptions, outer: H
             session.until, session.seconds = until, seconds
     if step is Step.SAVEPOINT:
         entered.transaction = engine.handle(work, engine.clock, engine.name)
-        entered.frame = push(engine, entered.transaction, work.owner)
+        entered.frame = push(engine, entered, work.owner)
     return entered
 
 

@@ -104,7 +104,7 @@ async def enter(engine: Engine, options: TransactionOptions, attempt: Attempt) -
     entered = Entered()
     entered.step, entered.work = BEGIN, work
     entered.transaction = entered.outer = transaction
-    frame = entered.frame = Frame(transaction)  # as `push`, when there is no other frame
+    frame = entered.frame = Frame(entered)  # as `push`, when there is no other frame
     frame.database, frame.owner, frame.outer = engine, owner, None
     enter_frame(frame)
     audience = checkouts.audience
