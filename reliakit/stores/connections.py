@@ -23,6 +23,7 @@ from reliakit.core.deadline import remaining
 from reliakit.core.errors import StoreError
 from reliakit.core.fork import tell_after_fork
 from reliakit.core.threads import Bell, Errand
+from reliakit.stores.unheard import Unheard
 
 __all__ = ["CONNECTING", "Connections"]
 
@@ -57,6 +58,9 @@ class Connections(Generic[C]):
         self._young_until = 0.0
         # The number of the last attempt that failed, and its error.
         self._failed: tuple[int, BaseException] | None = None
+        # The number of the last attempt for which somebody has ceased to wait.
+        self._given_up = 0
+        self._unheard = Unheard()
         self._is_closed = False
         tell_after_fork(self, "forget")
 
@@ -108,6 +112,7 @@ class Connections(Generic[C]):
             with self._lock:
                 now = SYSTEM_CLOCK.monotonic()
                 if now >= until:  # which leaves one that has come for the next
+                    self._given_up = self._attempts
                     raise TimeoutError("no connection in time")
                 with suppress(IndexError):
                     return self._idle.pop()
@@ -154,9 +159,12 @@ class Connections(Generic[C]):
                 self._size -= 1
                 self._failed = (attempt, error)
                 self._wake_all_locked()
+            if attempt <= self._given_up:
+                self._unheard.tell(error)
             return
         with self._lock:
             self._young_until = 0.0
+        self._unheard.forget()
         self._put(line, is_good=True)
 
     def _put(self, line: C, *, is_good: bool) -> None:

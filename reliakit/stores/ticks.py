@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 
 from reliakit.core.deadline import remaining
 from reliakit.core.fork import renew_locks_after_fork, tell_after_fork
+from reliakit.stores.unheard import Unheard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
@@ -206,6 +207,7 @@ class PooledTicks(Ticks):
     def __init__(self, timeout: float, most: int) -> None:
         super().__init__(timeout)
         self._most = most
+        self._unheard = Unheard()
 
     async def _connect(self) -> Pipe:
         """Return a new connection."""
@@ -257,6 +259,8 @@ class PooledTicks(Ticks):
         try:
             pipe = await self._made(lane)
         except Exception as error:  # noqa: BLE001 - raised where they wait for it
+            if all(one.answer.done() for one in first):
+                self._unheard.tell(error)
             # Requests that came later try anew, as the reason for this failure may be over. While other connections
             # are in use, one of those may come back.
             if not lane.size:
@@ -266,6 +270,7 @@ class PooledTicks(Ticks):
             _abandon(lane.waiting)
             raise
         else:
+            self._unheard.forget()
             self._free(lane, pipe)
 
     async def _served(self, lane: Lane, pipe: Pipe, batch: list[Waiting]) -> None:

@@ -177,3 +177,39 @@ def test_an_answer_in_many_pieces_takes_no_longer_than_an_answer_may(server: Emb
             store.apply(Op.PEEK, limiter._plan, "k", 1)
         relay.pace = 0.0
         assert not limiter.hit("k").degraded  # the rest of the late answer is not taken for the next one
+
+
+@pytest.mark.parametrize("colour", ["threads", "tasks"])
+def test_why_connecting_failed_is_logged_once_if_nobody_waits_for_it_any_more(
+    server: EmbeddedRedis, fault_proxy: Any, caplog: pytest.LogCaptureFixture, colour: str
+) -> None:
+    proxy: FaultProxy = fault_proxy(("127.0.0.1", server.port))
+    password = server.tcp_url.split("@")[0].rpartition(":")[2]
+    address = server.tcp_url.replace(f":{server.port}", f":{proxy.port}").replace("@", "-is-wrong@")
+    store = RedisStore(address, timeout=30.0)
+
+    def told() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        return [line for line in lines if "cannot connect" in line]
+
+    async def attempt() -> None:
+        before = proxy.stats().connections
+        while proxy.stats().connections == before:
+            with deadline(0.05), pytest.raises(StoreError, match="in time"):
+                if colour == "tasks":
+                    await store.aapply(Op.HIT, TEN, "k", 1)
+                else:
+                    store.apply(Op.HIT, TEN, "k", 1)
+        while proxy.stats().live or not told():
+            await SYSTEM_CLOCK.asleep(0.01)
+
+    async def attempts() -> None:
+        for _ in range(3):
+            await attempt()
+        await store.aclose()
+
+    with proxy.latency(0.06):  # longer than a decision may take
+        asyncio.run(attempts())
+    assert len(told()) == 1
+    assert "AuthenticationError" in told()[0]
+    assert password not in told()[0]
