@@ -497,7 +497,8 @@ def assert_gone(folder: Path, *pids: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_owner_leaves_nothing(number):
     source = SOURCES[-1] if number == signal.SIGKILL else ONE
-    child, folder, pid, supervisor = owner(source, "time.sleep(60)")
+    # Not one long sleep: a SIGINT that comes just before a sleep begins is handled when the sleep is over.
+    child, folder, pid, supervisor = owner(source, "while True: time.sleep(0.1)")
     with child:
         child.send_signal(number)
     assert_gone(folder, pid, supervisor)
