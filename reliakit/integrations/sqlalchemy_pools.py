@@ -43,7 +43,7 @@ class Checkout:
         self.engine = engine
         self.asynchronous = asynchronous
         self.fairy = fairy
-        self.lender = engine.pool
+        self.lender: pool.Pool = engine.pool
         # One for each block that asked, held no longer than the block: none keeps an abandoned transaction alive.
         self.connections: weakref.WeakKeyDictionary[Handle, Connection | AsyncConnection] = (
             weakref.WeakKeyDictionary()

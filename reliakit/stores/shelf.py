@@ -40,7 +40,7 @@ class Shelf:
     __slots__ = ("_held", "_lifetime", "_turn", "due", "full", "moves", "old", "own", "shared", "young")
 
     def __init__(self, full: Callable[[Any], int], lifetime: int) -> None:
-        self.full = full
+        self.full: Callable[[Any], int] = full
         self._lifetime = lifetime
         # No state is None.
         self.young: dict[Place, Any] = {}
