@@ -253,15 +253,6 @@ def test_threads_and_tasks_get_the_same_answers(history: list[tuple[str, str, in
     assert play(ManualClock()) == asyncio.run(aplay(ManualClock()))
 
 
-@pytest.fixture
-def hasty_threads() -> Generator[None, None, None]:
-    """Let threads take turns so often that whatever is not atomic shows."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
 EVERY_WAY = [
     ("500/h",),  # a limit that divides its period, and one that does not
     ("499/h",),

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import itertools
 import os
-import sys
 import threading
 from collections.abc import Generator
 from fractions import Fraction
@@ -401,15 +400,6 @@ def test_ten_steps_of_a_tenth_are_a_second() -> None:
     store.apply(Op.HIT, plan, "k", 1)
     clock.advance(1.0)
     assert store.apply(Op.HIT, plan, "k", 1).admitted
-
-
-@pytest.fixture
-def hasty_threads() -> Generator[None, None, None]:
-    """Let threads take turns so often that whatever is not atomic shows."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 @pytest.mark.usefixtures("hasty_threads")

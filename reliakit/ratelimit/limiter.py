@@ -7,6 +7,9 @@ acquire(...)   ──> takes the next free slot ahead of time and sleeps until i
 
 The counting is in `reliakit.stores`; this module adds keys, waiting, shadow mode and events. One limiter serves
 threads and tasks at once.
+
+Longer than other modules, because it is one class whose methods stand twice, for threads and for tasks, and the short
+way through each is written out.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ __all__ = [
     "Machine",
     "OneFixedWindow",
     "OneGcra",
+    "OneOf",
     "OneSlidingCounter",
     "OneSlidingLog",
     "SlidingCounter",
@@ -264,14 +265,20 @@ class AllOf(Machine):
         return left, max([now if each is None else counter.full(each) for counter, each in pairs])
 
 
-class OneFixedWindow(AllOf):
-    """A single fixed window; a step does the computations of `FixedWindow` in place."""
+class OneOf(AllOf):
+    """A single rule other than gcra. Its step does the computations of its counter in place."""
 
     __slots__ = ("_limit", "_period")
 
-    def __init__(self, counter: FixedWindow) -> None:
+    def __init__(self, counter: FixedWindow | SlidingCounter | SlidingLog) -> None:
         super().__init__((counter,))
         self._limit, self._period = counter.limit, counter.period
+
+
+class OneFixedWindow(OneOf):
+    """A single fixed window."""
+
+    __slots__ = ()
 
     def step(self, state: tuple[Any, ...], now: int, /) -> Step | None:
         """See `Machine`."""
@@ -288,14 +295,10 @@ class OneFixedWindow(AllOf):
         return True, 0, left, 0, reset, ((start, spent + 1), ())
 
 
-class OneSlidingCounter(AllOf):
-    """A single sliding counter; a step does the computations of `SlidingCounter` in place."""
+class OneSlidingCounter(OneOf):
+    """A single sliding counter."""
 
-    __slots__ = ("_limit", "_period")
-
-    def __init__(self, counter: SlidingCounter) -> None:
-        super().__init__((counter,))
-        self._limit, self._period = counter.limit, counter.period
+    __slots__ = ()
 
     def step(self, state: tuple[Any, ...], now: int, /) -> Step | None:
         """See `Machine`."""
@@ -321,14 +324,10 @@ class OneSlidingCounter(AllOf):
         return False, 0, 0, wait, rest + period if here else rest, state
 
 
-class OneSlidingLog(AllOf):
-    """A single sliding log; a step does the computations of `SlidingLog` in place."""
+class OneSlidingLog(OneOf):
+    """A single sliding log."""
 
-    __slots__ = ("_limit", "_period")
-
-    def __init__(self, counter: SlidingLog) -> None:
-        super().__init__((counter,))
-        self._limit, self._period = counter.limit, counter.period
+    __slots__ = ()
 
     def step(self, state: tuple[Any, ...], now: int, /) -> Step | None:
         """See `Machine`."""

@@ -239,18 +239,18 @@ class _Socket:
         self._is_fresh = True  # so that the answer's first piece, which is all as a rule, needs no look at the clock
 
     def recv(self, size: int, *flags: int) -> bytes:
-        if self._is_fresh:
-            self._is_fresh = False
-        else:
-            self._hurry()
+        self._before_reading()
         return self._socket.recv(size, *flags)
 
     def recv_into(self, buffer: Any, *more: int) -> int:
+        self._before_reading()
+        return self._socket.recv_into(buffer, *more)
+
+    def _before_reading(self) -> None:
         if self._is_fresh:
             self._is_fresh = False
         else:
             self._hurry()
-        return self._socket.recv_into(buffer, *more)
 
     def _hurry(self) -> None:
         left = self._until - SYSTEM_CLOCK.monotonic()
